@@ -19,16 +19,14 @@ def trunk_of(state_dict: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tenso
         if isinstance(inner, dict):
             state_dict = inner
     state_dict = {key.removeprefix("module."): value for key, value in state_dict.items()}
-    trunk = {
-        key.removeprefix("backbone."): value for key, value in state_dict.items() if key.startswith("backbone.")
-    }
+    trunk = {key.removeprefix("backbone."): value for key, value in state_dict.items() if key.startswith("backbone.")}
     return (trunk, True) if trunk else (state_dict, False)
 
 
 def keep_classifier(
     state_dict: dict[str, torch.Tensor], model: nn.Module, prefixes: tuple[str, ...]
 ) -> dict[str, torch.Tensor]:
-    """Fills what dense-prediction code deletes (classifier, final norm) from the model, so that the rest loads strictly.
+    """Fills what dense-prediction code deletes (classifier, final norm) from the model: the rest then loads strictly.
 
     Args:
         state_dict: in the model's own key names.

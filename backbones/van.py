@@ -212,9 +212,7 @@ class VisualAttentionNetwork(PyramidBackbone):
                     LayerNorm2d(dim, eps=norm_eps, **dd),
                 )
             )
-        super().__init__(
-            stem, stages, nn.Identity(), embed_dims, num_classes, in_chans, global_pool, drop_rate, **dd
-        )
+        super().__init__(stem, stages, nn.Identity(), embed_dims, num_classes, in_chans, global_pool, drop_rate, **dd)
         self.apply(_init_weights)
 
 

@@ -7,11 +7,11 @@ import torch.nn.functional as F
 def large_kernel_attention(
     x: torch.Tensor,
     local_weight: torch.Tensor,
-    local_bias: torch.Tensor,
+    local_bias: torch.Tensor | None,
     dilated_weight: torch.Tensor,
-    dilated_bias: torch.Tensor,
+    dilated_bias: torch.Tensor | None,
     pointwise_weight: torch.Tensor,
-    pointwise_bias: torch.Tensor,
+    pointwise_bias: torch.Tensor | None,
     dilation: int = 3,
 ) -> torch.Tensor:
     """Gates `x` by a decomposed large-kernel depth-wise convolution of itself.
@@ -24,11 +24,11 @@ def large_kernel_attention(
     Args:
         x: (B, C, H, W), floating point.
         local_weight: (C, 1, K, K), K odd.
-        local_bias: (C,).
+        local_bias: (C,) or None.
         dilated_weight: (C, 1, L, L), L odd.
-        dilated_bias: (C,).
+        dilated_bias: (C,) or None.
         pointwise_weight: (C, C, 1, 1).
-        pointwise_bias: (C,).
+        pointwise_bias: (C,) or None.
         dilation: of `dilated_weight`, in pixels.
 
     Returns:

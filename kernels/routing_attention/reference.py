@@ -8,7 +8,8 @@ def _regions(x: torch.Tensor, rows: int, cols: int) -> torch.Tensor:
     """(B, H, W, C) -> (B, rows * cols, H/rows * W/cols, C), regions and tokens in raster order."""
     b, h, w, c = x.shape
     x = x.reshape(b, rows, h // rows, cols, w // cols, c).transpose(2, 3)
-    return x.reshape(b, rows * cols, (h // rows) * (w // cols), c)
+    # An explicit copy: `reshape` would ask whether one is needed, which binds symbolic sizes to the example's.
+    return x.clone(memory_format=torch.contiguous_format).view(b, rows * cols, (h // rows) * (w // cols), c)
 
 
 def route(q: torch.Tensor, k: torch.Tensor, topk: int) -> torch.Tensor:
@@ -26,6 +27,21 @@ def route(q: torch.Tensor, k: torch.Tensor, topk: int) -> torch.Tensor:
     """
     scores = q.detach().mean(2) @ k.detach().mean(2).transpose(-2, -1)
     return torch.topk(scores, topk, dim=-1)[1]
+
+
+def _check(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, num_heads: int, regions: tuple[int, int], topk: int
+) -> None:
+    if q.dim() != 4 or q.shape != k.shape or q.shape != v.shape:
+        raise ValueError(f"q, k and v must be (B, H, W, C) alike, got {q.shape}, {k.shape} and {v.shape}")
+    rows, cols = regions
+    if q.shape[3] % num_heads != 0:
+        raise ValueError(f"num_heads must divide C = {q.shape[3]}, got {num_heads}")
+    if not 1 <= topk <= rows * cols:
+        raise ValueError(f"topk must be 1 to {rows * cols} for regions {(rows, cols)}, got {topk}")
+    # Sizes of a graph that is being traced must stay symbolic: a check would bind them to the example's.
+    if not torch.compiler.is_compiling() and (q.shape[1] % rows != 0 or q.shape[2] % cols != 0):
+        raise ValueError(f"H and W must be multiples of regions {regions}, got {(q.shape[1], q.shape[2])}")
 
 
 def routing_attention(
@@ -58,14 +74,8 @@ def routing_attention(
     """
     rows, cols = regions
     b, h, w, c = q.shape
-    if not torch.jit.is_scripting() and not torch.compiler.is_compiling():
-        # Traced sizes must stay symbolic: a check would bind them to the example's.
-        if h % rows != 0 or w % cols != 0:
-            raise ValueError(f"H and W must be multiples of regions {(rows, cols)}, got {(h, w)}")
-        if c % num_heads != 0:
-            raise ValueError(f"num_heads must divide C = {c}, got {num_heads}")
-        if not 1 <= topk <= rows * cols:
-            raise ValueError(f"topk must be 1 to {rows * cols} for regions {(rows, cols)}, got {topk}")
+    if not torch.jit.is_scripting():
+        _check(q, k, v, num_heads, regions, topk)
     q, k, v = _regions(q, rows, cols), _regions(k, rows, cols), _regions(v, rows, cols)
     count, tokens = rows * cols, (h // rows) * (w // cols)
     index = route(q, k, topk)
@@ -82,4 +92,4 @@ def routing_attention(
         scale=scale,
     )
     out = out.transpose(1, 2).reshape(b, rows, cols, h // rows, w // cols, c).transpose(2, 3)
-    return out.reshape(b, h, w, c)
+    return out.clone(memory_format=torch.contiguous_format).view(b, h, w, c)

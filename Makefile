@@ -1,0 +1,43 @@
+# `make demo` and `make test` work on a fresh machine with Python 3.10 or newer, pip and make.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+# Two OpenMP threads that wait for each other by spinning cost more than they bring on a busy machine.
+export OMP_WAIT_POLICY ?= PASSIVE
+
+.PHONY: help demo test test-slow lint format clean
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+$(READY): setup.cfg pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --editable '.[dev]'
+	# imaug, which mmdet imports, brings both OpenCV wheels into one folder: the headless one, which needs no
+	# graphics libraries of the system, must be the one written last.
+	$(BIN)/python -m pip install --force-reinstall --no-deps 'opencv-python-headless<4.13'
+	touch $@
+
+demo: $(READY)  ## train, test, draw and export a detector and a segmentor on real digits
+	$(BIN)/attnzoo demo
+
+test: $(READY)  ## the test suite, one process a core
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
+
+test-slow: $(READY)  ## what takes minutes
+	$(BIN)/python -m pytest -m slow
+
+lint: $(READY)  ## ruff's format and lint, mypy
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	# mypy wants the root under the package's name.
+	mkdir -p .venv/typing && ln -sfn "$(CURDIR)" .venv/typing/attnzoo
+	MYPYPATH=.venv/typing $(BIN)/mypy --package attnzoo
+
+format: $(READY)  ## let ruff rewrite
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:  ## the environment and what was built
+	rm -rf .venv build dist *.egg-info work_dirs

@@ -1,0 +1,245 @@
+"""timm's model contract, over every model that attnzoo registers: a new family is tested by being registered."""
+
+import math
+
+import pytest
+import timm
+import torch
+from timm.models import FeatureInfo, get_notrace_functions, get_notrace_modules, group_parameters
+from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
+
+import attnzoo
+
+NAMES = attnzoo.list_models()
+
+
+def _smallest() -> list[str]:
+    """Of the models that consist of the same modules but for widths and depths, the smallest."""
+    kinds: dict[tuple, tuple[int, str]] = {}
+    for name in NAMES:
+        model = timm.create_model(name, device="meta", depths=(1, 1, 1, 1))
+        size = sum(p.numel() for p in model.parameters())
+        kind = tuple((key, type(module)) for key, module in model.named_modules())
+        kinds[kind] = min(kinds.get(kind, (size, name)), (size, name))
+    return [name for _, name in kinds.values()]
+
+
+ONE_OF_A_KIND = _smallest()
+
+
+@pytest.fixture(params=ONE_OF_A_KIND)
+def name(request):
+    return request.param
+
+
+def shallow(name: str, **kwargs) -> torch.nn.Module:
+    """One block a stage: every kind of layer, in a fraction of the time."""
+    return timm.create_model(name, depths=(1, 1, 1, 1), **kwargs)
+
+
+def test_every_model_builds_and_says_what_it_is():
+    assert len(NAMES) == len(set(NAMES)) >= 15
+    for name in NAMES:
+        model = timm.create_model(name, device="meta")
+        cfg = model.pretrained_cfg
+        assert cfg["license"] and cfg["origin_url"].startswith("https://") and cfg["paper_ids"]
+        state = model.state_dict()
+        assert f"{cfg['first_conv']}.weight" in state and f"{cfg['classifier']}.weight" in state
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ONE_OF_A_KIND])
+def test_forward_and_backward_of_full_size(name):
+    parameters = sum(p.numel() for p in timm.create_model(name, device="meta").parameters())
+    if parameters > 60e6:
+        pytest.skip("as its smaller kin, and slow")
+    model = timm.create_model(name, num_classes=3).train()
+    logits = model(torch.randn(2, 3, 64, 64))
+    assert logits.shape == (2, 3) and logits.isfinite().all()
+    logits.square().mean().backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_names_filter():
+    assert attnzoo.list_models("van_*") == [f"van_b{i}" for i in range(7)]
+    assert attnzoo.list_models("resnet*") == []
+
+
+def test_forward_head_and_classifier(name):
+    model = shallow(name).eval()
+    x = torch.randn(2, 3, 224, 224)
+    with torch.inference_mode():
+        features = model.forward_features(x)
+        assert features.shape == (2, model.num_features, *model.pretrained_cfg["pool_size"])
+        assert model.forward_head(features, pre_logits=True).shape == (2, model.head_hidden_size)
+        assert model(x).shape == (2, 1000)
+        model.reset_classifier(5, "max")
+        assert model(x).shape == (2, 5) and model.get_classifier().out_features == 5
+        model.reset_classifier(0)
+        assert model(x).shape == (2, model.num_features)
+        model.reset_classifier(0, "")
+        assert torch.equal(model(x), features)
+    assert shallow(name, num_classes=0, global_pool="", in_chans=1)(torch.randn(2, 1, 64, 64)).dim() == 4
+
+
+@pytest.mark.parametrize("size", [(32, 32), (33, 61), (97, 130), (224, 160)])
+def test_any_size(name, size):
+    model = shallow(name, features_only=True).eval()
+    with torch.inference_mode():
+        maps = model(torch.randn(1, 3, *size))
+    info = model.feature_info
+    assert info.reduction() == [4, 8, 16, 32] and len(maps) == 4
+    for x, channels, stride in zip(maps, info.channels(), info.reduction(), strict=True):
+        assert x.shape[:2] == (1, channels) and x.isfinite().all()
+        for got, side in zip(x.shape[2:], size, strict=True):
+            assert side // stride <= got <= math.ceil(side / stride)
+
+
+@pytest.mark.parametrize("out_indices", [(0,), (3,), (1, 3), (-1,)])
+@pytest.mark.parametrize("feature_cls", [None, "getter"])
+def test_features_of_any_stages(name, out_indices, feature_cls):
+    kwargs = {"feature_cls": feature_cls} if feature_cls else {}
+    model = shallow(name, features_only=True, out_indices=out_indices, **kwargs).eval()
+    full = shallow(name).eval()
+    strides = [(4, 8, 16, 32)[i] for i in out_indices]
+    with torch.inference_mode():
+        maps = model(torch.randn(1, 3, 64, 96))
+    assert [x.shape[2] for x in maps] == [64 // s for s in strides]
+    assert model.feature_info.reduction() == strides
+    assert [x.shape[1] for x in maps] == [full.feature_info[i]["num_chs"] for i in out_indices]
+
+
+def test_intermediates(name):
+    model = shallow(name).eval()
+    x = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        last, maps = model.forward_intermediates(x)
+        assert torch.equal(last, model.forward_features(x))
+        assert [m.shape[1] for m in maps] == FeatureInfo(model.feature_info, (0, 1, 2, 3)).channels()
+        normed = model.forward_intermediates(x, indices=1, norm=True, intermediates_only=True)
+        assert torch.equal(normed[0], last)
+        early = model.forward_intermediates(x, indices=[1], stop_early=True, intermediates_only=True)
+        assert torch.equal(early[0], maps[1])
+        with pytest.raises(ValueError, match="NHWC"):
+            model.forward_intermediates(x, output_fmt="NHWC")
+        assert model.prune_intermediate_layers([1]) == [1]
+        assert torch.equal(model(x), maps[1]) and model.num_features == maps[1].shape[1]
+
+
+def test_every_parameter_gets_a_gradient_and_checkpointing_keeps_it(name):
+    model = shallow(name, num_classes=3).double()
+    # Freshly drawn running statistics would differ between the two passes.
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 0.0
+    x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    grads = []
+    for enable in (False, True):
+        model.set_grad_checkpointing(enable)
+        model.zero_grad()
+        model(x).square().mean().backward()
+        grads.append([p.grad.clone() for p in model.parameters()])
+        for key, p in model.named_parameters():
+            assert p.grad is not None and p.grad.abs().max() > 0, key
+    assert all(torch.allclose(a, b, rtol=1e-9, atol=1e-12) for a, b in zip(*grads, strict=True))
+
+
+def test_channels_last(name):
+    model = shallow(name).eval()
+    x = torch.randn(2, 3, 96, 64)
+    with torch.inference_mode():
+        plain = model(x)
+        model.to(memory_format=torch.channels_last)
+        assert torch.allclose(model(x.to(memory_format=torch.channels_last)), plain, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(name, dtype):
+    model = shallow(name, dtype=dtype).eval()
+    with torch.inference_mode():
+        assert model(torch.randn(1, 3, 64, 64, dtype=dtype)).isfinite().all()
+
+
+def test_batch_does_not_mix(name):
+    model = shallow(name).eval()
+    x = torch.randn(3, 3, 64, 96)
+    with torch.inference_mode():
+        assert torch.allclose(model(x)[1:2], model(x[1:2]), rtol=1e-4, atol=1e-5)
+
+
+def test_torchscript(name):
+    model = shallow(name, features_only=True, scriptable=True).eval()
+    scripted = torch.jit.script(model)
+    x = torch.randn(1, 3, 64, 97)
+    with torch.inference_mode():
+        assert all(torch.allclose(a, b) for a, b in zip(scripted(x), model(x), strict=True))
+
+
+def test_fx(name):
+    model = shallow(name).eval()
+    tracer = dict(leaf_modules=get_notrace_modules(), autowrap_functions=get_notrace_functions())
+    _, nodes = get_graph_node_names(model, tracer_kwargs=tracer)
+    graph = create_feature_extractor(model, return_nodes=[nodes[-1]], tracer_kwargs=tracer)
+    # Another size than the example's: nothing may be baked in.
+    for size in ((64, 64), (97, 130)):
+        x = torch.randn(1, 3, *size)
+        with torch.inference_mode():
+            assert torch.equal(*graph(x).values(), model(x))
+
+
+def test_export_keeps_sizes_free(name):
+    """An exported graph serves other sizes and batches, the unpadded 224 and the padded rest alike."""
+    model = shallow(name, features_only=True).eval()
+    dynamic = {0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
+    # Without this PyTorch tells apart whether a size is 1.
+    with torch.fx.experimental._config.patch(backed_size_oblivious=True):
+        program = torch.export.export(
+            model,
+            (torch.randn(2, 3, 256, 320),),
+            dynamic_shapes=(dynamic,),
+            strict=False,
+            prefer_deferred_runtime_asserts_over_guards=True,
+        ).module()
+    for size in ((3, 3, 75, 130), (1, 3, 224, 224), (1, 3, 97, 500)):
+        x = torch.randn(*size)
+        with torch.inference_mode():
+            for a, b in zip(program(x), model(x), strict=True):
+                assert torch.allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_compiles_to_one_graph(name):
+    model = shallow(name).eval()
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    x = torch.randn(1, 3, 64, 97)
+    with torch.inference_mode():
+        assert torch.allclose(compiled(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+def test_layer_groups_order_every_parameter(name):
+    model = shallow(name)
+    for coarse in (False, True):
+        groups = group_parameters(model, model.group_matcher(coarse=coarse), reverse=True)
+        assert set(groups) == {key for key, _ in model.named_parameters()}
+        assert groups["stem.0.weight"] == 0
+        depths = [groups[f"stages.{i}.blocks.0.norm1.weight"] for i in range(4)]
+        assert depths == sorted(set(depths)) and groups["head.fc.weight"] >= depths[-1]
+
+
+def test_drop_path_reaches_the_last_block(name):
+    model = timm.create_model(name, depths=(1, 1, 2, 1), drop_path_rate=0.2)
+    assert model.stages[3].blocks[0].drop_path.drop_prob == pytest.approx(0.2)
+    assert isinstance(model.stages[0].blocks[0].drop_path, torch.nn.Identity)
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "message"),
+    [
+        ("van_b0", dict(depths=(1, 1)), "one entry a stage"),
+        ("biformer_tiny", dict(depths=(1, 1)), "one entry a stage"),
+        ("biformer_tiny", dict(n_win=2), "n_win"),
+        ("biformer_tiny", dict(embed_dims=(40, 128, 256, 512)), "head_dim"),
+        ("biformer_tiny", dict(topks=(0, 4, 16, -2)), "topks"),
+    ],
+)
+def test_bad_arguments(name, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        timm.create_model(name, **kwargs)

@@ -1,0 +1,89 @@
+import pytest
+import torch
+
+from attnzoo.kernels import routing_attention
+
+
+def definition(q, k, v, num_heads, regions, topk, scale):
+    """The paper's equations 3 to 7, region by region and query by query."""
+    b, h, w, c = q.shape
+    rows, cols = regions
+    rh, rw = h // rows, w // cols
+    cells = [(slice(i * rh, (i + 1) * rh), slice(j * rw, (j + 1) * rw)) for i in range(rows) for j in range(cols)]
+    out = torch.zeros_like(q)
+    for n in range(b):
+        means_k = torch.stack([k[n][cell].reshape(-1, c).mean(0) for cell in cells])
+        for cell in cells:
+            scores = means_k @ q[n][cell].reshape(-1, c).mean(0)
+            chosen = scores.topk(topk).indices.tolist()
+            keys = torch.cat([k[n][cells[i]].reshape(-1, c) for i in chosen])
+            values = torch.cat([v[n][cells[i]].reshape(-1, c) for i in chosen])
+            queries = q[n][cell].reshape(-1, c)
+            heads = []
+            for qh, kh, vh in zip(*(x.chunk(num_heads, -1) for x in (queries, keys, values)), strict=True):
+                heads.append((scale * qh @ kh.T).softmax(-1) @ vh)
+            out[n][cell] = torch.cat(heads, -1).reshape(rh, rw, c)
+    return out
+
+
+def qkv(b, h, w, c, dtype=torch.float64):
+    return (torch.randn(b, h, w, 3 * c, dtype=dtype)).chunk(3, -1)
+
+
+@pytest.mark.parametrize(
+    ("b", "h", "w", "c", "heads", "regions", "topk"),
+    [
+        (2, 6, 9, 8, 2, (3, 3), 4),
+        (1, 4, 10, 6, 3, (2, 5), 1),
+        (2, 3, 3, 4, 1, (3, 3), 9),
+        (1, 5, 7, 4, 2, (1, 1), 1),
+        (3, 8, 4, 8, 4, (4, 2), 3),
+    ],
+)
+def test_equals_the_definition(b, h, w, c, heads, regions, topk):
+    q, k, v = qkv(b, h, w, c)
+    got = routing_attention(q, k, v, heads, regions, topk, c**-0.5)
+    torch.testing.assert_close(got, definition(q, k, v, heads, regions, topk, c**-0.5), rtol=1e-10, atol=1e-12)
+
+
+def test_all_regions_is_full_attention():
+    q, k, v = qkv(2, 6, 4, 8)
+    got = routing_attention(q, k, v, 2, (3, 2), 6, 0.3)
+    heads = [x.reshape(2, 24, 2, 4).transpose(1, 2) for x in (q, k, v)]
+    want = torch.nn.functional.scaled_dot_product_attention(*heads, scale=0.3).transpose(1, 2).reshape(2, 6, 4, 8)
+    torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-12)
+
+
+def test_gradients():
+    q, k, v = (x.clone().requires_grad_() for x in qkv(1, 4, 6, 4))
+    assert torch.autograd.gradcheck(lambda q, k, v: routing_attention(q, k, v, 2, (2, 3), 2, 0.5), (q, k, v))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(dtype):
+    q, k, v = qkv(2, 6, 6, 16)
+    want = routing_attention(q, k, v, 2, (3, 3), 9, 0.25)
+    got = routing_attention(q.to(dtype), k.to(dtype), v.to(dtype), 2, (3, 3), 9, 0.25)
+    assert got.dtype == dtype
+    torch.testing.assert_close(got.double(), want, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        (dict(regions=(4, 3)), "multiples of regions"),
+        (dict(num_heads=3), "num_heads must divide"),
+        (dict(topk=10), "topk must be 1 to 9"),
+        (dict(topk=0), "topk must be 1 to 9"),
+    ],
+)
+def test_bad_arguments(kwargs, message):
+    q, k, v = qkv(1, 6, 6, 8)
+    with pytest.raises(ValueError, match=message):
+        routing_attention(q, k, v, **{**dict(num_heads=2, regions=(3, 3), topk=2, scale=1.0), **kwargs})
+
+
+def test_shapes_must_agree():
+    q, k, v = qkv(1, 6, 6, 8)
+    with pytest.raises(ValueError, match="alike"):
+        routing_attention(q, k[:, :3], v, 2, (3, 3), 2, 1.0)
