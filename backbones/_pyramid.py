@@ -1,5 +1,7 @@
 """What every pyramid backbone shares: timm's contract over a stem, a row of stages and a classifier."""
 
+from typing import cast
+
 import torch
 from timm.layers import ClassifierHead
 from timm.models._features import feature_take_indices
@@ -92,7 +94,7 @@ class PyramidBackbone(nn.Module):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recomputes each block in the backward pass instead of keeping its activations."""
         for stage in self.stages:
-            stage.grad_checkpointing = enable
+            cast(PyramidStage, stage).grad_checkpointing = enable
 
     @torch.jit.ignore
     def get_classifier(self) -> nn.Module:

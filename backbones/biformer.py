@@ -12,6 +12,7 @@ batch norm. The published `biformer_stl` has no padding and refuses other sizes;
 """
 
 import re
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -184,8 +185,8 @@ class BiFormer(PyramidBackbone):
             if dim % width:
                 kind = "8 (the heads of attention to everything)" if topk == -2 else f"head_dim = {head_dim}"
                 raise ValueError(f"embed_dims must be multiples of {kind}, got {dim}")
-        dd = {"device": device, "dtype": dtype}
-        drop_path = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        drop_path: Any = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
         stem = _patch_stem(in_chans, embed_dims[0], **dd) if swin_layout else _conv_stem(in_chans, embed_dims[0], **dd)
         downsample = _merge_patches if swin_layout else _conv_downsample
         stages = []

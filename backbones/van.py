@@ -13,6 +13,7 @@ code differs from its classification code in `norm_eps` alone (1e-5 for 1e-6).
 import math
 import re
 from functools import partial
+from typing import Any
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -190,9 +191,9 @@ class VisualAttentionNetwork(PyramidBackbone):
                 "depths, embed_dims and mlp_ratios must have one entry a stage, "
                 f"got {len(depths)}, {len(embed_dims)} and {len(mlp_ratios)}"
             )
-        dd = {"device": device, "dtype": dtype}
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         gate = MultiScaleGate if multi_scale else LargeKernelGate
-        drop_path = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
+        drop_path: Any = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
         if multi_scale:
             half = embed_dims[0] // 2
             stem = nn.Sequential(
@@ -220,10 +221,12 @@ def _init_weights(module: nn.Module) -> None:
     if isinstance(module, nn.Conv2d):
         fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
         nn.init.normal_(module.weight, std=math.sqrt(2.0 / fan_out))
-        nn.init.zeros_(module.bias)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
     elif isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
-        nn.init.zeros_(module.bias)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
 
 
 _RENAMES = [

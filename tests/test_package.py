@@ -1,0 +1,97 @@
+"""The package as its users get it."""
+
+import configparser
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = ("backbones", "heads", "kernels", "tools")
+
+
+def python(code: str, cwd, **env: str) -> str:
+    import os
+
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=cwd, env={**os.environ, **env}, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_setup_lists_every_package():
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    listed = set(setup["options"]["packages"].split())
+    inits = [path for folder in FOLDERS for path in (ROOT / folder).rglob("__init__.py")]
+    assert listed == {"attnzoo", *(f"attnzoo.{'.'.join(p.parent.relative_to(ROOT).parts)}" for p in inits)}
+
+
+def test_wheel(tmp_path):
+    pip = [sys.executable, "-m", "pip", "--quiet"]
+    # Away from the source: setuptools leaves a build folder behind.
+    names = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if names.returncode:
+        pytest.skip("not a git checkout")
+    for name in names.stdout.splitlines():
+        if (ROOT / name).is_file():
+            (tmp_path / "source" / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "source" / name).write_bytes((ROOT / name).read_bytes())
+    build = ["wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path), str(tmp_path / "source")]
+    subprocess.run([*pip, *build], check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        inside = set(archive.namelist())
+    assert {"attnzoo/__init__.py", "attnzoo/backbones/van.py", "attnzoo/model_cards/van.md"} <= inside
+    configs = {f"attnzoo/{path.relative_to(ROOT)}" for path in (ROOT / "configs").rglob("*.py")}
+    assert configs and configs <= inside
+    assert not [name for name in inside if "tests" in name or name.endswith("setup.py")]
+
+    site = tmp_path / "site"
+    subprocess.run([*pip, "install", "--no-deps", "--target", str(site), str(wheel)], check=True)
+    code = "import attnzoo; from attnzoo.tools.config import list_configs; print(attnzoo.__file__, *list_configs())"
+    file, *names = python(code, tmp_path, PYTHONPATH=str(site)).split()
+    assert Path(file).is_relative_to(site) and len(names) == len([c for c in configs if "/_" not in c])
+
+
+def test_import_needs_little_and_is_quick(tmp_path):
+    code = (
+        "import sys, time; t = time.perf_counter(); import {0}; print(time.perf_counter() - t); "
+        "print(*{{m.split('.')[0] for m in sys.modules}} & {{'mmengine', 'mmcv', 'mmdet', 'mmseg', 'onnx', 'sklearn'}})"
+    )
+    seconds: dict[str, float] = {"timm": 1e9, "attnzoo": 1e9}
+    # Interleaved, the best of each: another process may be at work beside this one.
+    for _ in range(3):
+        for name in seconds:
+            taken, loaded = python(code.format(name), tmp_path).split("\n")[:2]
+            seconds[name] = min(seconds[name], float(taken))
+            assert loaded == ""
+    assert seconds["attnzoo"] <= 1.5 * seconds["timm"], seconds
+
+
+def test_imports_run_downwards():
+    """kernels <- backbones <- heads <- tools, and no family imports another."""
+    import ast
+
+    floors = {"kernels": 1, "backbones": 2, "heads": 3, "tools": 4}
+    for folder, floor in floors.items():
+        for path in (ROOT / folder).rglob("*.py"):
+            here = ("attnzoo", *path.relative_to(ROOT).parts[:-1])
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if not isinstance(node, ast.ImportFrom) or not node.level:
+                    continue
+                target = (*here[: len(here) - node.level + 1], *(node.module or "").split("."))
+                names = [target[1]] if len(target) > 1 and target[1] else [alias.name for alias in node.names]
+                for name in names:
+                    assert floors.get(name, 0) <= floor, f"{path}: imports {name}"
+
+
+@pytest.mark.parametrize("target", ["demo", "test", "test-slow", "lint"])
+def test_make_knows_the_target(target):
+    result = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr

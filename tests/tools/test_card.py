@@ -1,0 +1,28 @@
+import functools
+
+import pytest
+
+from attnzoo.tools.card import CARD_ROOT, card, families
+from attnzoo.tools.errors import UserError
+
+card = functools.cache(card)
+
+
+@pytest.mark.parametrize("family", families())
+def test_card_is_current(family):
+    assert (CARD_ROOT / f"{family}.md").read_text(encoding="utf-8") == card(family), "run: attnzoo card --write"
+
+
+def test_no_card_is_left_over():
+    assert {path.stem for path in CARD_ROOT.glob("*.md")} == set(families())
+
+
+@pytest.mark.parametrize(("size", "giga"), [("tiny", 2.22), ("small", 4.46), ("base", 9.76), ("stl", 4.57)])
+def test_counts_what_the_paper_counts(size, giga):
+    row = next(line for line in card("biformer").splitlines() if line.startswith(f"| `biformer_{size}`"))
+    assert float(row.split("|")[3].split()[0]) == giga
+
+
+def test_unknown_family():
+    with pytest.raises(UserError, match="did you mean biformer"):
+        card("biforma")

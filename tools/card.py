@@ -1,0 +1,98 @@
+"""Print or write the model cards: one a family, made from what the code itself says."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import inspect
+from pathlib import Path
+
+from .. import list_models
+from .config import nearest
+from .errors import UserError
+from .files import atomic_path
+
+EPILOG = """\
+examples:
+  attnzoo card van             print a family's card
+  attnzoo card --write         bring every file of model_cards/ up to date
+"""
+
+CARD_ROOT = Path(__file__).resolve().parents[1] / "model_cards"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
+    parser.add_argument("family", nargs="?", help="a family of the zoo, e.g. van (all)")
+    parser.add_argument("--write", action="store_true", help=f"write to {CARD_ROOT} instead of printing")
+
+
+def families() -> dict[str, list[str]]:
+    """The zoo's models by family."""
+    import timm
+
+    ours = set(list_models())
+    modules = {timm.model_entrypoint(name).__module__.rsplit(".", 1)[-1] for name in ours}
+    return {family: [m for m in timm.list_models(module=family) if m in ours] for family in sorted(modules)}
+
+
+def card(family: str) -> str:
+    """The card of a family in Markdown.
+
+    Parameters and multiply-adds are counted on the model at its default input size; licence, paper, origin and the
+    notes, published accuracy among them, are the `default_cfgs` of the family's file.
+
+    Raises:
+        UserError: if there is no such family, naming the nearest.
+    """
+    import timm
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    known = families()
+    if family not in known:
+        raise UserError(f"no family {family!r}{nearest(family, known)} (there are {', '.join(known)})")
+    module = importlib.import_module(f"..backbones.{family}", __package__)
+    lines = [
+        f"# {family}",
+        "",
+        "<!-- Written by `attnzoo card --write`; a test checks that it is current. -->",
+        "",
+        inspect.getdoc(module) or "",
+        "",
+        "| model | parameters (M) | multiply-adds (G) | channels | licence | paper | notes |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name in known[family]:
+        with torch.device("meta"):
+            model = timm.create_model(name).eval()
+            image = torch.empty(1, *model.pretrained_cfg["input_size"])
+        with FlopCounterMode(display=False) as flops, torch.inference_mode():
+            model(image)
+        cfg = model.pretrained_cfg
+        cells = [
+            f"`{name}`",
+            f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f}",
+            f"{flops.get_total_flops() / 2e9:.2f} at {image.shape[-1]}",
+            ", ".join(str(stage["num_chs"]) for stage in model.feature_info),
+            cfg["license"],
+            f"[{cfg['paper_ids']}](https://arxiv.org/abs/{cfg['paper_ids'].removeprefix('arXiv:')})",
+            " ".join(cfg.get("notes", ())),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", "Accuracies are the authors' claims, not measured here. No weights are shipped or linked.", ""]
+    return "\n".join(lines)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command."""
+    for family in [args.family] if args.family else families():
+        text = card(family)
+        if args.write:
+            path = CARD_ROOT / f"{family}.md"
+            with atomic_path(path) as temporary:
+                temporary.write_text(text, encoding="utf-8")
+            print(path)
+        else:
+            print(text)
+    return 0
