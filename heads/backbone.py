@@ -1,0 +1,274 @@
+"""The one adapter between timm models and the mm libraries."""
+
+import difflib
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from mmengine.model import BaseModule
+from mmengine.runner.checkpoint import get_torch_safe_globals
+from timm.layers import LayerNorm2d
+from timm.models import group_parameters, load_state_dict
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from .registry import MODELS
+
+# The name under which the published dense BiFormer code keeps them, so its checkpoints load.
+_STAGE_NORM_KEY = re.compile(r"extra_norms\.(\d+)\.(weight|bias)")
+
+
+@MODELS.register_module()
+class Backbone(BaseModule):
+    """Any timm model, attnzoo's or timm's own, as a backbone of mmdet and mmseg.
+
+    The model is the one that `timm.create_model(model_name, features_only=True, feature_cls="getter")` wraps: cut after
+    the last level asked for, without classifier and final norm, and read by `forward_intermediates`. It is held without
+    timm's wrapper, so that parameter names are `model.` and timm's own, and the model's `group_matcher` and checkpoint
+    filter apply unchanged.
+
+    Args:
+        model_name: Name of a timm model, with or without a pretrained tag.
+        out_indices: Levels to return, in increasing order; negative ones count from the end. They are positions in the
+            model's `feature_info`: stages of stride 4 to 32 for most models, but timm's ResNets have a level of
+            stride 2 at 0, so that C2 to C5 are `(1, 2, 3, 4)`.
+        frozen_stages: -1 freezes nothing, 0 the stem, n the stem and the first n stages: their parameters get no
+            gradient and their modules stay in evaluation mode. Stages are the levels of stride 4 and more up to the
+            last one returned; the stem is all that comes before them, by the depth that the model's
+            `group_matcher(coarse=True)` gives to each parameter. The stage norms below are never frozen.
+        norm_eval: Keep batch norm in evaluation mode while training; its affine parameters still learn.
+        stage_norms: `"layernorm2d"` puts a LayerNorm over channels (eps 1e-6) behind each returned level, as the
+            published dense recipes of BiFormer do; the map that goes on to the next stage is not touched.
+        drop_path_rate: Stochastic depth; the model's own default if None.
+        with_cp: Recompute activations in the backward pass to save memory.
+        init_cfg: None, or `dict(type="Pretrained", checkpoint=path)` to load weights in `init_weights`; see
+            `load_checkpoint`.
+        **model_kwargs: Passed to `timm.create_model`, e.g. `depths`, `in_chans`, or `strict_img_size=False` without
+            which timm's Swin takes no size but its own.
+
+    Attributes:
+        out_indices: Levels returned, none negative.
+        channels: Channels of each returned level.
+        strides: Stride in pixels of each returned level.
+
+    Raises:
+        ValueError: An unknown `model_name`, or a value of `out_indices`, `frozen_stages`, `stage_norms`, `with_cp` or
+            `init_cfg` that this model does not allow.
+        TypeError: The model does not take one of `model_kwargs`.
+
+    Example:
+        >>> import torch
+        >>> backbone = Backbone("pvt_v2_b0", out_indices=(1, 2, 3))
+        >>> backbone.channels, backbone.strides
+        ((64, 160, 256), (8, 16, 32))
+        >>> [tuple(level.shape) for level in backbone(torch.rand(1, 3, 64, 96))]
+        [(1, 64, 8, 12), (1, 160, 4, 6), (1, 256, 2, 3)]
+    """
+
+    def __init__(
+        self,
+        model_name: str,
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        frozen_stages: int = -1,
+        norm_eval: bool = False,
+        stage_norms: str | None = None,
+        drop_path_rate: float | None = None,
+        with_cp: bool = False,
+        init_cfg: dict | None = None,
+        **model_kwargs: Any,
+    ) -> None:
+        super().__init__(init_cfg)
+        if init_cfg is not None and (init_cfg.get("type") != "Pretrained" or "checkpoint" not in init_cfg):
+            raise ValueError(f"init_cfg={init_cfg}: allowed are None and dict(type='Pretrained', checkpoint=path)")
+        if not isinstance(model_kwargs.get("pretrained", False), bool):
+            raise ValueError(
+                f"pretrained={model_kwargs['pretrained']!r}: allowed are False and True (timm's own weights); a base "
+                "config of mmseg hands this on from its model: set model=dict(pretrained=None) and use init_cfg"
+            )
+        if stage_norms not in (None, "layernorm2d"):
+            raise ValueError(f"stage_norms={stage_norms!r}: allowed are None and 'layernorm2d'")
+        self.model_name = model_name
+        self.model_kwargs = dict(model_kwargs, drop_path_rate=drop_path_rate)
+        self.norm_eval = norm_eval
+
+        self.model = _create_model(model_name, **self.model_kwargs)
+        levels = self.model.feature_info
+        self.out_indices = _checked_out_indices(model_name, out_indices, len(levels))
+        self.model.prune_intermediate_layers(list(self.out_indices), prune_norm=True)
+        self.channels: tuple[int, ...] = tuple(levels[i]["num_chs"] for i in self.out_indices)
+        self.strides: tuple[int, ...] = tuple(levels[i]["reduction"] for i in self.out_indices)
+        self.extra_norms = nn.ModuleDict()
+        if stage_norms:
+            for i, channels in zip(self.out_indices, self.channels, strict=True):
+                self.extra_norms[str(i)] = LayerNorm2d(channels, eps=1e-6)
+        if with_cp:
+            try:
+                self.model.set_grad_checkpointing(True)
+            except AssertionError as error:
+                raise ValueError(f"with_cp=True: {model_name!r} cannot recompute activations") from error
+
+        stages = [level["module"] for level in levels[: self.out_indices[-1] + 1] if level["reduction"] >= 4]
+        self._frozen_modules = self._freeze(frozen_stages, stages)
+        self.train()
+
+    def _freeze(self, frozen_stages: int, stages: list[str]) -> list[str]:
+        """Take the gradient from stem and stages; returns the names of the modules that are frozen as a whole."""
+        if not -1 <= frozen_stages <= len(stages):
+            raise ValueError(
+                f"frozen_stages={frozen_stages}: allowed are -1 (nothing), 0 (the stem) to {len(stages)} (all stages "
+                f"of {self.model_name!r} up to level {self.out_indices[-1]})"
+            )
+        if frozen_stages == -1:
+            return []
+        depths = group_parameters(self.model, self.model.group_matcher(coarse=True), reverse=True)
+        stage = stages[max(frozen_stages, 1) - 1]
+        # Part of a stage may count as stem (its patch embedding): the stage itself is where it is deepest.
+        inside = [depth for name, depth in depths.items() if name.startswith(f"{stage}.")]
+        if not inside:
+            raise ValueError(f"frozen_stages={frozen_stages}: {self.model_name!r} has no parameters in {stage!r}")
+        limit = max(inside)
+        if frozen_stages == 0:
+            limit -= 1
+        frozen = {name for name, depth in depths.items() if depth <= limit}
+        for name in frozen:
+            self.model.get_parameter(name).requires_grad_(False)
+        parameters = {name: [n for n in depths if n.startswith(f"{name}.")] for name, _ in self.model.named_modules()}
+        return [name for name, inside in parameters.items() if inside and frozen.issuperset(inside)]
+
+    def train(self, mode: bool = True) -> "Backbone":
+        """Set the mode of all modules but the frozen ones and, with `norm_eval`, batch norm."""
+        super().train(mode)
+        for name in self._frozen_modules:
+            self.model.get_submodule(name).eval()
+        if self.norm_eval:
+            for module in self.model.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Feature maps.
+
+        Args:
+            x: Images (B, 3, H, W).
+
+        Returns:
+            One map (B, C, H / stride, W / stride) for each of `out_indices`.
+        """
+        maps = self.model.forward_intermediates(
+            x, indices=list(self.out_indices), output_fmt="NCHW", intermediates_only=True
+        )
+        if self.extra_norms:
+            maps = [self.extra_norms[str(i)](level) for i, level in zip(self.out_indices, maps, strict=True)]
+        return tuple(maps)
+
+    def init_weights(self) -> None:
+        """Load the checkpoint that `init_cfg` names; timm models initialise themselves when they are made."""
+        if self.init_cfg:
+            self.load_checkpoint(self.init_cfg["checkpoint"])
+        self.is_init = True
+
+    def load_checkpoint(self, path: str | Path) -> None:
+        """Load weights of a classifier, detector or segmentor.
+
+        The checkpoint may have the original repository's layout, timm's, or be one that was trained with this adapter.
+        The model's own `checkpoint_filter_fn` translates it. Left out are the classifier and what this backbone has cut
+        off (the final norm, stages after the last level). Stage norms (`extra_norms.i`) are loaded where the checkpoint
+        has them and keep their initial values where it has none.
+
+        Args:
+            path: A local file that `torch.load(weights_only=True)` or safetensors reads.
+
+        Raises:
+            FileNotFoundError: No such file.
+            RuntimeError: It is no checkpoint, or keys are missing, unexpected or of another shape (they are named).
+        """
+        state = _read_state_dict(Path(path))
+        if any(key.startswith("backbone.") for key in state):
+            state = {key.removeprefix("backbone."): v for key, v in state.items() if key.startswith("backbone.")}
+        norms = {key: state.pop(key) for key in list(state) if _STAGE_NORM_KEY.fullmatch(key)}
+        if state and all(key.startswith("model.") for key in state):
+            state = {key.removeprefix("model."): value for key, value in state.items()}
+
+        whole = _create_model(self.model_name, **{**self.model_kwargs, "pretrained": False})
+        translate = getattr(sys.modules[type(whole).__module__], "checkpoint_filter_fn", None)
+        if translate:
+            state = translate(state, whole)
+        kept = self.model.state_dict().keys()
+        cut_off = whole.state_dict().keys() - kept
+        state = {key: value for key, value in state.items() if key not in cut_off and not _is_classifier(whole, key)}
+        state = {f"model.{key}": value for key, value in state.items()}
+
+        if norms and not self.extra_norms:
+            raise RuntimeError(f"{path}: has stage norms ({', '.join(norms)}); set stage_norms='layernorm2d'")
+        if norms:
+            cut_off_norms = {key for key in norms if int(key.split(".")[1]) not in self.out_indices}
+            state.update({key: value for key, value in norms.items() if key not in cut_off_norms})
+        else:
+            state.update({f"extra_norms.{key}": value for key, value in self.extra_norms.state_dict().items()})
+        try:
+            self.load_state_dict(state)
+        except RuntimeError as error:
+            raise RuntimeError(f"{path}: no checkpoint of {self.model_name!r} with these arguments: {error}") from error
+
+
+def _create_model(model_name: str, **kwargs: Any) -> Any:
+    """`timm.create_model` with errors that name the argument at fault.
+
+    Any, because timm's models keep their contract without a common class.
+    """
+    if not timm.is_model(model_name) and ":" not in model_name:
+        near = difflib.get_close_matches(model_name.split(".")[0], timm.list_models(), n=5)
+        hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() has all names"
+        raise ValueError(f"model_name={model_name!r}: no such timm model; {hint}")
+    try:
+        model = timm.create_model(model_name, **kwargs)
+    except TypeError as error:
+        given = {key: value for key, value in kwargs.items() if value is not None}
+        raise TypeError(f"model_name={model_name!r} with {given}: {error}") from error
+    except RuntimeError as error:
+        if "Invalid pretrained tag" not in str(error):
+            raise
+        tags = ", ".join(timm.list_pretrained(f"{model_name.split('.')[0]}.*")) or "none"
+        raise ValueError(f"model_name={model_name!r}: no such pretrained tag; known are {tags}") from error
+    missing = [
+        name
+        for name in ("forward_intermediates", "prune_intermediate_layers", "group_matcher")
+        if not hasattr(model, name)
+    ]
+    if missing:
+        raise ValueError(f"model_name={model_name!r}: has no {' and no '.join(missing)}")
+    return model
+
+
+def _read_state_dict(path: Path) -> dict[str, Tensor]:
+    """The state dict in a checkpoint file, read without running any code of it."""
+    if not path.is_file():
+        raise FileNotFoundError(f"checkpoint={str(path)!r}: no such file")
+    try:
+        # mmengine's runner stores its log beside the weights.
+        with torch.serialization.safe_globals(get_torch_safe_globals()):
+            return load_state_dict(str(path))
+    except Exception as error:  # each reader fails in its own way on a damaged file
+        raise RuntimeError(f"{path}: no readable checkpoint: {error}") from error
+
+
+def _checked_out_indices(model_name: str, out_indices: Sequence[int], num_levels: int) -> tuple[int, ...]:
+    """`out_indices` counted from the start, if they are levels of the model in increasing order."""
+    indices = tuple(i + num_levels if i < 0 else i for i in out_indices)
+    if not indices or any(not 0 <= i < num_levels for i in indices) or list(indices) != sorted(set(indices)):
+        raise ValueError(
+            f"out_indices={tuple(out_indices)}: {model_name!r} has {num_levels} levels, "
+            f"so increasing indices from 0 to {num_levels - 1} are allowed"
+        )
+    return indices
+
+
+def _is_classifier(model: Any, key: str) -> bool:
+    """Whether a checkpoint key belongs to the classifier that the model's `pretrained_cfg` names."""
+    names = model.pretrained_cfg.get("classifier") or ()
+    return key.startswith(tuple(f"{name}." for name in ([names] if isinstance(names, str) else names)))

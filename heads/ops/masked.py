@@ -1,0 +1,46 @@
+"""Convolution at chosen pixels only: gather their neighbourhoods, scatter the results."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["OPERATORS", "masked_col2im_forward", "masked_im2col_forward"]
+
+
+def masked_im2col_forward(
+    im: Tensor,
+    mask_h_idx: Tensor,
+    mask_w_idx: Tensor,
+    col: Tensor,
+    kernel_h: int,
+    kernel_w: int,
+    pad_h: int,
+    pad_w: int,
+) -> None:
+    """Gathers the neighbourhoods of N pixels.
+
+    Args:
+        im: `(1, C, H, W)` float.
+        mask_h_idx: `(N,)` int64, rows of the output.
+        mask_w_idx: `(N,)` int64, columns.
+        col: `(C * kernel_h * kernel_w, N)`, overwritten; 0 outside the image.
+        kernel_h: Rows of a neighbourhood; it starts `pad_h` above the pixel.
+        kernel_w: Columns; it starts `pad_w` left of it.
+        pad_h: Zero rows above and below the image.
+        pad_w: Zero columns left and right of it.
+    """
+    # Enough on the far side that a mask as large as the image, with less padding, stays inside.
+    padding = (pad_w, max(0, kernel_w - 1 - pad_w), pad_h, max(0, kernel_h - 1 - pad_h))
+    windows = F.pad(im[0], padding).unfold(1, kernel_h, 1).unfold(2, kernel_w, 1)
+    col.copy_(windows[:, mask_h_idx, mask_w_idx].permute(0, 2, 3, 1).reshape(col.shape))
+
+
+def masked_col2im_forward(
+    col: Tensor, mask_h_idx: Tensor, mask_w_idx: Tensor, im: Tensor, height: int, width: int, channels: int
+) -> None:
+    """Writes `col` `(channels, N)` into `im` `(1, channels, height, width)` at the N given rows and columns."""
+    im[0, :, mask_h_idx, mask_w_idx] = col
+
+
+OPERATORS = (masked_im2col_forward, masked_col2im_forward)

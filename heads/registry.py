@@ -1,0 +1,18 @@
+"""The registries behind `type="attnzoo.…"`.
+
+They are children of mmengine's root registries, so a name with this scope is found from a config of any mm library.
+"""
+
+from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS
+from mmengine.registry import Registry
+
+SCOPE = "attnzoo"
+
+MODELS = Registry("model", parent=MMENGINE_MODELS, scope=SCOPE, locations=["attnzoo.heads"])
+OPTIM_WRAPPER_CONSTRUCTORS = Registry(
+    "optimizer wrapper constructor",
+    parent=MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS,
+    scope=SCOPE,
+    locations=["attnzoo.heads"],
+)

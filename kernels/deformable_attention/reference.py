@@ -1,0 +1,34 @@
+"""The definition of multi-scale deformable attention in plain PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def deformable_attention_reference(
+    value: Tensor,
+    spatial_shapes: Sequence[Sequence[int]],
+    level_start_index: Sequence[int],
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+) -> Tensor:
+    """Samples every level bilinearly and sums the samples with their weights; arguments as `deformable_attention`.
+
+    Levels are summed one by one, so that no more than one level's samples is alive at a time in inference.
+    """
+    batch, _, heads, channels = value.shape
+    queries = sampling_locations.shape[1]
+    # grid_sample counts from -1 to 1 between the outer edges of the outer pixels.
+    grids = (2 * sampling_locations - 1).transpose(1, 2).flatten(0, 1)
+    weights = attention_weights.transpose(1, 2).flatten(0, 1)
+    output = value.new_zeros(batch * heads, channels, queries)
+    for level, ((height, width), start) in enumerate(zip(spatial_shapes, level_start_index, strict=True)):
+        planes = value[:, start : start + height * width].permute(0, 2, 3, 1)
+        planes = planes.reshape(batch * heads, channels, height, width)
+        samples = F.grid_sample(planes, grids[:, :, level], mode="bilinear", padding_mode="zeros", align_corners=False)
+        # Not einsum: autocast would run it in 16 bits.
+        output = output + (samples * weights[:, None, :, level]).sum(-1)
+    return output.view(batch, heads * channels, queries).transpose(1, 2).contiguous()

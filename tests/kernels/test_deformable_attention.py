@@ -1,0 +1,99 @@
+"""Multi-scale deformable attention against a loop over samples, and its operators in mmcv's clothes."""
+
+import math
+
+import pytest
+import torch
+
+from attnzoo.kernels.deformable_attention import deformable_attention
+
+SHAPES = [(3, 4), (2, 5), (1, 1)]
+STARTS = [0, 12, 22]
+
+
+def arguments(dtype=torch.float64, batch=2, queries=3, heads=2, channels=3, points=2):
+    generator = torch.Generator().manual_seed(0)
+    value = torch.randn(batch, 23, heads, channels, generator=generator, dtype=torch.float64)
+    places = torch.rand(batch, queries, heads, 3, points, 2, generator=generator, dtype=torch.float64) * 1.6 - 0.3
+    weights = torch.rand(batch, queries, heads, 3, points, generator=generator, dtype=torch.float64)
+    return value.to(dtype), torch.tensor(SHAPES), torch.tensor(STARTS), places.to(dtype), weights.to(dtype)
+
+
+def by_definition(value, shapes, starts, places, weights):
+    batch, queries, heads, levels, points, _ = places.shape
+    output = value.new_zeros(batch, queries, heads, value.shape[3])
+    for b, q, m, level, p in torch.cartesian_prod(*map(torch.arange, (batch, queries, heads, levels, points))).tolist():
+        height, width = SHAPES[level]
+        x, y = places[b, q, m, level, p].tolist()
+        x, y = x * width - 0.5, y * height - 0.5
+        for row in (math.floor(y), math.floor(y) + 1):
+            for column in (math.floor(x), math.floor(x) + 1):
+                if 0 <= row < height and 0 <= column < width:
+                    share = (1 - abs(y - row)) * (1 - abs(x - column)) * weights[b, q, m, level, p]
+                    output[b, q, m] += share * value[b, STARTS[level] + row * width + column, m]
+    return output.flatten(2)
+
+
+def test_definition_and_gradient():
+    value, shapes, starts, places, weights = arguments()
+    torch.testing.assert_close(
+        deformable_attention(value, shapes, starts, places, weights),
+        by_definition(value, shapes, starts, places, weights),
+    )
+    leaves = [tensor.requires_grad_() for tensor in (value, places, weights)]
+    assert torch.autograd.gradcheck(
+        lambda value, places, weights: deformable_attention(value, SHAPES, STARTS, places, weights), leaves
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_dtypes(dtype):
+    tensors = arguments(dtype)
+    exact = by_definition(*(tensor.double() for tensor in tensors))
+    output = deformable_attention(*tensors)
+    tolerance = 8 * torch.finfo(dtype).eps
+    assert output.dtype == dtype
+    torch.testing.assert_close(output.double(), exact, rtol=tolerance, atol=tolerance)
+
+
+def test_autocast_keeps_float32():
+    tensors = arguments(torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = deformable_attention(*tensors)
+    assert torch.equal(output, deformable_attention(*tensors))
+
+
+@pytest.mark.parametrize("empty", [dict(batch=0), dict(queries=0)], ids=str)
+def test_empty(empty):
+    tensors = arguments(**empty)
+    assert deformable_attention(*tensors).shape == (*tensors[3].shape[:2], 6)
+
+
+def test_errors():
+    value, shapes, starts, places, weights = arguments()
+    with pytest.raises(ValueError, match="value must be"):
+        deformable_attention(value[0], shapes, starts, places, weights)
+    with pytest.raises(ValueError, match="level_start_index has 2 levels"):
+        deformable_attention(value, shapes, starts[:2], places, weights)
+    with pytest.raises(ValueError, match="does not fit the 22 positions"):
+        deformable_attention(value[:, :22], shapes, starts, places, weights)
+    with pytest.raises(ValueError, match="sampling_locations must be"):
+        deformable_attention(value, shapes, starts, places[..., 0], weights)
+    with pytest.raises(ValueError, match="attention_weights must have shape"):
+        deformable_attention(value, shapes, starts, places, weights[:, :1])
+
+
+def test_mmcv_function():
+    pytest.importorskip("mmcv")
+    from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttnFunction
+
+    import attnzoo.heads  # noqa: F401  (serves mmcv._ext)
+
+    value, shapes, starts, places, weights = arguments()
+    leaves = [tensor.requires_grad_() for tensor in (value, places, weights)]
+
+    def function(value, places, weights):
+        return MultiScaleDeformableAttnFunction.apply(value, shapes, starts, places, weights, 64)
+
+    torch.testing.assert_close(function(*leaves), by_definition(value, shapes, starts, places, weights))
+    assert torch.autograd.gradcheck(function, leaves)
