@@ -1,0 +1,96 @@
+"""What the README says is true: its commands run, its examples work, its tables are complete."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import attnzoo
+
+ROOT = Path(__file__).resolve().parents[1]
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", TEXT, flags=re.DOTALL)
+
+
+def commands(program: str) -> list[str]:
+    lines = [shlex.join(shlex.split(line, comments=True)) for block in blocks("bash") for line in block.splitlines()]
+    return [line for line in lines if line.startswith(f"{program} ")]
+
+
+def shell(command: str, cwd: Path) -> None:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    result = subprocess.run(
+        command, shell=True, cwd=cwd, env={**os.environ, "PATH": path}, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, f"{command}\n{result.stdout[-2000:]}\n{result.stderr[-4000:]}"
+
+
+def test_no_kind_of_command_is_left_out():
+    programs = {shlex.split(line)[0] for block in blocks("bash") for line in block.splitlines() if line.strip()}
+    assert programs == {"make", "pip", "attnzoo", "torchrun"}
+
+
+def test_make_commands():
+    """`make test` is what runs this; `make demo` is `attnzoo demo`, which test_demo.py runs in full where slow."""
+    assert commands("make") == ["make demo", "make test"]
+    assert "make test" in (ROOT / ".ci" / "run").read_text()
+    plan = subprocess.run(["make", "-n", "demo"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert plan.stdout.splitlines()[-1].endswith("/attnzoo demo")
+
+
+@pytest.mark.parametrize("command", commands("pip"))
+def test_pip_commands(command):
+    shell(f"{sys.executable} -m {command} --quiet --dry-run --no-deps --no-build-isolation", ROOT)
+
+
+def test_commands_and_onnx_example_in_their_order(tmp_path, capsys):
+    lines = commands("attnzoo") + commands("torchrun")
+    assert "attnzoo demo" in lines and len(lines) == 7
+    for line in lines:
+        # The data set of the demo, smaller; test_demo.py runs the whole of it.
+        shell("attnzoo demo --quick --data-only --out work_dirs/demo" if line == "attnzoo demo" else line, tmp_path)
+    assert list((tmp_path / "seen").glob("*"))
+    (example,) = [block for block in blocks("python") if "onnxruntime" in block]
+    shell(f"{sys.executable} -c {shlex.quote(example)}", tmp_path)
+
+
+def test_timm_example(capsys):
+    (example,) = [block for block in blocks("python") if "create_model" in block]
+    exec(example, {})
+    assert capsys.readouterr().out == "[(1, 128, 25, 42), (1, 256, 13, 21), (1, 512, 7, 11)] [8, 16, 32]\n"
+
+
+@pytest.mark.parametrize("library", ["mmdet", "mmseg"])
+def test_config_examples(library, tmp_path):
+    import torch
+
+    from attnzoo.tools.config import load_config
+    from attnzoo.tools.engine import build_model
+
+    (example,) = [block for block in blocks("python") if f"{library}::" in block]
+    path = tmp_path / example.splitlines()[0].removeprefix("# ")
+    path.write_text(example)
+    model = build_model(load_config(path)).eval()
+    with torch.inference_mode():
+        outputs = model(torch.randn(1, 3, 128, 160), mode="tensor")
+    assert outputs is not None
+
+
+def test_every_model_is_in_the_table():
+    first_last = {f"van_b{i}" for i in range(7)}  # written as a range
+    named = set(re.findall(r"`(\w+)`", TEXT)) | first_last
+    assert set(attnzoo.list_models()) <= named
+
+
+def test_links_lead_somewhere():
+    targets = [link for link in re.findall(r"\]\(([^)]+)\)", TEXT) if not link.startswith("https://")]
+    paths = targets + [name for name in re.findall(r"`([\w/.]+)`", TEXT) if name.endswith(("/", ".py", ".md"))]
+    for target in paths:
+        assert target == "retinanet_van_b0.py" or (ROOT / target).exists(), target
