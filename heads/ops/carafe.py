@@ -47,7 +47,7 @@ def carafe_naive_forward(
     """
     source, kernels = widen(features, masks)
     padded = _grouped(F.pad(source, [kernel_size // 2] * 4), group_size, 1).squeeze((4, 6))
-    total = 0
+    total = kernels.new_zeros(())
     for tap, weight in zip(
         _taps(padded, kernel_size), _grouped(kernels, group_size, scale_factor).unbind(2), strict=True
     ):

@@ -23,7 +23,7 @@ __all__ = [
 ]
 
 
-def _as_output(points: Tensor, size: tuple[int, int], name: str) -> Tensor:
+def _as_output(points: Tensor, size: tuple[int, ...], name: str) -> Tensor:
     """Returns the part of `points` `(B, C, H', W')` that the compiled operator reads for an output of `size`.
 
     It walks each image's memory with the output's strides, whatever the map's own size: of a larger map (mmdet's DyHead

@@ -101,7 +101,7 @@ def softmax_focal_loss_backward(
 
 
 def _true_class(probabilities: Tensor, target: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns each row's probability of its class, its logarithm and its factor (0 for negative targets), all `(N,)`."""
+    """Returns each row's probability of its class, its logarithm and its factor (0 if target < 0), all `(N,)`."""
     p = probabilities.gather(1, target.clamp_min(0)[:, None])[:, 0]
     factor = torch.where(target >= 0, _class_weight(weight, target, probabilities), 0)
     return p, p.clamp_min(torch.finfo(p.dtype).tiny).log(), factor

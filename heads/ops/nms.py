@@ -70,7 +70,7 @@ def softnms(
     threshold, min_score = float32_round(iou_threshold), float32_round(min_score)
     rest_boxes, rest_scores = boxes, scores
     rest = torch.arange(len(boxes), device=boxes.device)
-    kept = []
+    kept: list[Tensor] = []
     while len(rest):
         best = int(rest_scores.argmax())
         dets[len(kept), :4] = rest_boxes[best]

@@ -167,9 +167,9 @@ def roi_pool_forward(
     y1, y2 = (limit[:, :, None].expand(count, pooled_height, pooled_width) for limit in limits[1])
     empty = (x2 <= x1) | (y2 <= y1) | (size <= 0).any(1)[:, None, None]
     # The last pixel is included by torchvision; an empty bin reads the first pixel of its image and is then cleared.
-    bins = torch.stack((regions[:, 0, None, None].expand_as(x1), x1, y1, x2 - 1, y2 - 1), -1).flatten(0, 2)
-    bins[empty.flatten(), 1:] = 0
-    values, places = torch.ops.torchvision.roi_pool(features, bins, 1.0, 1, 1)
+    windows = torch.stack((regions[:, 0, None, None].expand_as(x1), x1, y1, x2 - 1, y2 - 1), -1).flatten(0, 2)
+    windows[empty.flatten(), 1:] = 0
+    values, places = torch.ops.torchvision.roi_pool(features, windows, 1.0, 1, 1)
     for result, target, nothing in ((values, output, 0), (places, argmax, -1)):
         result = result.view(count, pooled_height, pooled_width, channels).masked_fill(empty[..., None], nothing)
         target.copy_(result.permute(0, 3, 1, 2))
