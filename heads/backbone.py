@@ -10,12 +10,12 @@ from typing import Any
 import timm
 import torch
 from mmengine.model import BaseModule
-from mmengine.runner.checkpoint import get_torch_safe_globals
 from timm.layers import LayerNorm2d
 from timm.models import group_parameters, load_state_dict
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from .pickles import known_classes
 from .registry import MODELS
 
 # The name under which the published dense BiFormer code keeps them, so its checkpoints load.
@@ -251,7 +251,7 @@ def _read_state_dict(path: Path) -> dict[str, Tensor]:
         raise FileNotFoundError(f"checkpoint={str(path)!r}: no such file")
     try:
         # mmengine's runner stores its log beside the weights.
-        with torch.serialization.safe_globals(get_torch_safe_globals()):
+        with torch.serialization.safe_globals(known_classes()):
             return load_state_dict(str(path))
     except Exception as error:  # each reader fails in its own way on a damaged file
         raise RuntimeError(f"{path}: no readable checkpoint: {error}") from error

@@ -6,6 +6,7 @@ import argparse
 import importlib
 import inspect
 from pathlib import Path
+from typing import Any
 
 from .. import list_models
 from .config import nearest
@@ -65,7 +66,7 @@ def card(family: str) -> str:
     ]
     for name in known[family]:
         with torch.device("meta"):
-            model = timm.create_model(name).eval()
+            model: Any = timm.create_model(name).eval()
             image = torch.empty(1, *model.pretrained_cfg["input_size"])
         with FlopCounterMode(display=False) as flops, torch.inference_mode():
             model(image)

@@ -1,0 +1,7 @@
+"""`python -m attnzoo`."""
+
+import sys
+
+from .tools.cli import main
+
+sys.exit(main())

@@ -1,0 +1,30 @@
+"""Two models trained once for all tests of the commands."""
+
+import logging
+
+import pytest
+import torch
+from tools_helpers import DETECTOR, SEGMENTOR, make_data, write_config
+
+from attnzoo.tools import cli
+
+# mmengine's loggers outlive the captured stdout of the test that made them.
+logging.raiseExceptions = False
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    return make_data(tmp_path_factory.mktemp("squares") / "data")
+
+
+@pytest.fixture(scope="session")
+def trained(data, tmp_path_factory):
+    """Train both models by the command line; give the config and the last checkpoint of each by its name."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("trained")
+    runs = {}
+    for name, text, epochs in (("detector", DETECTOR, 8), ("segmentor", SEGMENTOR, 8)):
+        config = write_config(folder / f"{name}.py", text, data, epochs)
+        assert cli.main(["train", str(config), "--work-dir", str(folder / name)]) == 0
+        runs[name] = (config, folder / name / f"epoch_{epochs}.pth")
+    return runs

@@ -1,0 +1,211 @@
+"""What a user can get wrong: one line that says what, exit code 2, and not a file written or changed."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from PIL import Image
+from tools_helpers import DETECTOR, ENVIRONMENT, SEGMENTOR, attnzoo, listing, write_config
+
+from attnzoo.tools import cli
+from attnzoo.tools.checkpoint import load_checkpoint
+
+
+class MakesFolder:
+    """Pickled, it makes a folder."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+@pytest.fixture
+def place(data, tmp_path, monkeypatch):
+    """A folder of one's own with a copy of the data and the configs of both models, as the working directory."""
+    shutil.copytree(data, tmp_path / "data")
+    write_config(tmp_path / "detector.py", DETECTOR, tmp_path / "data")
+    write_config(tmp_path / "segmentor.py", SEGMENTOR, tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def refused(capsys, *arguments, folder):
+    """Run a command that must be refused; return its message."""
+    before = listing(folder)
+    assert cli.main([str(argument) for argument in arguments]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("attnzoo: error: ")
+    assert message.count("\n") == 1
+    assert "Traceback" not in message
+    assert listing(folder) == before
+    assert [path.name for path in folder.iterdir() if path.name.startswith("work_dirs")] == []
+    return message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["trian"], "no command 'trian'; did you mean train?"),
+        (["info", "van_b9"], "no model 'van_b9'; did you mean van_b"),
+        (["info", "biformer-tiny"], "did you mean biformer_tiny"),
+        (["info", "resnet_18"], "did you mean resnet18"),
+        (["list", "van_x*"], "no model matches 'van_x*'"),
+        (["train", "absent.py"], "no config 'absent.py'"),
+        (["train", "detector.py", "--cfg-options", "lr"], "'lr' is not of the form key=value"),
+        (["train", "detector.py", "--cfg-options", "model.type=RetinaNot"], "RetinaNot"),
+        (["train", "detector.py", "--cfg-options", "model.backbone.model_name=van_b9"], "van_b9"),
+        (["train", "detector.py", "--cfg-options", "train_cfg.type=NoLoop"], "NoLoop"),
+        (["train", "detector.py", "--cfg-options", "optim_wrapper.optimizer.type=Adamant"], "Adamant"),
+        (["train", "detector.py", "--cfg-options", "train_dataloader=None"], "train_dataloader is missing"),
+        (["train", "detector.py", "--resume", "absent.pth"], "no checkpoint 'absent.pth'"),
+        (["test", "detector.py", "absent.pth"], "no checkpoint 'absent.pth'"),
+        (["predict", "detector.py", "absent.pth", "data/images"], "no checkpoint 'absent.pth'"),
+        (["predict", "detector.py", "absent.pth", "absent.jpg"], "no image 'absent.jpg'"),
+        (["predict", "detector.py", "absent.pth", "."], "no images in ."),
+    ],
+    ids=lambda value: " ".join(value)[-40:] if isinstance(value, list) else "",
+)
+def test_wrong_names(place, capsys, arguments, expected):
+    assert expected in refused(capsys, *arguments, folder=place)
+
+
+@pytest.mark.parametrize("command", [["train"], ["train", "a.py", "--lunch"], ["train", "a.py", "--launch", "pytorch"]])
+def test_wrong_arguments_exit_with_2(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(command)
+    assert stop.value.code == 2
+    assert "usage: attnzoo train" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("missing", ["mmengine", "mmcv", "mmdet"])
+def test_missing_libraries_are_named_with_the_extra(place, missing):
+    code = (
+        f"import sys; sys.modules[{missing!r}] = None\n"
+        "from attnzoo.tools.cli import main\n"
+        "assert main(['list', 'van_b0']) == main(['info', 'van_b0']) == 0\n"
+        "sys.exit(main(['train', 'detector.py']))"
+    )
+    before = listing(place)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT, timeout=120)
+    assert done.returncode == 2, done.stderr
+    assert f"needs {missing}" in done.stderr
+    assert "pip install 'attnzoo[mm]'" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert listing(place) == before
+
+
+def test_an_error_in_a_process_of_its_own(place):
+    done = attnzoo("train", "absent.py", cwd=place)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("attnzoo: error: no config 'absent.py'")
+
+
+@pytest.mark.parametrize("command", ["train", "test", "predict"])
+@pytest.mark.parametrize("fault", ["truncated", "hostile", "other"])
+def test_bad_checkpoints(trained, place, capsys, command, fault):
+    path, mark = place / "bad.pth", place / "ran"
+    honest = trained["segmentor"][1]
+    expected = {"truncated": "truncated", "hostile": "mkdir", "other": "not a checkpoint of this RetinaNet"}[fault]
+    if fault == "truncated":
+        path.write_bytes(honest.read_bytes()[:-1000])
+    elif fault == "hostile":
+        torch.save({**load_checkpoint(honest), "extra": MakesFolder(mark)}, path)
+    else:
+        shutil.copy(honest, path)
+    arguments = {
+        "train": ["train", "detector.py", "--resume", path],
+        "test": ["test", "detector.py", path, "--out", "metrics.json"],
+        "predict": ["predict", "detector.py", path, "data/images"],
+    }[command]
+    message = refused(capsys, *arguments, folder=place)
+    assert expected in message
+    assert "bad.pth" in message
+    assert not mark.exists()
+
+
+def test_hostile_start_weights(place, capsys):
+    torch.save({"state_dict": {"a": torch.ones(1)}, "extra": MakesFolder(place / "ran")}, place / "bad.pth")
+    message = refused(capsys, "train", "detector.py", "--cfg-options", "load_from=bad.pth", folder=place)
+    assert "bad.pth: refused" in message
+    assert not (place / "ran").exists()
+
+
+@pytest.mark.parametrize("content", ["text", "half", "empty"])
+def test_an_image_that_is_not_one(trained, place, capsys, content):
+    config, checkpoint = trained["detector"]
+    bad = place / "data" / "images" / "bad.jpg"
+    whole = (place / "data" / "images" / "0.jpg").read_bytes()
+    bad.write_bytes({"text": b"not an image", "half": whole[: len(whole) // 2], "empty": b""}[content])
+    message = refused(capsys, "predict", config, checkpoint, "data/images", folder=place)
+    assert "bad.jpg: not an image that can be read" in message
+
+
+def remove_images(data):
+    for name in ("2.jpg", "5.jpg"):
+        (data / "images" / name).unlink()
+    return "2 of the 8 images", "2.jpg, 5.jpg", "train_dataloader.dataset.ann_file"
+
+
+def remove_annotations(data):
+    (data / "train.json").unlink()
+    return "train_dataloader.dataset.ann_file: no file", "train.json"
+
+
+def cut_annotations(data):
+    content = (data / "train.json").read_text()
+    (data / "train.json").write_text(content[: len(content) // 2])
+    return "train_dataloader.dataset.ann_file", "is not a COCO file"
+
+
+def drop_names(data):
+    content = json.loads((data / "train.json").read_text())
+    del content["images"][3]["file_name"]
+    (data / "train.json").write_text(json.dumps(content))
+    return "is not a COCO file", "file_name"
+
+
+def remove_folder(data):
+    shutil.rmtree(data / "images")
+    return ("train_dataloader.dataset.data_prefix.img: no folder",)
+
+
+@pytest.mark.parametrize("damage", [remove_images, remove_annotations, cut_annotations, drop_names, remove_folder])
+def test_damaged_coco_data(place, capsys, damage):
+    expected = damage(place / "data")
+    message = refused(capsys, "train", "detector.py", folder=place)
+    assert all(part in message for part in expected)
+
+
+def test_wrapped_data_sets_are_checked_too(place, capsys):
+    (place / "detector.py").open("a").write(
+        "\ntrain_dataloader['dataset'] = dict(type='RepeatDataset', times=2, dataset=dict(type='ConcatDataset',"
+        " datasets=[train_dataloader['dataset']]))"
+    )
+    remove_images(place / "data")
+    message = refused(capsys, "train", "detector.py", folder=place)
+    assert "train_dataloader.dataset.dataset.datasets[0].ann_file: 2 of the 8 images" in message
+
+
+def test_missing_maps_of_a_segmentor(place, capsys):
+    shutil.rmtree(place / "data" / "maps")
+    message = refused(capsys, "train", "segmentor.py", folder=place)
+    assert "train_dataloader.dataset.data_prefix.seg_map_path: no folder" in message
+
+
+def test_test_data_is_checked_by_test(trained, place, capsys):
+    remove_images(place / "data")
+    message = refused(capsys, "test", "detector.py", trained["detector"][1], folder=place)
+    assert "test_dataloader.dataset.ann_file: 2 of the 8 images" in message
+
+
+def test_unwritable_folder_leaves_nothing(trained, place, capsys):
+    config, checkpoint = trained["detector"]
+    (place / "file").write_text("in the way")
+    Image.new("RGB", (64, 64)).save(place / "x.png")
+    assert "file/out" in refused(capsys, "predict", config, checkpoint, "x.png", "--out-dir", "file/out", folder=place)

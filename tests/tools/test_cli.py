@@ -1,0 +1,77 @@
+"""The table of commands, list and info, and what is imported for them."""
+
+import subprocess
+import sys
+
+import pytest
+from tools_helpers import ENVIRONMENT, attnzoo
+
+from attnzoo import list_models
+from attnzoo.tools import cli
+from attnzoo.tools.info import describe
+
+
+def test_help_shows_every_command_and_imports_no_mm_library():
+    code = (
+        "import sys; from attnzoo.tools.cli import main; code = main(['--help']);"
+        "loaded = {name.partition('.')[0] for name in sys.modules};"
+        "print('loaded', loaded & {'mmengine', 'mmcv', 'mmdet', 'mmseg', 'onnx', 'onnxruntime', 'sklearn'});"
+        "sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert all(f"\n  {name} " in done.stdout for name in cli.COMMANDS)
+    assert done.stdout.endswith("loaded set()\n")
+
+
+def test_python_dash_m_runs_the_command_line():
+    done = attnzoo("list", "van_b*")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.split() == list_models("van_b*")
+
+
+@pytest.mark.parametrize("name", ["list", "info", "train", "test", "predict"])
+def test_help_of_a_command_has_examples(name, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([name, "--help"])
+    assert stop.value.code == 0
+    assert f"examples:\n  attnzoo {name}" in capsys.readouterr().out
+
+
+def test_no_command_shows_the_table(capsys):
+    assert cli.main([]) == 2
+    assert "commands:" in capsys.readouterr().out
+
+
+def test_version(capsys):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("attnzoo 0.")
+
+
+def test_list_configs(capsys, monkeypatch, tmp_path):
+    from attnzoo.tools import config
+
+    for name in ("van/upernet_van.py", "_base_/schedule.py"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text("x = 1")
+    monkeypatch.setattr(config, "CONFIG_ROOT", tmp_path)
+    assert cli.main(["list", "--configs"]) == 0
+    assert capsys.readouterr().out == "van/upernet_van\n"
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_info_of_every_model_of_the_zoo(name):
+    facts = describe(name)
+    assert {"parameters", "channels", "strides", "licence", "paper", "origin"} <= facts.keys()
+    assert facts["strides"] == "4, 8, 16, 32"
+
+
+def test_info_prints_the_published_accuracy(capsys):
+    assert cli.main(["info", "van_b0"]) == 0
+    shown = capsys.readouterr().out
+    assert "4.11 M" in shown
+    assert "75.4" in shown
+
+
+def test_info_of_a_model_of_timm():
+    assert describe("resnet18")["parameters"] == "11.69 M"

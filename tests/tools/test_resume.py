@@ -1,0 +1,110 @@
+"""Killed by SIGKILL at two bad moments, then resumed: the run ends as one that was left in peace.
+
+Generators are seeded anew at every iteration, so both runs draw the same. The noise that is allowed is 1e-6 of a weight
+and of a metric.
+"""
+
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from tools_helpers import DETECTOR, ENVIRONMENT, write_config
+
+from attnzoo.tools import cli
+from attnzoo.tools.checkpoint import load_checkpoint
+from attnzoo.tools.config import load_config
+from attnzoo.tools.test import evaluate
+from attnzoo.tools.train import last_checkpoint, set_work_dir
+
+EPOCHS = 6
+NOISE = 1e-6
+# Dropped paths draw from torch's generator in the model, flips from numpy's in the data.
+EXTRA = "\nmodel['backbone']['drop_path_rate'] = 0.2\n"
+PRELUDE = """
+import os, pathlib, signal, sys
+from attnzoo.tools import cli, config
+config.require_mm()
+from attnzoo.tools import engine
+"""
+# In the third iteration of the fifth epoch.
+MID_EPOCH = """
+after = engine.ProgressHook.after_train_iter
+def kill(self, runner, *arguments, **options):
+    if runner.iter == 4 * 4 + 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    after(self, runner, *arguments, **options)
+engine.ProgressHook.after_train_iter = kill
+"""
+# When half of the fifth checkpoint is on the disk.
+MID_SAVE = """
+count = 0
+def kill(path, content):
+    global count
+    count += 1
+    if count == 5:
+        with open(path, "wb") as file:
+            file.write(content[: len(content) // 2])
+        os.kill(os.getpid(), signal.SIGKILL)
+    with open(path, "wb") as file:
+        file.write(content)
+pathlib.Path.write_bytes = kill
+"""
+
+
+@pytest.fixture(scope="module")
+def config(data, tmp_path_factory):
+    return write_config(tmp_path_factory.mktemp("resume") / "resume.py", DETECTOR, data, EPOCHS, EXTRA)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(config):
+    torch.set_num_threads(1)
+    folder = config.parent / "undisturbed"
+    assert cli.main(["train", str(config), "--work-dir", str(folder)]) == 0
+    return folder / f"epoch_{EPOCHS}.pth"
+
+
+def metrics_of(config, checkpoint):
+    cfg = load_config(config)
+    set_work_dir(cfg, str(checkpoint.parent / "test"))
+    return evaluate(cfg, checkpoint)
+
+
+@pytest.mark.parametrize("moment", [MID_EPOCH, MID_SAVE], ids=["mid-epoch", "mid-save"])
+def test_killed_and_resumed_is_undisturbed(config, undisturbed, tmp_path, moment):
+    folder = tmp_path / "killed"
+    arguments = ["train", str(config), "--work-dir", str(folder)]
+    script = f"{PRELUDE}{moment}\nsys.exit(cli.main({arguments!r}))"
+    victim = subprocess.run([sys.executable, "-c", script], env=ENVIRONMENT, capture_output=True, timeout=300)
+    assert victim.returncode == -signal.SIGKILL, victim.stderr.decode()[-2000:]
+    assert [path.name for path in folder.glob("*.pth") if not path.name.startswith(".")] == ["epoch_4.pth"]
+    assert last_checkpoint(folder) == folder / "epoch_4.pth"
+    assert load_checkpoint(folder / "epoch_4.pth")["meta"]["iter"] == 16
+
+    assert cli.main([*arguments, "--resume"]) == 0
+    resumed = folder / f"epoch_{EPOCHS}.pth"
+    left, right = load_checkpoint(resumed), load_checkpoint(undisturbed)
+    assert left["meta"]["iter"] == right["meta"]["iter"] == 4 * EPOCHS
+    for key, value in right["state_dict"].items():
+        torch.testing.assert_close(left["state_dict"][key], value, rtol=0, atol=NOISE, msg=key)
+    rates = [[group["lr"] for group in content["optimizer"]["param_groups"]] for content in (left, right)]
+    assert rates[0] == rates[1]
+    expected = metrics_of(config, undisturbed)
+    assert expected["coco/bbox_mAP_50"] > 0.2, "a score at which a difference would show"
+    assert metrics_of(config, resumed) == pytest.approx(expected, abs=NOISE)
+
+
+def test_resume_from_a_named_checkpoint(config, undisturbed, tmp_path):
+    arguments = ["train", str(config), "--work-dir", str(tmp_path), "--resume", str(undisturbed)]
+    assert cli.main([*arguments, "--cfg-options", f"train_cfg.max_epochs={EPOCHS + 1}"]) == 0
+    assert load_checkpoint(tmp_path / f"epoch_{EPOCHS + 1}.pth")["meta"]["iter"] == 4 * (EPOCHS + 1)
+
+
+def test_weights_alone_cannot_be_resumed(config, undisturbed, tmp_path, capsys):
+    torch.save(load_checkpoint(undisturbed)["state_dict"], tmp_path / "weights.pth")
+    arguments = ["train", str(config), "--work-dir", str(tmp_path / "w"), "--resume", str(tmp_path / "weights.pth")]
+    assert cli.main(arguments) == 2
+    assert "nothing to resume" in capsys.readouterr().err
+    assert not (tmp_path / "w").exists()

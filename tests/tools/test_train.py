@@ -1,0 +1,120 @@
+"""Train and test by the command line, on a data set of eight images."""
+
+import json
+import logging
+
+import pytest
+import torch
+from tools_helpers import DETECTOR, SEGMENTOR, write_config
+
+from attnzoo.tools import cli
+from attnzoo.tools.checkpoint import load_checkpoint
+from attnzoo.tools.config import load_config
+from attnzoo.tools.files import atomic_path, write_json
+from attnzoo.tools.test import evaluate
+from attnzoo.tools.train import last_checkpoint, set_work_dir
+
+
+@pytest.mark.parametrize("name", ["detector", "segmentor"])
+def test_what_training_leaves(trained, name):
+    _, checkpoint = trained[name]
+    folder = checkpoint.parent
+    assert last_checkpoint(folder) == checkpoint
+    assert [path.name for path in folder.glob("*.pth")] == [checkpoint.name], "max_keep_ckpts=1"
+    assert not list(folder.rglob("*.tmp*"))
+    log = next(folder.glob("*/*.log")).read_text()
+    assert "Epoch(train) [8][4/4]" in log
+    assert load_checkpoint(checkpoint)["meta"]["epoch"] == 8
+
+
+def test_the_kept_config_can_be_trained_again_as_it_is(trained):
+    config, checkpoint = trained["detector"]
+    kept = load_config(checkpoint.parent / config.name)
+    assert kept.default_hooks.checkpoint.type == "AtomicCheckpointHook"
+    assert kept.custom_imports.imports == ["attnzoo.heads", "attnzoo.tools.engine"]
+
+
+@pytest.mark.parametrize(
+    ("name", "metric", "floor"), [("detector", "coco/bbox_mAP_50", 0.5), ("segmentor", "mIoU", 50)]
+)
+def test_test_prints_and_writes_what_evaluate_returns(trained, tmp_path, capsys, name, metric, floor):
+    config, checkpoint = map(str, trained[name])
+    out = tmp_path / "metrics.json"
+    assert cli.main(["test", config, checkpoint, "--work-dir", str(tmp_path / "w"), "--out", str(out)]) == 0
+    metrics = json.loads(out.read_text())
+    assert metrics[metric] >= floor
+    assert f"{metric:<{max(map(len, metrics))}}  {metrics[metric]:10.4f}" in capsys.readouterr().out
+    cfg = load_config(config)
+    set_work_dir(cfg, str(tmp_path / "again"))
+    assert evaluate(cfg, checkpoint) == metrics
+
+
+def test_options_reach_the_run_and_the_best_checkpoint_is_kept(data, tmp_path):
+    config = write_config(tmp_path / "options.py", SEGMENTOR, data, epochs=3)
+    options = [
+        "train_cfg.val_interval=1",
+        "optim_wrapper.optimizer.lr=0.003",
+        "default_hooks.checkpoint.save_best=mIoU",
+    ]
+    arguments = ["train", str(config), "--work-dir", str(tmp_path / "w"), "--seed", "7", "--cfg-options", *options]
+    assert cli.main(arguments) == 0
+    content = load_checkpoint(tmp_path / "w" / "epoch_3.pth")
+    assert content["meta"]["seed"] == 7
+    assert content["optimizer"]["param_groups"][0]["initial_lr"] == 0.003
+    best = content["message_hub"]["runtime_info"]["best_ckpt"]
+    assert {str(path) for path in (tmp_path / "w").glob("*.pth")} == {best, str(tmp_path / "w" / "epoch_3.pth")}
+
+
+def test_resume_with_nothing_to_resume_starts(data, tmp_path):
+    config = write_config(tmp_path / "start.py", DETECTOR, data, epochs=1)
+    assert cli.main(["train", str(config), "--work-dir", str(tmp_path / "w"), "--resume"]) == 0
+    assert last_checkpoint(tmp_path / "w") == tmp_path / "w" / "epoch_1.pth"
+
+
+def test_bars_on_a_terminal_take_the_place_of_the_log_lines(data, tmp_path, monkeypatch, capsys):
+    from attnzoo.tools import progress
+    from attnzoo.tools.engine import ProgressHook, build_runner
+
+    cfg = load_config(write_config(tmp_path / "bars.py", DETECTOR, data, epochs=1))
+    set_work_dir(cfg, str(tmp_path / "w"))
+    monkeypatch.setattr(progress.sys.stderr, "isatty", lambda: True, raising=False)
+    runner = build_runner(cfg, ProgressHook())
+    runner.train()
+    shown = capsys.readouterr()
+    assert "train: 100%" in shown.err
+    assert "4/4" in shown.err
+    assert "loss=" in shown.err
+    assert "Epoch(train)" not in shown.out
+    assert "Epoch(train)" in next((tmp_path / "w").glob("*/*.log")).read_text()
+    assert any(isinstance(handler, logging.FileHandler) for handler in runner.logger.handlers)
+
+
+def test_amp_asks_for_a_gpu(data, tmp_path, capsys):
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    config = write_config(tmp_path / "amp.py", DETECTOR, data)
+    assert cli.main(["train", str(config), "--work-dir", str(tmp_path / "w"), "--amp"]) == 2
+    assert "--amp needs a CUDA device" in capsys.readouterr().err
+    assert not (tmp_path / "w").exists()
+
+
+def test_a_file_is_whole_or_as_before(tmp_path):
+    path = write_json(tmp_path / "new" / "a.json", [1])
+    with pytest.raises(RuntimeError), atomic_path(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert path.read_text() == "[\n  1\n]\n"
+    assert [entry.name for entry in path.parent.iterdir()] == ["a.json"]
+    assert temporary.suffix == ".json"
+
+
+def test_last_checkpoint_survives_a_broken_note(tmp_path):
+    assert last_checkpoint(tmp_path) is None
+    for number in (1, 2):
+        (tmp_path / f"epoch_{number}.pth").write_bytes(b"x")
+    (tmp_path / "last_checkpoint").write_text("")
+    assert last_checkpoint(tmp_path).name == "epoch_2.pth"
+    (tmp_path / "last_checkpoint").write_text("/moved/away/epoch_2.pth")
+    assert last_checkpoint(tmp_path).name == "epoch_2.pth"
+    (tmp_path / "last_checkpoint").write_text(str(tmp_path / "epoch_1.pth"))
+    assert last_checkpoint(tmp_path).name == "epoch_1.pth"

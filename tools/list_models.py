@@ -1,0 +1,36 @@
+"""List the models of the zoo, or the packaged configs."""
+
+from __future__ import annotations
+
+import argparse
+from fnmatch import fnmatchcase
+
+from .. import list_models
+from .config import list_configs, nearest
+from .errors import UserError
+
+EPILOG = """\
+examples:
+  attnzoo list                 every model
+  attnzoo list 'van*'          those of a pattern
+  attnzoo list --configs       the configs that train, test and predict know by name
+
+A model is a timm model: timm.create_model(name, features_only=True) after `import attnzoo`.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
+    parser.add_argument("pattern", nargs="?", default="*", help="shell pattern, e.g. 'biformer*' (all)")
+    parser.add_argument("--configs", action="store_true", help="list configs instead of models")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command."""
+    names = list_configs() if args.configs else list_models()
+    found = [name for name in names if fnmatchcase(name, args.pattern)]
+    if not found:
+        what = "config" if args.configs else "model"
+        raise UserError(f"no {what} matches {args.pattern!r}{nearest(args.pattern, names)}")
+    print("\n".join(found))
+    return 0

@@ -1,0 +1,83 @@
+"""Evaluate a checkpoint on the test data of a config."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING
+
+from .config import load_config, parse_options
+from .errors import UserError
+from .files import write_json
+from .train import add_run_arguments, set_work_dir
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
+
+EPILOG = """\
+examples:
+  attnzoo test biformer/gfl_biformer work/digits/epoch_6.pth
+  attnzoo test my_config.py model.pth --out metrics.json
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
+    parser.add_argument("config", help="a config file, or the short name of a packaged one")
+    parser.add_argument("checkpoint", help="a .pth or .safetensors file")
+    parser.add_argument("--out", metavar="FILE.json", help="write the metrics there, too")
+    add_run_arguments(parser)
+
+
+def evaluate(cfg: Config, checkpoint: str) -> dict[str, float]:
+    """Evaluate a checkpoint on `cfg.test_dataloader` by `cfg.test_evaluator`.
+
+    Args:
+        cfg: A config with `work_dir`, where the log goes.
+        checkpoint: A file that fits the model exactly.
+
+    Returns:
+        The metrics by name, e.g. `coco/bbox_mAP_50` (fraction) or `mIoU` (percent), as the metric defines them.
+
+    Raises:
+        UserError: if the data, the config or the checkpoint are not what they should be.
+    """
+    from .checkpoint import load_into
+    from .data import check_data
+    from .engine import ProgressHook, build_model, build_runner, starting
+
+    for field in ("work_dir", "test_dataloader", "test_cfg", "test_evaluator"):
+        if cfg.get(field) is None:
+            raise UserError(f"{cfg.filename}: {field} is missing, nothing can be tested")
+    check_data(cfg, ("test",))
+    load_into(build_model(cfg), checkpoint)
+
+    cfg.load_from, cfg.resume = None, False
+    with starting(cfg):
+        runner = build_runner(cfg, ProgressHook())
+    load_into(getattr(runner.model, "module", runner.model), checkpoint)
+    return {name: float(value) for name, value in runner.test().items()}
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command."""
+    cfg = load_config(args.config, parse_options(args.cfg_options))
+    set_work_dir(cfg, args.work_dir)
+    from .engine import start_distributed
+
+    start_distributed(cfg, args.launcher)
+    metrics = evaluate(cfg, args.checkpoint)
+    width = max(map(len, metrics), default=0)
+    for name, value in metrics.items():
+        print(f"{name:<{width}}  {value:10.4f}")
+    if not metrics:
+        print("no metrics: nothing was predicted")
+    if args.out:
+        write_json(args.out, metrics)
+    return 0
+
+
+if __name__ == "__main__":
+    from .cli import main
+
+    sys.exit(main(["test", *sys.argv[1:]]))

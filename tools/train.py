@@ -1,0 +1,141 @@
+"""Train the model of a config with mmengine's Runner."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .config import add_config_options, load_config, parse_options
+from .errors import UserError
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
+    from mmengine.runner import Runner
+
+EPILOG = """\
+examples:
+  attnzoo train biformer/gfl_biformer --work-dir work/digits
+  attnzoo train my_config.py --cfg-options train_cfg.max_epochs=24 optim_wrapper.optimizer.lr=1e-4
+  attnzoo train my_config.py --work-dir work/a --resume          go on from its last checkpoint
+  torchrun --nproc-per-node 2 -m attnzoo.tools.train my_config.py --launcher pytorch
+"""
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that training and testing share."""
+    parser.add_argument("--work-dir", metavar="DIR", help="where logs and checkpoints go (work_dirs/<config>)")
+    add_config_options(parser)
+    parser.add_argument("--launcher", choices=("none", "pytorch"), default="none", help="pytorch: run by torchrun")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
+    parser.add_argument("config", help="a config file, or the short name of a packaged one (attnzoo list --configs)")
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="auto",
+        metavar="CKPT",
+        help="go on from a checkpoint; alone, or as auto, from the last one in the work directory, if any",
+    )
+    parser.add_argument("--seed", type=int, help="seed of everything drawn at random")
+    parser.add_argument("--amp", action="store_true", help="mixed precision (needs a GPU)")
+    add_run_arguments(parser)
+
+
+def last_checkpoint(work_dir: str | Path) -> Path | None:
+    """The newest complete checkpoint of a run, or None where there is none yet."""
+    noted = Path(work_dir, "last_checkpoint")
+    path = Path(noted.read_text(encoding="utf-8").strip()) if noted.is_file() else None
+    if path is not None and path.is_file():
+        return path
+    # The note is written in place: a kill can leave it empty; and a moved work directory outdates it.
+    saved = [*Path(work_dir).glob("epoch_*.pth"), *Path(work_dir).glob("iter_*.pth")]
+    return max(saved, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def train(cfg: Config) -> Runner:
+    """Train as the config says, after checking that its model builds and its data are there.
+
+    Args:
+        cfg: A config with `work_dir`. `resume=True` goes on from `load_from`, or else from the last checkpoint in
+            `work_dir`. It is changed: the checkpoint hook becomes the one that survives a kill.
+
+    Returns:
+        The Runner, with the trained model.
+
+    Raises:
+        UserError: if a check fails; nothing has been written then.
+    """
+    from .checkpoint import load_checkpoint, load_into
+    from .data import check_data
+    from .engine import ProgressHook, build_model, build_runner, check_optimizer, starting
+
+    for field in ("work_dir", "train_dataloader", "train_cfg", "optim_wrapper"):
+        if cfg.get(field) is None:
+            raise UserError(f"{cfg.filename}: {field} is missing, nothing can be trained")
+    check_data(cfg, ("train", "val"))
+    model = build_model(cfg)
+    check_optimizer(cfg)
+    if cfg.get("resume") and cfg.get("load_from") is None:
+        found = last_checkpoint(cfg.work_dir)
+        cfg.load_from = str(found) if found else None
+        cfg.resume = found is not None
+    if cfg.get("load_from") is not None and "://" not in cfg.load_from:
+        # Other weights to start from may fit in part, as those of another number of classes do.
+        content = load_into(model, cfg.load_from) if cfg.get("resume") else load_checkpoint(cfg.load_from)
+        if cfg.get("resume") and not {"optimizer", "message_hub"} <= content.keys():
+            raise UserError(f"{cfg.load_from}: holds weights but no state of a training run, nothing to resume")
+
+    hooks = cfg.setdefault("default_hooks", {})
+    checkpoint = hooks.setdefault("checkpoint", dict(type="CheckpointHook"))
+    if checkpoint is not None and checkpoint.get("type") == "CheckpointHook":
+        checkpoint.type = "AtomicCheckpointHook"
+    cfg.custom_hooks = [*cfg.get("custom_hooks", []), dict(type="ReseedHook")]
+    # So that the config that is kept in the work directory names what it uses.
+    imports = cfg.setdefault("custom_imports", dict(imports=[], allow_failed_imports=False)).imports
+    imports.extend(name for name in ("attnzoo.heads", "attnzoo.tools.engine") if name not in imports)
+
+    progress = ProgressHook()
+    with starting(cfg, progress):
+        runner = build_runner(cfg, progress)
+        runner.train()
+    return runner
+
+
+def set_work_dir(cfg: Config, work_dir: str | None) -> None:
+    """Set `cfg.work_dir`: the option, or what the config says, or `work_dirs/<name of the config>`."""
+    cfg.work_dir = work_dir or cfg.get("work_dir") or str(Path("work_dirs", Path(cfg.filename).stem))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command."""
+    import torch
+
+    cfg = load_config(args.config, parse_options(args.cfg_options))
+    set_work_dir(cfg, args.work_dir)
+    if args.resume is not None:
+        cfg.resume = True
+        cfg.load_from = None if args.resume == "auto" else args.resume
+    if args.seed is not None:
+        cfg.randomness = {**cfg.get("randomness", {}), "seed": args.seed}
+    if args.amp:
+        if not torch.cuda.is_available():
+            raise UserError("--amp needs a CUDA device")
+        cfg.optim_wrapper.type = "AmpOptimWrapper"
+        cfg.optim_wrapper.setdefault("loss_scale", "dynamic")
+    from .engine import start_distributed
+
+    start_distributed(cfg, args.launcher)
+    runner = train(cfg)
+    if runner.rank == 0:
+        print(f"trained {runner.epoch} epochs, {runner.iter} iterations: {last_checkpoint(cfg.work_dir)}")
+    return 0
+
+
+if __name__ == "__main__":
+    from .cli import main
+
+    sys.exit(main(["train", *sys.argv[1:]]))
