@@ -1,0 +1,188 @@
+"""`attnzoo export`: ONNX Runtime equals PyTorch at two sizes and two batch sizes, and nothing else is written."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from deploy_models import dense, images, lively, segmentor, two_stage
+from mmengine.registry import MODELS
+from mmseg.models.decode_heads import FPNHead
+from torch.nn import functional as F
+
+from attnzoo.heads.deploy import deploy
+from attnzoo.tools.cli import main
+from attnzoo.tools.errors import UserError
+from attnzoo.tools.export import TOLERANCES, compare, export
+
+onnxruntime = pytest.importorskip("onnxruntime")
+
+SIZE = (96, 128)
+FAST = {
+    "gfl-biformer": lambda: dense("gfl", "biformer"),
+    "retina-van": lambda: dense("retina", "van"),
+    "mask_rcnn-van": lambda: two_stage("van", masks=True),
+    "ham-mscan": lambda: segmentor("ham", "mscan"),
+    "uper-van": lambda: segmentor("uper", "van"),
+}
+SLOW = {
+    "fsaf-van": lambda: dense("fsaf", "van"),
+    "atss-van": lambda: dense("atss", "van"),
+    "fcos-van": lambda: dense("fcos", "van"),
+    "rtmdet-van": lambda: dense("rtmdet", "van"),
+    "gfl-mscan": lambda: dense("gfl", "mscan"),
+    "faster_rcnn-biformer": lambda: two_stage("biformer", masks=False),
+    "fpn-biformer": lambda: segmentor("fpn", "biformer"),
+    "ham-mscan-padded": lambda: segmentor("ham", "mscan", test_cfg=dict(size_divisor=32)),
+}
+
+
+@MODELS.register_module(name="TestFrozenHead")
+class FrozenHead(FPNHead):
+    """Pools to a fixed size by a function, which the exporter unrolls for the traced size."""
+
+    def forward(self, inputs):
+        logits = super().forward(inputs)
+        return logits + F.interpolate(F.adaptive_avg_pool2d(logits, 3), logits.shape[2:])
+
+
+def save(cfg, path, **meta):
+    model = lively(cfg)
+    torch.save(dict(state_dict=model.state_dict(), meta=meta), path)
+    return model
+
+
+@pytest.mark.parametrize("name", [*FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
+def test_onnx_runtime_equals_pytorch(name, tmp_path):
+    cfg = {**FAST, **SLOW}[name]()
+    model = save(cfg, tmp_path / "model.pth")
+    report = export(cfg, tmp_path / "model.pth", tmp_path / "model.onnx", size=SIZE)
+    assert [check.shape for check in report.checks] == [(1, 3, 96, 128), (3, 3, 73, 81)]
+    assert all(check.compared >= 15 for check in report.checks)
+    assert report.inputs == {"images": ("batch", 3, "height", "width")}
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["model.onnx", "model.pth"]
+
+    # Shapes that the command has not looked at.
+    wrapper = deploy(model)
+    session = onnxruntime.InferenceSession(str(report.path), providers=["CPUExecutionProvider"])
+    assert tuple(output.name for output in session.get_outputs()) == wrapper.outputs
+    for shape in ((2, 64, 160), (1, 101, 67)):
+        batch = images(*shape, seed=5)
+        with torch.no_grad():
+            expected = [output.numpy() for output in wrapper(batch)]
+        found = session.run(None, {"images": batch.numpy()})
+        for output, one, other in zip(wrapper.outputs, expected, found, strict=True):
+            np.testing.assert_allclose(other, one, rtol=1e-5, atol=TOLERANCES.get(output, 0), err_msg=output)
+
+
+def test_command(tmp_path, capsys):
+    cfg = segmentor("fpn", "van")
+    save(cfg, tmp_path / "model.pth", dataset_meta=dict(classes=("ground", "red", "blue")))
+    cfg.custom_imports = dict(imports=["attnzoo.heads"])
+    cfg.dump(tmp_path / "config.py")
+    out = tmp_path / "new" / "model.onnx"
+    code = main(
+        ["export", str(tmp_path / "config.py"), str(tmp_path / "model.pth"), "--out", str(out), "--size", "64", "96"]
+    )
+    text = capsys.readouterr()
+    assert code == 0, text.err
+    assert "(batch, 3, height, width)" in text.out and "1 x 3 x 64 x 96" in text.out and "opset 20" in text.out
+    assert [line.split(":")[0] for line in text.err.splitlines()] == ["export"] * 4, "the exporter is not quiet"
+    session = onnxruntime.InferenceSession(str(out), providers=["CPUExecutionProvider"])
+    meta = session.get_modelmeta().custom_metadata_map
+    assert meta["channel_order"] == "RGB" and json.loads(meta["classes"]) == ["ground", "red", "blue"]
+
+
+def test_model_that_keeps_the_traced_size_is_refused_and_may_be_static(tmp_path):
+    cfg = segmentor("fpn", "van")
+    cfg.model.decode_head.type = "TestFrozenHead"
+    save(cfg, tmp_path / "model.pth")
+    out = tmp_path / "model.onnx"
+    with pytest.raises(UserError, match="--static"):
+        export(cfg, tmp_path / "model.pth", out, size=(64, 96))
+    assert [file.name for file in tmp_path.iterdir()] == ["model.pth"]
+
+    report = export(cfg, tmp_path / "model.pth", out, size=(64, 96), dynamic=False, opset=18)
+    assert report.inputs == {"images": (1, 3, 64, 96)} and report.opset == 18
+    assert [check.shape for check in report.checks] == [(1, 3, 64, 96)]
+    assert report.size == out.stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(out="model.pt"), "must end in .onnx"),
+        (dict(opset=9), "--opset 9: allowed are 18 to 23"),
+        (dict(size=(16, 64)), "at least 32"),
+        (dict(image="text.txt"), "not a readable image"),
+        (dict(checkpoint="text.txt"), "not a checkpoint"),
+        (dict(checkpoint="none.pth"), "no checkpoint"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_bad_arguments_are_named(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.txt").write_text("no tensor, no picture")
+    arguments = dict(checkpoint="text.txt", out="model.onnx", size=(64, 64)) | arguments
+    with pytest.raises(UserError, match=message):
+        export(segmentor("fpn", "van"), **arguments)
+    assert [file.name for file in tmp_path.iterdir()] == ["text.txt"]
+
+
+def test_unsupported_part_is_named(tmp_path):
+    cfg = dense("gfl", "van")
+    cfg.model.test_cfg.nms.type = "soft_nms"
+    save(cfg, tmp_path / "model.pth")
+    with pytest.raises(UserError, match=r"not exported: test_cfg nms .*soft_nms"):
+        export(cfg, tmp_path / "model.pth", tmp_path / "model.onnx", size=SIZE)
+
+
+def test_missing_extra_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    code = main(["export", "config.py", "model.pth", "--out", str(tmp_path / "model.onnx")])
+    assert code == 2
+    assert "needs onnxscript: pip install 'attnzoo[onnx]'" in capsys.readouterr().err
+
+
+def _detections():
+    return dict(
+        boxes=np.array([[[0, 0, 9, 9], [5, 5, 20, 20], [0, 0, 0, 0]]], np.float32),
+        scores=np.array([[0.9, 0.8, 0]], np.float32),
+        labels=np.array([[1, 2, -1]]),
+    )
+
+
+def test_compare_takes_another_order_of_ties():
+    expected, found = _detections(), _detections()
+    expected["scores"][0, 1] = 0.9
+    found = {name: value[:, [1, 0, 2]] for name, value in expected.items()}
+    assert compare(expected, found) == ({"boxes": 0, "scores": 0, "labels": 0}, 2, [])
+
+
+@pytest.mark.parametrize(
+    ("name", "index", "value", "differs"),
+    [
+        ("boxes", (0, 1, 2), 20.5, ["boxes"]),
+        ("scores", (0, 1), 0.7, ["labels"]),
+        ("labels", (0, 1), 0, ["labels"]),
+        ("labels", (0, 1), -1, ["labels"]),
+        ("labels", (0, 2), 1, ["labels"]),
+        ("boxes", (0, 0, 0), np.nan, ["boxes"]),
+    ],
+    ids=["box", "score", "label", "lost", "extra", "nan"],
+)
+def test_compare_sees_detections_that_differ(name, index, value, differs):
+    found = _detections()
+    found[name][index] = value
+    assert compare(_detections(), found)[2] == differs
+
+
+def test_compare_sees_maps_that_differ():
+    logits = np.array([[[[3.0, 1.0]], [[1.0, 1.0]]]], np.float32)
+    expected = dict(logits=logits, labels=np.array([[[0, 0]]]))
+    tie = dict(logits=logits + np.float32(1e-6), labels=np.array([[[0, 1]]]))
+    assert compare(expected, tie)[1:] == (1, [])
+    assert compare(expected, dict(logits=logits, labels=np.array([[[1, 0]]])))[2] == ["labels"]
+    assert compare(expected, dict(logits=logits + 0.01, labels=expected["labels"]))[2] == ["logits"]
+    assert compare(expected, dict(logits=logits[..., :1], labels=expected["labels"]))[2] == ["logits"]
