@@ -1,4 +1,4 @@
-# `make demo` and `make test` work on a fresh machine with Python 3.10 or newer, pip and make.
+# `make demo` and `make test` work on a fresh machine with Python 3.11, pip and make.
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready

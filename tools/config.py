@@ -49,7 +49,7 @@ def require_mm() -> None:
 
 
 def list_configs() -> list[str]:
-    """Short names of the packaged configs, e.g. `biformer/gfl_biformer`; bases (`_base_/…`) are not listed."""
+    """Short names of the packaged configs, such as `biformer/gfl_biformer_4e_digits`, without bases (`_base_/…`)."""
     names = (path.relative_to(CONFIG_ROOT).with_suffix("") for path in CONFIG_ROOT.rglob("*.py"))
     return sorted(name.as_posix() for name in names if not any(part.startswith("_") for part in name.parts))
 

@@ -370,29 +370,22 @@ def _draw_sheet(task: Task, out: Path, data: digits.Digits, image_ids: list[int]
 
 
 def _with_boxes(image: Any, instances: list[dict[str, Any]]) -> np.ndarray:
-    """The image, enlarged, with boxes (`box`, `label`, and `score` where predicted) and their names on top of them."""
+    """The image, enlarged, with boxes (`box`, `label`, and `score` where predicted) and the names of their classes."""
     import numpy as np
-    from PIL import Image, ImageDraw, ImageFont
+    from PIL import Image
 
-    from .visualise import default_palette
+    from .visualise import default_palette, draw_instances
 
-    palette = default_palette(len(digits.CLASSES))
-    canvas = image.convert("RGB").resize((image.width * _SCALE, image.height * _SCALE), Image.Resampling.BICUBIC)
-    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=20)
-    # The detector may give a digit two classes: the one it holds more likely must lie on top.
-    for instance in sorted(instances, key=lambda instance: instance.get("score", 1.0)):
-        left, top, right, bottom = (value * _SCALE for value in instance["box"])
-        colour = palette[instance["label"]]
-        draw.rectangle((left, top, right, bottom), outline=colour, width=3)
-        score = f" {instance['score']:.2f}" if "score" in instance else ""
-        text = f"{digits.CLASSES[instance['label']]}{score}"
-        _, _, text_width, text_height = draw.textbbox((0, 0), text, font=font)
-        x = max(0, min(left, canvas.width - text_width - 6))
-        y = top - text_height - 6 if top >= text_height + 6 else bottom  # beside the digit, not on it
-        y = min(y, canvas.height - text_height - 6)
-        draw.rectangle((x, y, x + text_width + 6, y + text_height + 6), fill=colour)
-        draw.text((x + 3, y + 2), text, font=font, fill="black")
-    return np.asarray(canvas)
+    size = (image.width * _SCALE, image.height * _SCALE)
+    scores = np.array([instance["score"] for instance in instances if "score" in instance])
+    return draw_instances(
+        np.asarray(image.convert("RGB").resize(size, Image.Resampling.BICUBIC)),
+        _SCALE * np.array([instance["box"] for instance in instances]).reshape(-1, 4),
+        np.array([instance["label"] for instance in instances], int),
+        digits.CLASSES,
+        default_palette(len(digits.CLASSES)),
+        scores if len(scores) == len(instances) else None,
+    )
 
 
 def _with_map(image: Any, map_path: Path) -> np.ndarray:

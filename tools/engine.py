@@ -129,7 +129,7 @@ class ProgressHook(Hook):
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Advance, and show the loss."""
         if outputs and "loss" in outputs:
-            self._bars["train"].set_postfix(loss=f"{outputs['loss'].item():.3f}", refresh=False)
+            self._bars["train"].set_postfix(loss=f"{float(outputs['loss'].detach()):.3f}", refresh=False)
         self._bars["train"].update()
 
     def after_train(self, runner: Runner) -> None:

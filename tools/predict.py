@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 EPILOG = """\
 examples:
-  attnzoo predict biformer/gfl_biformer work/digits/epoch_6.pth photo.jpg
+  attnzoo predict biformer/gfl_biformer_4e_digits epoch_4.pth photo.jpg
   attnzoo predict my_config.py model.pth photos/ more/*.png --out-dir seen --score 0.5
 
 writes a picture for each image and predictions.json into the folder of --out-dir:

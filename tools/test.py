@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 EPILOG = """\
 examples:
-  attnzoo test biformer/gfl_biformer work/digits/epoch_6.pth
+  attnzoo test biformer/gfl_biformer_4e_digits epoch_4.pth
   attnzoo test my_config.py model.pth --out metrics.json
 """
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 EPILOG = """\
 examples:
-  attnzoo train biformer/gfl_biformer --work-dir work/digits
+  attnzoo train biformer/gfl_biformer_4e_digits
   attnzoo train my_config.py --cfg-options train_cfg.max_epochs=24 optim_wrapper.optimizer.lr=1e-4
   attnzoo train my_config.py --work-dir work/a --resume          go on from its last checkpoint
   torchrun --nproc-per-node 2 -m attnzoo.tools.train my_config.py --launcher pytorch

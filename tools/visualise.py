@@ -54,7 +54,7 @@ def draw_instances(
     masks: np.ndarray | None = None,
     opacity: float = 0.45,
 ) -> np.ndarray:
-    """Draw boxes, and masks where given, with class names and scores.
+    """Draw boxes, and masks where given, with class names and scores; the best last, so that nothing hides it.
 
     Args:
         image: (H, W, 3), uint8, RGB.
@@ -74,17 +74,20 @@ def draw_instances(
         pixels[mask] = (1 - opacity) * pixels[mask] + opacity * np.asarray(palette[label], np.float32)
     canvas = Image.fromarray(pixels.round().astype(np.uint8))
     draw, font = ImageDraw.Draw(canvas), _font(image)
-    width = max(1, round(min(image.shape[:2]) / 250))
-    for index, (box, label) in enumerate(zip(boxes, labels, strict=True)):
-        left, top, right, bottom = (float(value) for value in box)
+    width = max(1, round(min(image.shape[:2]) / 200))
+    for index in range(len(boxes)) if scores is None else np.argsort(scores, kind="stable"):
+        left, top, right, bottom = (float(value) for value in boxes[index])
+        label = labels[index]
         draw.rectangle((left, top, max(left, right), max(top, bottom)), outline=palette[label], width=width)
         text = names[label] if scores is None else f"{names[label]} {scores[index]:.2f}"
-        _text(draw, font, (left, top), text, palette[label], image.shape)
+        height = round(draw.textbbox((0, 0), text, font=font)[3]) + 3
+        # Beside the object, not on it.
+        _text(draw, font, (left, top - height if top >= height else bottom), text, palette[label], image.shape)
     return np.asarray(canvas)
 
 
 def _font(image: np.ndarray) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size=max(8, round(min(image.shape[:2]) / 40)))
+    return ImageFont.load_default(size=min(28, max(10, round(min(image.shape[:2]) / 22))))
 
 
 def _text(
@@ -97,9 +100,10 @@ def _text(
 ) -> int:
     """Write on a plate of the class's colour, inside the picture; return the plate's height in pixels."""
     _, _, right, bottom = (round(value) for value in draw.textbbox((0, 0), text, font=font))
+    right, bottom = right + 3, bottom + 3
     x = max(0, min(round(corner[0]), shape[1] - right))
     y = max(0, min(round(corner[1]), shape[0] - bottom))
     dark = sum(weight * value for weight, value in zip((0.3, 0.59, 0.11), colour, strict=True)) < 128
     draw.rectangle((x, y, x + right, y + bottom), fill=colour)
-    draw.text((x, y), text, font=font, fill="white" if dark else "black")
+    draw.text((x + 2, y), text, font=font, fill="white" if dark else "black")
     return bottom + 1
