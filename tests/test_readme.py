@@ -41,7 +41,9 @@ def test_make_commands():
     """`make test` is what runs this; `make demo` is `attnzoo demo`, which test_demo.py runs in full where slow."""
     assert commands("make") == ["make demo", "make test"]
     assert "make test" in (ROOT / ".ci" / "run").read_text()
-    plan = subprocess.run(["make", "-n", "--no-print-directory", "demo"], cwd=ROOT, capture_output=True, text=True, check=True)
+    plan = subprocess.run(
+        ["make", "-n", "--no-print-directory", "demo"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert plan.stdout.splitlines()[-1].endswith("/attnzoo demo")
 
 
