@@ -18,8 +18,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from .pickles import known_classes
 from .registry import MODELS
 
-# The name under which the published dense BiFormer code keeps them, so its checkpoints load.
-_STAGE_NORM_KEY = re.compile(r"extra_norms\.(\d+)\.(weight|bias)")
+# As the published dense BiFormer code keeps them; a family whose code has another prefix names it in its module.
+_STAGE_NORM_PREFIX = "extra_norms."
 
 
 @MODELS.register_module()
@@ -42,7 +42,9 @@ class Backbone(BaseModule):
             `group_matcher(coarse=True)` gives to each parameter. The stage norms below are never frozen.
         norm_eval: Keep batch norm in evaluation mode while training; its affine parameters still learn.
         stage_norms: `"layernorm2d"` puts a LayerNorm over channels (eps 1e-6) behind each returned level, as the
-            published dense recipes of BiFormer do; the map that goes on to the next stage is not touched.
+            published dense recipes of BiFormer do; the map that goes on to the next stage is not touched. Other recipes
+            say more: `dict(type="layernorm2d", eps=1e-5, levels=(1, 2, 3))` is LITv2's for detection; `levels` are
+            all that are returned if left out.
         drop_path_rate: Stochastic depth; the model's own default if None.
         with_cp: Recompute activations in the backward pass to save memory.
         init_cfg: None, or `dict(type="Pretrained", checkpoint=path)` to load weights in `init_weights`; see
@@ -75,7 +77,7 @@ class Backbone(BaseModule):
         out_indices: Sequence[int] = (0, 1, 2, 3),
         frozen_stages: int = -1,
         norm_eval: bool = False,
-        stage_norms: str | None = None,
+        stage_norms: str | dict | None = None,
         drop_path_rate: float | None = None,
         with_cp: bool = False,
         init_cfg: dict | None = None,
@@ -89,8 +91,6 @@ class Backbone(BaseModule):
                 f"pretrained={model_kwargs['pretrained']!r}: allowed are False and True (timm's own weights); a base "
                 "config of mmseg hands this on from its model: set model=dict(pretrained=None) and use init_cfg"
             )
-        if stage_norms not in (None, "layernorm2d"):
-            raise ValueError(f"stage_norms={stage_norms!r}: allowed are None and 'layernorm2d'")
         self.model_name = model_name
         self.model_kwargs = dict(model_kwargs, drop_path_rate=drop_path_rate)
         self.norm_eval = norm_eval
@@ -101,10 +101,8 @@ class Backbone(BaseModule):
         self.model.prune_intermediate_layers(list(self.out_indices), prune_norm=True)
         self.channels: tuple[int, ...] = tuple(levels[i]["num_chs"] for i in self.out_indices)
         self.strides: tuple[int, ...] = tuple(levels[i]["reduction"] for i in self.out_indices)
-        self.extra_norms = nn.ModuleDict()
-        if stage_norms:
-            for i, channels in zip(self.out_indices, self.channels, strict=True):
-                self.extra_norms[str(i)] = LayerNorm2d(channels, eps=1e-6)
+        eps, normed = _checked_stage_norms(stage_norms, self.out_indices)
+        self.extra_norms = nn.ModuleDict({str(i): LayerNorm2d(levels[i]["num_chs"], eps=eps) for i in normed})
         if with_cp:
             try:
                 self.model.set_grad_checkpointing(True)
@@ -162,9 +160,10 @@ class Backbone(BaseModule):
         maps = self.model.forward_intermediates(
             x, indices=list(self.out_indices), output_fmt="NCHW", intermediates_only=True
         )
-        if self.extra_norms:
-            maps = [self.extra_norms[str(i)](level) for i, level in zip(self.out_indices, maps, strict=True)]
-        return tuple(maps)
+        return tuple(
+            self.extra_norms[str(i)](level) if str(i) in self.extra_norms else level
+            for i, level in zip(self.out_indices, maps, strict=True)
+        )
 
     def init_weights(self) -> None:
         """Load the checkpoint that `init_cfg` names; timm models initialise themselves when they are made."""
@@ -190,12 +189,16 @@ class Backbone(BaseModule):
         state = _read_state_dict(Path(path))
         if any(key.startswith("backbone.") for key in state):
             state = {key.removeprefix("backbone."): v for key, v in state.items() if key.startswith("backbone.")}
-        norms = {key: state.pop(key) for key in list(state) if _STAGE_NORM_KEY.fullmatch(key)}
+        whole = _create_model(self.model_name, **{**self.model_kwargs, "pretrained": False})
+        family = sys.modules[type(whole).__module__]
+        norms = {}
+        for prefix in {_STAGE_NORM_PREFIX, getattr(family, "STAGE_NORM_PREFIX", _STAGE_NORM_PREFIX)}:
+            for key in [key for key in state if re.fullmatch(rf"{re.escape(prefix)}\d+\.(weight|bias)", key)]:
+                norms[f"extra_norms.{key.removeprefix(prefix)}"] = state.pop(key)
         if state and all(key.startswith("model.") for key in state):
             state = {key.removeprefix("model."): value for key, value in state.items()}
 
-        whole = _create_model(self.model_name, **{**self.model_kwargs, "pretrained": False})
-        translate = getattr(sys.modules[type(whole).__module__], "checkpoint_filter_fn", None)
+        translate = getattr(family, "checkpoint_filter_fn", None)
         if translate:
             state = translate(state, whole)
         kept = self.model.state_dict().keys()
@@ -266,6 +269,20 @@ def _checked_out_indices(model_name: str, out_indices: Sequence[int], num_levels
             f"so increasing indices from 0 to {num_levels - 1} are allowed"
         )
     return indices
+
+
+def _checked_stage_norms(stage_norms: str | dict | None, out_indices: tuple[int, ...]) -> tuple[float, tuple[int, ...]]:
+    """Eps of the stage norms and the levels that have one."""
+    if stage_norms is None:
+        return 0.0, ()
+    options = {"type": stage_norms} if isinstance(stage_norms, str) else dict(stage_norms)
+    kind, eps, levels = options.pop("type", None), options.pop("eps", 1e-6), options.pop("levels", out_indices)
+    if kind != "layernorm2d" or options or not set(levels) <= set(out_indices):
+        raise ValueError(
+            f"stage_norms={stage_norms!r}: allowed are None, 'layernorm2d' and dict(type='layernorm2d', eps=..., "
+            f"levels=...) with levels among {out_indices}"
+        )
+    return eps, tuple(levels)
 
 
 def _is_classifier(model: Any, key: str) -> bool:

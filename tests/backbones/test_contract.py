@@ -1,30 +1,20 @@
 """timm's model contract, over every model that attnzoo registers: a new family is tested by being registered."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import timm
 import torch
-from timm.models import FeatureInfo, get_notrace_functions, get_notrace_modules, group_parameters
+from timm.layers import DropPath
+from timm.models import get_notrace_functions, get_notrace_modules, group_parameters
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
+from zoo import one_of_a_kind, restores, shallow
 
 import attnzoo
 
 NAMES = attnzoo.list_models()
-
-
-def _smallest() -> list[str]:
-    """Of the models that consist of the same modules but for widths and depths, the smallest."""
-    kinds: dict[tuple, tuple[int, str]] = {}
-    for name in NAMES:
-        model = timm.create_model(name, device="meta", depths=(1, 1, 1, 1))
-        size = sum(p.numel() for p in model.parameters())
-        kind = tuple((key, type(module)) for key, module in model.named_modules())
-        kinds[kind] = min(kinds.get(kind, (size, name)), (size, name))
-    return [name for _, name in kinds.values()]
-
-
-ONE_OF_A_KIND = _smallest()
+ONE_OF_A_KIND = one_of_a_kind()
 
 
 @pytest.fixture(params=ONE_OF_A_KIND)
@@ -32,19 +22,20 @@ def name(request):
     return request.param
 
 
-def shallow(name: str, **kwargs) -> torch.nn.Module:
-    """One block a stage: every kind of layer, in a fraction of the time."""
-    return timm.create_model(name, depths=(1, 1, 1, 1), **kwargs)
+@pytest.fixture(params=[name for name in ONE_OF_A_KIND if not restores(name)])
+def classifier(request):
+    return request.param
 
 
 def test_every_model_builds_and_says_what_it_is():
-    assert len(NAMES) == len(set(NAMES)) >= 15
+    assert len(NAMES) == len(set(NAMES)) >= 60
     for name in NAMES:
         model = timm.create_model(name, device="meta")
         cfg = model.pretrained_cfg
         assert cfg["license"] and cfg["origin_url"].startswith("https://") and cfg["paper_ids"]
         state = model.state_dict()
-        assert f"{cfg['first_conv']}.weight" in state and f"{cfg['classifier']}.weight" in state
+        assert f"{cfg['first_conv']}.weight" in state
+        assert restores(name) or f"{cfg['classifier']}.weight" in state
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in ONE_OF_A_KIND])
@@ -53,9 +44,9 @@ def test_forward_and_backward_of_full_size(name):
     if parameters > 60e6:
         pytest.skip("as its smaller kin, and slow")
     model = timm.create_model(name, num_classes=3).train()
-    logits = model(torch.randn(2, 3, 64, 64))
-    assert logits.shape == (2, 3) and logits.isfinite().all()
-    logits.square().mean().backward()
+    out = model(torch.randn(2, 3, 64, 64) if not restores(name) else torch.rand(1, 3, 16, 16))
+    assert out.isfinite().all() and (restores(name) or out.shape == (2, 3))
+    out.square().mean().backward()
     assert all(p.grad is not None for p in model.parameters())
 
 
@@ -64,48 +55,70 @@ def test_names_filter():
     assert attnzoo.list_models("resnet*") == []
 
 
-def test_forward_head_and_classifier(name):
-    model = shallow(name).eval()
+def test_forward_head_and_classifier(classifier):
+    model = shallow(classifier).eval()
     x = torch.randn(2, 3, 224, 224)
     with torch.inference_mode():
         features = model.forward_features(x)
-        assert features.shape == (2, model.num_features, *model.pretrained_cfg["pool_size"])
         assert model.forward_head(features, pre_logits=True).shape == (2, model.head_hidden_size)
         assert model(x).shape == (2, 1000)
-        model.reset_classifier(5, "max")
+        model.reset_classifier(5, "avg")
         assert model(x).shape == (2, 5) and model.get_classifier().out_features == 5
         model.reset_classifier(0)
         assert model(x).shape == (2, model.num_features)
+    assert shallow(classifier, num_classes=7, in_chans=1)(torch.randn(2, 1, 64, 64)).shape == (2, 7)
+
+
+def test_unpooled_map(classifier):
+    model = shallow(classifier, num_classes=0).eval()
+    x = torch.randn(2, 3, 224, 224)
+    with torch.inference_mode():
+        features = model.forward_features(x)
+        if not torch.is_tensor(features) or features.dim() != 4:
+            pytest.skip("its features have class tokens")
+        assert features.shape == (2, model.num_features, *model.pretrained_cfg["pool_size"])
         model.reset_classifier(0, "")
         assert torch.equal(model(x), features)
-    assert shallow(name, num_classes=0, global_pool="", in_chans=1)(torch.randn(2, 1, 64, 64)).dim() == 4
+
+
+def test_restoration_maps_an_image_to_an_image():
+    names = [name for name in ONE_OF_A_KIND if restores(name)]
+    assert names
+    for name in names:
+        model = shallow(name).eval()
+        scale = int(name[-1])
+        with torch.inference_mode():
+            assert model(torch.rand(2, 3, 19, 33)).shape == (2, 3, 19 * scale, 33 * scale)
 
 
 @pytest.mark.parametrize("size", [(32, 32), (33, 61), (97, 130), (224, 160)])
 def test_any_size(name, size):
+    if restores(name) and size[0] > 100:
+        size = (17, 7)
     model = shallow(name, features_only=True).eval()
     with torch.inference_mode():
         maps = model(torch.randn(1, 3, *size))
     info = model.feature_info
-    assert info.reduction() == [4, 8, 16, 32] and len(maps) == 4
+    assert len(maps) == len(info.reduction())
+    if len(set(info.reduction())) > 1:
+        assert info.reduction() == [4, 8, 16, 32]
     for x, channels, stride in zip(maps, info.channels(), info.reduction(), strict=True):
         assert x.shape[:2] == (1, channels) and x.isfinite().all()
         for got, side in zip(x.shape[2:], size, strict=True):
             assert side // stride <= got <= math.ceil(side / stride)
 
 
-@pytest.mark.parametrize("out_indices", [(0,), (3,), (1, 3), (-1,)])
+@pytest.mark.parametrize("out_indices", [(0,), (-2,), (0, -1), (-1,)])
 @pytest.mark.parametrize("feature_cls", [None, "getter"])
 def test_features_of_any_stages(name, out_indices, feature_cls):
     kwargs = {"feature_cls": feature_cls} if feature_cls else {}
     model = shallow(name, features_only=True, out_indices=out_indices, **kwargs).eval()
-    full = shallow(name).eval()
-    strides = [(4, 8, 16, 32)[i] for i in out_indices]
+    levels = [shallow(name, device="meta").feature_info[i] for i in out_indices]
     with torch.inference_mode():
         maps = model(torch.randn(1, 3, 64, 96))
-    assert [x.shape[2] for x in maps] == [64 // s for s in strides]
-    assert model.feature_info.reduction() == strides
-    assert [x.shape[1] for x in maps] == [full.feature_info[i]["num_chs"] for i in out_indices]
+    assert model.feature_info.reduction() == [level["reduction"] for level in levels]
+    for x, level in zip(maps, levels, strict=True):
+        assert x.shape == (1, level["num_chs"], 64 // level["reduction"], 96 // level["reduction"])
 
 
 def test_intermediates(name):
@@ -113,16 +126,20 @@ def test_intermediates(name):
     x = torch.randn(1, 3, 64, 64)
     with torch.inference_mode():
         last, maps = model.forward_intermediates(x)
-        assert torch.equal(last, model.forward_features(x))
-        assert [m.shape[1] for m in maps] == FeatureInfo(model.feature_info, (0, 1, 2, 3)).channels()
-        normed = model.forward_intermediates(x, indices=1, norm=True, intermediates_only=True)
-        assert torch.equal(normed[0], last)
+        features = model.forward_features(x)
+        pairs = zip(last, features, strict=True) if isinstance(features, (list, tuple)) else [(last, features)]
+        assert all(torch.equal(a, b) for a, b in pairs)
+        assert [m.shape[1] for m in maps] == [level["num_chs"] for level in model.feature_info]
+        only = model.forward_intermediates(x, indices=1, intermediates_only=True)
+        assert len(only) == 1 and torch.equal(only[0], maps[-1])
         early = model.forward_intermediates(x, indices=[1], stop_early=True, intermediates_only=True)
         assert torch.equal(early[0], maps[1])
         with pytest.raises(ValueError, match="NHWC"):
             model.forward_intermediates(x, output_fmt="NHWC")
         assert model.prune_intermediate_layers([1]) == [1]
-        assert torch.equal(model(x), maps[1]) and model.num_features == maps[1].shape[1]
+        assert model.num_features == maps[1].shape[1]
+        pruned = model.forward_intermediates(x, indices=[1], intermediates_only=True)
+        assert torch.equal(pruned[0], maps[1])
 
 
 def test_every_parameter_gets_a_gradient_and_checkpointing_keeps_it(name):
@@ -132,6 +149,8 @@ def test_every_parameter_gets_a_gradient_and_checkpointing_keeps_it(name):
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = 0.0
     x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    if restores(name):
+        x = x[:1, :, :16, :16]
     grads = []
     for enable in (False, True):
         model.set_grad_checkpointing(enable)
@@ -219,15 +238,21 @@ def test_layer_groups_order_every_parameter(name):
     for coarse in (False, True):
         groups = group_parameters(model, model.group_matcher(coarse=coarse), reverse=True)
         assert set(groups) == {key for key, _ in model.named_parameters()}
-        assert groups["stem.0.weight"] == 0
-        depths = [groups[f"stages.{i}.blocks.0.norm1.weight"] for i in range(4)]
-        assert depths == sorted(set(depths)) and groups["head.fc.weight"] >= depths[-1]
+        assert groups[f"{model.pretrained_cfg['first_conv']}.weight"] == 0
+        inside = [
+            [depth for key, depth in groups.items() if key.startswith(f"{level['module']}.")]
+            for level in model.feature_info
+        ]
+        assert all(max(a) < max(b) for a, b in pairwise(filter(None, inside)))
+        if not restores(name):
+            classifier = model.pretrained_cfg["classifier"]
+            assert groups[f"{classifier}.weight"] == max(groups.values())
 
 
 def test_drop_path_reaches_the_last_block(name):
-    model = timm.create_model(name, depths=(1, 1, 2, 1), drop_path_rate=0.2)
-    assert model.stages[3].blocks[0].drop_path.drop_prob == pytest.approx(0.2)
-    assert isinstance(model.stages[0].blocks[0].drop_path, torch.nn.Identity)
+    rates = [m.drop_prob for m in shallow(name, drop_path_rate=0.2).modules() if isinstance(m, DropPath)]
+    assert rates and max(rates) == rates[-1] == pytest.approx(0.2) and min(rates) > 0
+    assert not [m for m in shallow(name).modules() if isinstance(m, DropPath)] or restores(name)
 
 
 @pytest.mark.parametrize(

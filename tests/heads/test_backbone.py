@@ -176,6 +176,8 @@ def test_with_cp_recomputes_to_the_same_gradients(kwargs):
         (dict(PVT, frozen_stages=2, out_indices=(0,)), ValueError, r"frozen_stages=2.*to 1"),
         (dict(model_name="hrnet_w18_small", frozen_stages=1), ValueError, r"frozen_stages=1.*hrnet_w18_small"),
         (dict(PVT, stage_norms="batchnorm"), ValueError, r"stage_norms='batchnorm'.*'layernorm2d'"),
+        (dict(PVT, stage_norms=dict(type="layernorm2d", levels=(4,))), ValueError, r"levels among \(0, 1, 2, 3\)"),
+        (dict(PVT, stage_norms=dict(type="layernorm2d", epsilon=1e-5)), ValueError, r"'epsilon'.*eps=\.\.\."),
         (dict(PVT, pretrained="open-mmlab://resnet50_v1c"), ValueError, r"open-mmlab.*pretrained=None"),
         (dict(PVT, init_cfg=dict(type="Kaiming")), ValueError, r"init_cfg=.*Pretrained"),
     ],
@@ -275,6 +277,17 @@ def test_published_biformer_detector_brings_its_stage_norms(tmp_path):
     backbone.load_checkpoint(tmp_path / "a.pth")
     for key, value in norms.items():
         assert torch.equal(backbone.get_parameter(key), value)
+
+
+def test_stage_norms_of_some_levels_with_their_own_eps():
+    norms = dict(type="layernorm2d", eps=1e-5, levels=(1, 3))
+    plain, normed = Backbone(**PVT).eval(), Backbone(**PVT, stage_norms=norms).eval()
+    normed.model.load_state_dict(plain.model.state_dict())
+    assert {key: norm.eps for key, norm in normed.extra_norms.items()} == {"1": 1e-5, "3": 1e-5}
+    with torch.no_grad():
+        x = torch.rand(1, 3, 64, 96)
+        for i, (a, b) in enumerate(zip(plain(x), normed(x), strict=True)):
+            assert torch.equal(a if i in (0, 2) else normed.extra_norms[str(i)](a), b)
 
 
 def test_stage_norms_come_from_the_checkpoint_or_stay_new(tmp_path):

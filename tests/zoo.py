@@ -1,0 +1,47 @@
+"""What the contract tests know of a family: how to make a small one of its models, and what kind of model it is."""
+
+import fnmatch
+import re
+
+import timm
+import torch
+
+import attnzoo
+
+# Few blocks, every kind of layer. The first pattern that fits a name counts.
+_SHALLOW = {
+    "*_deit_*": dict(depth=2),
+    "hat_*": dict(depths=(2, 1), num_heads=(6, 6)),
+    "coat_lite_*": dict(serial_depths=(1, 1, 1, 1)),
+    "coat_*": dict(serial_depths=(1, 1, 1, 1), parallel_depth=1),
+    "dinat_*": dict(depths=(2, 1, 2, 1), dilations=((1, 4), (1,), (1, 2), (1,))),
+    "*_swin_*": dict(depths=(2, 2, 2, 2)),
+    "*": dict(depths=(1, 1, 1, 1)),
+}
+
+
+def shallow_arguments(name: str) -> dict:
+    return next(kwargs for pattern, kwargs in _SHALLOW.items() if fnmatch.fnmatch(name, pattern))
+
+
+def shallow(name: str, **kwargs) -> torch.nn.Module:
+    """A block or two a stage: every kind of layer, in a fraction of the time."""
+    return timm.create_model(name, **{**shallow_arguments(name), **kwargs})
+
+
+def restores(name: str) -> bool:
+    """Whether the model maps an image to an image: it has no class logits and no stride."""
+    return timm.models.get_pretrained_cfg(name).num_classes == 0
+
+
+def one_of_a_kind() -> list[str]:
+    """Of the models of a family that are made of the same kinds of modules, the smallest; none that is part of one."""
+    kinds: dict[frozenset, tuple[int, str]] = {}
+    for name in attnzoo.list_models():
+        model = shallow(name, device="meta")
+        size = sum(p.numel() for p in model.parameters())
+        kind = frozenset(
+            (name.split("_")[0], re.sub(r"\d+", "#", key), type(module)) for key, module in model.named_modules()
+        )
+        kinds[kind] = min(kinds.get(kind, (size, name)), (size, name))
+    return [name for kind, (_, name) in kinds.items() if not any(kind < other for other in kinds)]
