@@ -2,11 +2,12 @@
 
 import timm
 
-from . import biformer, van
+from . import agent, attention_cnns, biformer, coat, hat, inline, litv2, nat, van
+from .attach import attach
 
-__all__ = ["list_models"]
+__all__ = ["attach", "list_models"]
 
-_FAMILIES = (biformer, van)
+_FAMILIES = (agent, attention_cnns, biformer, coat, hat, inline, litv2, nat, van)
 
 
 def list_models(filter: str = "") -> list[str]:

@@ -23,7 +23,7 @@ from torch import nn
 
 from ..kernels import routing_attention
 from ._checkpoint import keep_classifier, trunk_of
-from ._layers import DepthwiseConv, pad_to_multiple
+from ._layers import ChannelsLastConv, DepthwiseConv, pad_to_multiple
 from ._pyramid import PyramidBackbone, PyramidStage
 
 __all__ = ["BiFormer"]
@@ -210,7 +210,7 @@ class BiFormer(PyramidBackbone):
 
 def _conv_stem(in_chans: int, dim: int, **dd) -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv2d(in_chans, dim // 2, 3, stride=2, padding=1, **dd),
+        ChannelsLastConv(in_chans, dim // 2, 3, stride=2, padding=1, **dd),
         nn.BatchNorm2d(dim // 2, **dd),
         nn.GELU(),
         nn.Conv2d(dim // 2, dim, 3, stride=2, padding=1, **dd),
@@ -223,7 +223,7 @@ def _conv_downsample(in_dim: int, dim: int, **dd) -> nn.Sequential:
 
 
 def _patch_stem(in_chans: int, dim: int, **dd) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(in_chans, dim, 4, stride=4, **dd), nn.BatchNorm2d(dim, **dd))
+    return nn.Sequential(ChannelsLastConv(in_chans, dim, 4, stride=4, **dd), nn.BatchNorm2d(dim, **dd))
 
 
 def _merge_patches(in_dim: int, dim: int, **dd) -> nn.Sequential:

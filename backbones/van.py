@@ -17,15 +17,22 @@ from typing import Any
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import DropPath, LayerNorm2d, calculate_drop_path_rates
+from timm.layers import DropPath, LayerNorm2d, calculate_drop_path_rates, register_notrace_function
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import nn
 
 from ..kernels import large_kernel_attention
 from ._checkpoint import keep_classifier, trunk_of
+from ._layers import ChannelsLastConv, DepthwiseConv2d, PointwiseConv2d
 from ._pyramid import PyramidBackbone, PyramidStage
 
 __all__ = ["VisualAttentionNetwork"]
+
+# A leaf of FX graphs: it reads sizes.
+register_notrace_function(large_kernel_attention)
+
+
+# Maps are channels_last in memory throughout; PyTorch's GELU is only quick if their shape says so as well.
 
 
 class LargeKernelGate(nn.Module):
@@ -34,9 +41,9 @@ class LargeKernelGate(nn.Module):
     def __init__(self, dim: int, device=None, dtype=None):
         super().__init__()
         dd = {"device": device, "dtype": dtype}
-        self.local = nn.Conv2d(dim, dim, 5, padding=2, groups=dim, **dd)
-        self.dilated = nn.Conv2d(dim, dim, 7, padding=9, dilation=3, groups=dim, **dd)
-        self.pointwise = nn.Conv2d(dim, dim, 1, **dd)
+        self.local = DepthwiseConv2d(dim, 5, **dd)
+        self.dilated = DepthwiseConv2d(dim, 7, dilation=3, **dd)
+        self.pointwise = PointwiseConv2d(dim, dim, **dd)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) -> the same."""
@@ -58,15 +65,15 @@ class MultiScaleGate(nn.Module):
     def __init__(self, dim: int, device=None, dtype=None):
         super().__init__()
         dd = {"device": device, "dtype": dtype}
-        self.local = nn.Conv2d(dim, dim, 5, padding=2, groups=dim, **dd)
+        self.local = DepthwiseConv2d(dim, 5, **dd)
         self.strips = nn.ModuleList(
             nn.Sequential(
-                nn.Conv2d(dim, dim, (1, k), padding=(0, k // 2), groups=dim, **dd),
-                nn.Conv2d(dim, dim, (k, 1), padding=(k // 2, 0), groups=dim, **dd),
+                DepthwiseConv2d(dim, (1, k), **dd),
+                DepthwiseConv2d(dim, (k, 1), **dd),
             )
             for k in (7, 11, 21)
         )
-        self.pointwise = nn.Conv2d(dim, dim, 1, **dd)
+        self.pointwise = PointwiseConv2d(dim, dim, **dd)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) -> the same."""
@@ -83,14 +90,15 @@ class Attention(nn.Module):
     def __init__(self, dim: int, gate: type[nn.Module], device=None, dtype=None):
         super().__init__()
         dd = {"device": device, "dtype": dtype}
-        self.proj_in = nn.Conv2d(dim, dim, 1, **dd)
+        self.proj_in = PointwiseConv2d(dim, dim, **dd)
         self.act = nn.GELU()
         self.gate = gate(dim, **dd)
-        self.proj_out = nn.Conv2d(dim, dim, 1, **dd)
+        self.proj_out = PointwiseConv2d(dim, dim, **dd)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) -> the same."""
-        return x + self.proj_out(self.gate(self.act(self.proj_in(x))))
+        gelu = self.act(self.proj_in(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return x + self.proj_out(self.gate(gelu))
 
 
 class ConvMlp(nn.Module):
@@ -99,15 +107,16 @@ class ConvMlp(nn.Module):
     def __init__(self, dim: int, hidden_dim: int, drop: float = 0.0, device=None, dtype=None):
         super().__init__()
         dd = {"device": device, "dtype": dtype}
-        self.fc1 = nn.Conv2d(dim, hidden_dim, 1, **dd)
-        self.dwconv = nn.Conv2d(hidden_dim, hidden_dim, 3, padding=1, groups=hidden_dim, **dd)
+        self.fc1 = PointwiseConv2d(dim, hidden_dim, **dd)
+        self.dwconv = DepthwiseConv2d(hidden_dim, 3, **dd)
         self.act = nn.GELU()
         self.drop = nn.Dropout(drop)
-        self.fc2 = nn.Conv2d(hidden_dim, dim, 1, **dd)
+        self.fc2 = PointwiseConv2d(hidden_dim, dim, **dd)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) -> the same."""
-        x = self.drop(self.act(self.dwconv(self.fc1(x))))
+        x = self.act(self.dwconv(self.fc1(x)).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        x = self.drop(x)
         return self.drop(self.fc2(x))
 
 
@@ -137,13 +146,15 @@ class Block(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) -> the same."""
-        x = x + self.drop_path(self.layer_scale_1[:, None, None] * self.attn(self.norm1(x)))
-        return x + self.drop_path(self.layer_scale_2[:, None, None] * self.mlp(self.norm2(x)))
+        x = torch.addcmul(x, self.drop_path(self.attn(self.norm1(x))), self.layer_scale_1[:, None, None])
+        return torch.addcmul(x, self.drop_path(self.mlp(self.norm2(x))), self.layer_scale_2[:, None, None])
 
 
-def _patch_embed(in_chans: int, dim: int, kernel_size: int, stride: int, **dd) -> nn.Sequential:
-    conv = nn.Conv2d(in_chans, dim, kernel_size, stride=stride, padding=kernel_size // 2, **dd)
-    return nn.Sequential(conv, nn.BatchNorm2d(dim, **dd))
+def _patch_embed(in_chans: int, dim: int, kernel_size: int, stride: int, first: bool = False, **dd) -> nn.Sequential:
+    conv = ChannelsLastConv if first else nn.Conv2d
+    return nn.Sequential(
+        conv(in_chans, dim, kernel_size, stride=stride, padding=kernel_size // 2, **dd), nn.BatchNorm2d(dim, **dd)
+    )
 
 
 class VisualAttentionNetwork(PyramidBackbone):
@@ -197,10 +208,12 @@ class VisualAttentionNetwork(PyramidBackbone):
         if multi_scale:
             half = embed_dims[0] // 2
             stem = nn.Sequential(
-                *_patch_embed(in_chans, half, 3, 2, **dd), nn.GELU(), *_patch_embed(half, embed_dims[0], 3, 2, **dd)
+                *_patch_embed(in_chans, half, 3, 2, first=True, **dd),
+                nn.GELU(),
+                *_patch_embed(half, embed_dims[0], 3, 2, **dd),
             )
         else:
-            stem = _patch_embed(in_chans, embed_dims[0], 7, 4, **dd)
+            stem = _patch_embed(in_chans, embed_dims[0], 7, 4, first=True, **dd)
         stages = []
         for i, dim in enumerate(embed_dims):
             stages.append(

@@ -15,6 +15,7 @@ from timm.models import group_parameters, load_state_dict
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..backbones import attach
 from .pickles import known_classes
 from .registry import MODELS
 
@@ -45,6 +46,10 @@ class Backbone(BaseModule):
             published dense recipes of BiFormer do; the map that goes on to the next stage is not touched. Other recipes
             say more: `dict(type="layernorm2d", eps=1e-5, levels=(1, 2, 3))` is LITv2's for detection; `levels` are
             all that are returned if left out.
+        attention: Plug-in attention behind stages, e.g. `dict(type="ela", stages=(2, 3, 4))`: `type` is a name of
+            `attnzoo.backbones.modules`, `stages` are levels, counted as `out_indices` are (all stages if left out), the
+            rest goes to `attnzoo.attach`. Its parameters are never frozen, and keep their initial values when a
+            checkpoint without any is loaded.
         drop_path_rate: Stochastic depth; the model's own default if None.
         with_cp: Recompute activations in the backward pass to save memory.
         init_cfg: None, or `dict(type="Pretrained", checkpoint=path)` to load weights in `init_weights`; see
@@ -56,10 +61,11 @@ class Backbone(BaseModule):
         out_indices: Levels returned, none negative.
         channels: Channels of each returned level.
         strides: Stride in pixels of each returned level.
+        attention_keys: Names of the plug-in attention's tensors in the state dict of `model`.
 
     Raises:
-        ValueError: An unknown `model_name`, or a value of `out_indices`, `frozen_stages`, `stage_norms`, `with_cp` or
-            `init_cfg` that this model does not allow.
+        ValueError: An unknown `model_name`, or a value of `out_indices`, `frozen_stages`, `stage_norms`, `attention`,
+            `with_cp` or `init_cfg` that this model does not allow.
         TypeError: The model does not take one of `model_kwargs`.
 
     Example:
@@ -78,6 +84,7 @@ class Backbone(BaseModule):
         frozen_stages: int = -1,
         norm_eval: bool = False,
         stage_norms: str | dict | None = None,
+        attention: dict | None = None,
         drop_path_rate: float | None = None,
         with_cp: bool = False,
         init_cfg: dict | None = None,
@@ -103,6 +110,7 @@ class Backbone(BaseModule):
         self.strides: tuple[int, ...] = tuple(levels[i]["reduction"] for i in self.out_indices)
         eps, normed = _checked_stage_norms(stage_norms, self.out_indices)
         self.extra_norms = nn.ModuleDict({str(i): LayerNorm2d(levels[i]["num_chs"], eps=eps) for i in normed})
+        self.attention_keys = self._attach(attention)
         if with_cp:
             try:
                 self.model.set_grad_checkpointing(True)
@@ -112,6 +120,17 @@ class Backbone(BaseModule):
         stages = [level["module"] for level in levels[: self.out_indices[-1] + 1] if level["reduction"] >= 4]
         self._frozen_modules = self._freeze(frozen_stages, stages)
         self.train()
+
+    def _attach(self, attention: dict | None) -> set[str]:
+        """Put plug-in attention into the model; returns the names in its state dict."""
+        if attention is None:
+            return set()
+        options = dict(attention)
+        if not isinstance(options.get("type"), str) or "where" in options:
+            raise ValueError(f"attention={attention}: needs a type, and takes its places from stages")
+        before = self.model.state_dict().keys()
+        attach(self.model, options.pop("type"), where=options.pop("stages", "stages"), **options)
+        return self.model.state_dict().keys() - before
 
     def _freeze(self, frozen_stages: int, stages: list[str]) -> list[str]:
         """Take the gradient from stem and stages; returns the names of the modules that are frozen as a whole."""
@@ -131,7 +150,7 @@ class Backbone(BaseModule):
         limit = max(inside)
         if frozen_stages == 0:
             limit -= 1
-        frozen = {name for name, depth in depths.items() if depth <= limit}
+        frozen = {name for name, depth in depths.items() if depth <= limit} - self.attention_keys
         for name in frozen:
             self.model.get_parameter(name).requires_grad_(False)
         parameters = {name: [n for n in depths if n.startswith(f"{name}.")] for name, _ in self.model.named_modules()}
@@ -198,13 +217,17 @@ class Backbone(BaseModule):
         if state and all(key.startswith("model.") for key in state):
             state = {key.removeprefix("model."): value for key, value in state.items()}
 
+        attention = {key: state.pop(key) for key in self.attention_keys & state.keys()}
+        if not attention:
+            attention = {key: value for key, value in self.model.state_dict().items() if key in self.attention_keys}
+
         translate = getattr(family, "checkpoint_filter_fn", None)
         if translate:
             state = translate(state, whole)
         kept = self.model.state_dict().keys()
         cut_off = whole.state_dict().keys() - kept
         state = {key: value for key, value in state.items() if key not in cut_off and not _is_classifier(whole, key)}
-        state = {f"model.{key}": value for key, value in state.items()}
+        state = {f"model.{key}": value for key, value in {**state, **attention}.items()}
 
         if norms and not self.extra_norms:
             raise RuntimeError(f"{path}: has stage norms ({', '.join(norms)}); set stage_norms='layernorm2d'")
@@ -275,7 +298,7 @@ def _checked_stage_norms(stage_norms: str | dict | None, out_indices: tuple[int,
     """Eps of the stage norms and the levels that have one."""
     if stage_norms is None:
         return 0.0, ()
-    options = {"type": stage_norms} if isinstance(stage_norms, str) else dict(stage_norms)
+    options: dict[str, Any] = {"type": stage_norms} if isinstance(stage_norms, str) else dict(stage_norms)
     kind, eps, levels = options.pop("type", None), options.pop("eps", 1e-6), options.pop("levels", out_indices)
     if kind != "layernorm2d" or options or not set(levels) <= set(out_indices):
         raise ValueError(

@@ -16,6 +16,8 @@ _SHALLOW = {
     "coat_*": dict(serial_depths=(1, 1, 1, 1), parallel_depth=1),
     "dinat_*": dict(depths=(2, 1, 2, 1), dilations=((1, 4), (1,), (1, 2), (1,))),
     "*_swin_*": dict(depths=(2, 2, 2, 2)),
+    "resnet*": dict(layers=(1, 1, 1, 1), zero_init_last=False),
+    "mobilenetv2_*": dict(depths=(1, 1, 1, 1, 1, 1, 1)),
     "*": dict(depths=(1, 1, 1, 1)),
 }
 
@@ -41,7 +43,8 @@ def one_of_a_kind() -> list[str]:
         model = shallow(name, device="meta")
         size = sum(p.numel() for p in model.parameters())
         kind = frozenset(
-            (name.split("_")[0], re.sub(r"\d+", "#", key), type(module)) for key, module in model.named_modules()
+            (re.sub(r"\d+", "", name.split("_")[0]), re.sub(r"\d+", "#", key), type(module))
+            for key, module in model.named_modules()
         )
         kinds[kind] = min(kinds.get(kind, (size, name)), (size, name))
     return [name for kind, (_, name) in kinds.items() if not any(kind < other for other in kinds)]

@@ -7,7 +7,7 @@ import os
 import pickle
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,8 @@ def load_checkpoint(path: str | os.PathLike, map_location: Any = "cpu") -> dict[
     """Read a checkpoint; code in it is never run.
 
     Args:
-        path: A file of `torch.save` (a bare state dict, or one under `state_dict` or `model`) or of safetensors.
+        path: A file of safetensors or of `torch.save`: a bare state dict, or one under `state_dict`, `model`,
+            `params_ema` or `params`.
         map_location: As of `torch.load`.
 
     Returns:
@@ -47,7 +48,8 @@ def load_checkpoint(path: str | os.PathLike, map_location: Any = "cpu") -> dict[
         content = _read_pickle(path, map_location)
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds a {type(content).__name__}, not a checkpoint")
-    nested = next((content[key] for key in ("state_dict", "model") if isinstance(content.get(key), dict)), None)
+    places = ("state_dict", "model", "params_ema", "params")
+    nested = next((content[key] for key in places if isinstance(content.get(key), dict)), None)
     state = content if nested is None else nested
     if not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise UserError(f"{path}: holds no weights (a dict of tensors, or one under 'state_dict' or 'model')")
@@ -98,8 +100,15 @@ def _origin(meta: dict[str, Any]) -> str:
     return f"; the checkpoint was written with {', '.join(parts)}" if parts else ""
 
 
-def load_into(model: nn.Module, path: str | os.PathLike) -> dict[str, Any]:
+def load_into(
+    model: nn.Module, path: str | os.PathLike, convert: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+) -> dict[str, Any]:
     """Load a checkpoint into `model`, whose every key must be there in its shape, and nothing else.
+
+    Args:
+        model: Loaded in place.
+        path: As of `load_checkpoint`.
+        convert: Brings the weights of the file into the model's layout; its `ValueError` says why it cannot.
 
     Returns:
         What `load_checkpoint` returns.
@@ -109,6 +118,11 @@ def load_into(model: nn.Module, path: str | os.PathLike) -> dict[str, Any]:
     """
     checkpoint = load_checkpoint(path)
     state = {key.removeprefix("module."): value for key, value in checkpoint["state_dict"].items()}
+    if convert is not None:
+        try:
+            state = convert(state)
+        except ValueError as error:
+            raise UserError(f"{path}: {error}") from error
     own = model.state_dict()
     missing = [key for key in own if key not in state]
     unexpected = [key for key in state if key not in own]

@@ -20,8 +20,10 @@ COMMANDS = {
     "demo": ("demo", "train a small detector and a small segmentor on real images, in minutes"),
     "train": ("train", "train the model of a config"),
     "test": ("test", "evaluate a checkpoint on the test data of a config"),
-    "predict": ("predict", "draw and write what a checkpoint sees in images"),
+    "predict": ("predict", "draw and write what a checkpoint sees in images, or upscale them"),
     "export": ("export", "write a checkpoint as ONNX and compare it with PyTorch"),
+    "bench": ("bench", "measure time and memory of models, beside those of timm"),
+    "compare": ("compare", "train a small detector without and with each plug-in attention"),
     "card": ("card", "print or write the model cards"),
 }
 

@@ -425,12 +425,18 @@ def _results(
         "goals": goals,
         "models": reports,
         "seconds": seconds,
-        "machine": {"cpu": _cpu(), "cores": cores, "threads_per_model": threads, "python": platform.python_version()},
+        "machine": {
+            "cpu": cpu_name(),
+            "cores": cores,
+            "threads_per_model": threads,
+            "python": platform.python_version(),
+        },
         "versions": {package: version(package) for package in packages},
     }
 
 
-def _cpu() -> str:
+def cpu_name() -> str:
+    """The processor, as its maker calls it."""
     info = Path("/proc/cpuinfo")
     names = re.findall(r"^model name\s*: (.+)$", info.read_text(), re.MULTILINE) if info.is_file() else []
     return names[0] if names else platform.processor() or platform.machine()

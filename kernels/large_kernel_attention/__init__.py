@@ -1,5 +1,42 @@
 """Large-kernel attention: a depth-wise convolution chain that gates its own input."""
 
-from .reference import large_kernel_attention
+import torch
 
-__all__ = ["large_kernel_attention"]
+from .depthwise import depthwise_conv, pointwise_conv
+
+__all__ = ["depthwise_conv", "large_kernel_attention", "pointwise_conv"]
+
+
+def large_kernel_attention(
+    x: torch.Tensor,
+    local_weight: torch.Tensor,
+    local_bias: torch.Tensor | None,
+    dilated_weight: torch.Tensor,
+    dilated_bias: torch.Tensor | None,
+    pointwise_weight: torch.Tensor,
+    pointwise_bias: torch.Tensor | None,
+    dilation: int = 3,
+) -> torch.Tensor:
+    """Gates `x` by a decomposed large-kernel depth-wise convolution of itself.
+
+    `x * pointwise(dilated(local(x)))`, every convolution with stride 1 and "same" zero padding, no activation and
+    no sigmoid. A 5x5 `local` and a 7x7 `dilated` kernel of dilation 3 see 23x23 pixels.
+
+    Source: Guo et al., Visual Attention Network, https://arxiv.org/abs/2202.09741, equations 2 and 3.
+
+    Args:
+        x: (B, C, H, W), floating point; on the CPU quickest in channels_last.
+        local_weight: (C, 1, K, K), K odd.
+        local_bias: (C,) or None.
+        dilated_weight: (C, 1, L, L), L odd.
+        dilated_bias: (C,) or None.
+        pointwise_weight: (C, C, 1, 1).
+        pointwise_bias: (C,) or None.
+        dilation: of `dilated_weight`, in pixels.
+
+    Returns:
+        (B, C, H, W), dtype and memory format of `x`.
+    """
+    gate = depthwise_conv(x, local_weight, local_bias)
+    gate = depthwise_conv(gate, dilated_weight, dilated_bias, dilation)
+    return x * pointwise_conv(gate, pointwise_weight, pointwise_bias)

@@ -14,26 +14,7 @@ def large_kernel_attention(
     pointwise_bias: torch.Tensor | None,
     dilation: int = 3,
 ) -> torch.Tensor:
-    """Gates `x` by a decomposed large-kernel depth-wise convolution of itself.
-
-    `x * pointwise(dilated(local(x)))`, every convolution with stride 1 and "same" zero padding, no activation and
-    no sigmoid. A 5x5 `local` and a 7x7 `dilated` kernel of dilation 3 see 23x23 pixels.
-
-    Source: Guo et al., Visual Attention Network, https://arxiv.org/abs/2202.09741, equations 2 and 3.
-
-    Args:
-        x: (B, C, H, W), floating point.
-        local_weight: (C, 1, K, K), K odd.
-        local_bias: (C,) or None.
-        dilated_weight: (C, 1, L, L), L odd.
-        dilated_bias: (C,) or None.
-        pointwise_weight: (C, C, 1, 1).
-        pointwise_bias: (C,) or None.
-        dilation: of `dilated_weight`, in pixels.
-
-    Returns:
-        (B, C, H, W), dtype and memory format of `x`.
-    """
+    """As the public function."""
     channels = x.shape[1]
     gate = F.conv2d(x, local_weight, local_bias, padding=local_weight.shape[-1] // 2, groups=channels)
     gate = F.conv2d(

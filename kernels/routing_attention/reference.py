@@ -4,12 +4,20 @@ import torch
 import torch.nn.functional as F
 
 
-def _regions(x: torch.Tensor, rows: int, cols: int) -> torch.Tensor:
+def to_regions(x: torch.Tensor, rows: int, cols: int) -> torch.Tensor:
     """(B, H, W, C) -> (B, rows * cols, H/rows * W/cols, C), regions and tokens in raster order."""
     b, h, w, c = x.shape
     x = x.reshape(b, rows, h // rows, cols, w // cols, c).transpose(2, 3)
     # An explicit copy: `reshape` would ask whether one is needed, which binds symbolic sizes to the example's.
     return x.clone(memory_format=torch.contiguous_format).view(b, rows * cols, (h // rows) * (w // cols), c)
+
+
+def from_regions(x: torch.Tensor, regions: tuple[int, int], height: int, width: int) -> torch.Tensor:
+    """The inverse of `to_regions`."""
+    rows, cols = regions
+    b, c = x.shape[0], x.shape[3]
+    x = x.reshape(b, rows, cols, height // rows, width // cols, c).transpose(2, 3)
+    return x.clone(memory_format=torch.contiguous_format).view(b, height, width, c)
 
 
 def route(q: torch.Tensor, k: torch.Tensor, topk: int) -> torch.Tensor:
@@ -29,21 +37,6 @@ def route(q: torch.Tensor, k: torch.Tensor, topk: int) -> torch.Tensor:
     return torch.topk(scores, topk, dim=-1)[1]
 
 
-def _check(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, num_heads: int, regions: tuple[int, int], topk: int
-) -> None:
-    if q.dim() != 4 or q.shape != k.shape or q.shape != v.shape:
-        raise ValueError(f"q, k and v must be (B, H, W, C) alike, got {q.shape}, {k.shape} and {v.shape}")
-    rows, cols = regions
-    if q.shape[3] % num_heads != 0:
-        raise ValueError(f"num_heads must divide C = {q.shape[3]}, got {num_heads}")
-    if not 1 <= topk <= rows * cols:
-        raise ValueError(f"topk must be 1 to {rows * cols} for regions {(rows, cols)}, got {topk}")
-    # Sizes of a graph that is being traced must stay symbolic: a check would bind them to the example's.
-    if not torch.compiler.is_compiling() and (q.shape[1] % rows != 0 or q.shape[2] % cols != 0):
-        raise ValueError(f"H and W must be multiples of regions {regions}, got {(q.shape[1], q.shape[2])}")
-
-
 def routing_attention(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -53,30 +46,10 @@ def routing_attention(
     topk: int,
     scale: float,
 ) -> torch.Tensor:
-    """Attention of each query region over the tokens of its `topk` best key regions; routing is shared by the heads.
-
-    Source: Zhu et al., BiFormer, https://arxiv.org/abs/2303.08810, equations 3 to 7.
-
-    Args:
-        q: (B, H, W, C), floating point, any strides.
-        k: like `q`.
-        v: like `q`.
-        num_heads: divides C.
-        regions: (rows, columns) of the region grid; H must be a multiple of rows and W of columns.
-        topk: regions that a query region attends to, 1 to rows * columns.
-        scale: factor of the dot products. The published models use C ** -0.5 over all heads together.
-
-    Returns:
-        (B, H, W, C), dtype of `q`.
-
-    Raises:
-        ValueError: where H, W, C or `topk` do not fit `regions` and `num_heads`.
-    """
+    """As the public function."""
     rows, cols = regions
     b, h, w, c = q.shape
-    if not torch.jit.is_scripting():
-        _check(q, k, v, num_heads, regions, topk)
-    q, k, v = _regions(q, rows, cols), _regions(k, rows, cols), _regions(v, rows, cols)
+    q, k, v = to_regions(q, rows, cols), to_regions(k, rows, cols), to_regions(v, rows, cols)
     count, tokens = rows * cols, (h // rows) * (w // cols)
     index = route(q, k, topk)
     # One row a region, so that a gather moves whole contiguous rows and its gradient is one index_add.
@@ -91,5 +64,4 @@ def routing_attention(
         v.reshape(b * count, topk * tokens, num_heads, head_dim).transpose(1, 2),
         scale=scale,
     )
-    out = out.transpose(1, 2).reshape(b, rows, cols, h // rows, w // cols, c).transpose(2, 3)
-    return out.clone(memory_format=torch.contiguous_format).view(b, h, w, c)
+    return from_regions(out.transpose(1, 2).reshape(b, count, tokens, c), regions, h, w)

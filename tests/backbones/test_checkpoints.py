@@ -8,7 +8,19 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-CASES = [("van_b0", "van_b0"), ("mscan_t", "mscan_tiny"), ("biformer_tiny", "biformer_tiny")]
+CASES = [
+    ("van_b0", "van_b0"),
+    ("mscan_t", "mscan_tiny"),
+    ("biformer_tiny", "biformer_tiny"),
+    ("litv2_small", "litv2_small"),
+    ("coat_tiny", "coat_tiny"),
+    ("coat_lite_tiny", "coat_lite_tiny"),
+    ("agent_deit_tiny", "agent_deit_tiny"),
+    ("agent_pvt_tiny", "agent_pvt_tiny"),
+    ("agent_swin_tiny", "agent_swin_tiny"),
+    ("inline_pvt_tiny", "inline_pvt_tiny"),
+    ("dinat_mini", "dinat_mini"),
+]
 
 
 def convert(model, state_dict):

@@ -52,7 +52,7 @@ def test_forward_and_backward_of_full_size(name):
 
 def test_names_filter():
     assert attnzoo.list_models("van_*") == [f"van_b{i}" for i in range(7)]
-    assert attnzoo.list_models("resnet*") == []
+    assert attnzoo.list_models("swin_*") == []
 
 
 def test_forward_head_and_classifier(classifier):
@@ -101,7 +101,8 @@ def test_any_size(name, size):
     info = model.feature_info
     assert len(maps) == len(info.reduction())
     if len(set(info.reduction())) > 1:
-        assert info.reduction() == [4, 8, 16, 32]
+        # timm's ResNets and MobileNets have a level of stride 2 as well.
+        assert info.reduction()[-4:] == [4, 8, 16, 32]
     for x, channels, stride in zip(maps, info.channels(), info.reduction(), strict=True):
         assert x.shape[:2] == (1, channels) and x.isfinite().all()
         for got, side in zip(x.shape[2:], size, strict=True):
@@ -143,7 +144,9 @@ def test_intermediates(name):
 
 
 def test_every_parameter_gets_a_gradient_and_checkpointing_keeps_it(name):
-    model = shallow(name, num_classes=3).double()
+    # Behind the last block a class token leaves nothing for the patches' parameters to learn from.
+    pool = {"global_pool": "avg"} if "_deit_" in name else {}
+    model = shallow(name, num_classes=3, **pool).double()
     # Freshly drawn running statistics would differ between the two passes.
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
@@ -186,7 +189,9 @@ def test_batch_does_not_mix(name):
 
 
 def test_torchscript(name):
-    model = shallow(name, features_only=True, scriptable=True).eval()
+    # TorchScript cannot read what timm wraps around models whose features are no modules' outputs.
+    features = {} if restores(name) or "_deit_" in name else {"features_only": True}
+    model = shallow(name, scriptable=True, **features).eval()
     scripted = torch.jit.script(model)
     x = torch.randn(1, 3, 64, 97)
     with torch.inference_mode():
@@ -240,8 +245,8 @@ def test_layer_groups_order_every_parameter(name):
         assert set(groups) == {key for key, _ in model.named_parameters()}
         assert groups[f"{model.pretrained_cfg['first_conv']}.weight"] == 0
         inside = [
-            [depth for key, depth in groups.items() if key.startswith(f"{level['module']}.")]
-            for level in model.feature_info
+            [depth for key, depth in groups.items() if key.startswith(f"{module}.")]
+            for module in dict.fromkeys(level["module"] for level in model.feature_info)
         ]
         assert all(max(a) < max(b) for a, b in pairwise(filter(None, inside)))
         if not restores(name):
@@ -251,7 +256,9 @@ def test_layer_groups_order_every_parameter(name):
 
 def test_drop_path_reaches_the_last_block(name):
     rates = [m.drop_prob for m in shallow(name, drop_path_rate=0.2).modules() if isinstance(m, DropPath)]
-    assert rates and max(rates) == rates[-1] == pytest.approx(0.2) and min(rates) > 0
+    # timm's MobileNets divide by the number of blocks, where others divide by that of the steps between them.
+    last = 0.2 * len(rates) / (len(rates) + 1) if name.startswith("mobilenet") else 0.2
+    assert rates and max(rates) == rates[-1] == pytest.approx(last) and min(rates) > 0
     assert not [m for m in shallow(name).modules() if isinstance(m, DropPath)] or restores(name)
 
 

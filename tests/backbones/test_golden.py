@@ -29,6 +29,13 @@ def build(name: str, golden: dict, **kwargs) -> torch.nn.Module:
         ("biformer_tiny", "biformer_tiny"),
         ("biformer_tiny_256x320", "biformer_tiny"),
         ("biformer_stl", "biformer_stl"),
+        ("litv2_small", "litv2_small"),
+        ("agent_deit_tiny", "agent_deit_tiny"),
+        ("agent_pvt_tiny", "agent_pvt_tiny"),
+        ("agent_swin_tiny", "agent_swin_tiny"),
+        ("inline_pvt_tiny", "inline_pvt_tiny"),
+        ("nat_mini", "nat_mini"),
+        ("dinat_mini", "dinat_mini"),
     ],
 )
 @torch.inference_mode()
@@ -38,6 +45,10 @@ def test_equals_published_implementation(file, name):
     assert sum(p.numel() for p in model.parameters()) == golden["params"]
     last, maps = model.forward_intermediates(golden_files.image(golden))
     outputs = {f"stage{i}": x for i, x in enumerate(maps)}
+    for i, x in enumerate(maps):
+        # The fresh norms of published dense code.
+        normed = torch.nn.functional.layer_norm(x.permute(0, 2, 3, 1), (x.shape[1],), eps=1e-5)
+        outputs[f"stage{i}_normed"] = normed.permute(0, 3, 1, 2)
     if "logits" in golden["outputs"]:
         outputs["logits"] = model.forward_head(last)
     errors = {key: golden_files.error(outputs[key], want) for key, want in golden["outputs"].items()}

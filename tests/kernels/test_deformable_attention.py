@@ -85,9 +85,11 @@ def test_errors():
 
 def test_mmcv_function():
     pytest.importorskip("mmcv")
-    from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttnFunction
+    from attnzoo.heads import ops
 
-    import attnzoo.heads  # noqa: F401  (serves mmcv._ext)
+    # mmcv's operators import their compiled extension, which this serves.
+    ops.install()
+    from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttnFunction
 
     value, shapes, starts, places, weights = arguments()
     leaves = [tensor.requires_grad_() for tensor in (value, places, weights)]

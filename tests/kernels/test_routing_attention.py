@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from attnzoo.kernels import routing_attention
+from attnzoo.kernels.routing_attention import chunked, reference
 
 
 def definition(q, k, v, num_heads, regions, topk, scale):
@@ -87,3 +88,42 @@ def test_shapes_must_agree():
     q, k, v = qkv(1, 6, 6, 8)
     with pytest.raises(ValueError, match="alike"):
         routing_attention(q, k[:, :3], v, 2, (3, 3), 2, 1.0)
+
+
+@pytest.mark.parametrize("budget", [1, 2 * 4 * 24 * 8, 2**20])
+@pytest.mark.parametrize("topk", [1, 4])
+def test_memory_budget_changes_nothing(budget, topk, monkeypatch):
+    """A region at a time, chunks that do not divide the regions, all at once."""
+    monkeypatch.setattr(chunked, "_BUDGET", budget)
+    leaves = [x.contiguous().requires_grad_() for x in qkv(2, 6, 9, 8)]
+    out = routing_attention(*leaves, 2, (3, 3), topk, 0.3)
+    want = reference.routing_attention(*leaves, 2, (3, 3), topk, 0.3)
+    torch.testing.assert_close(out, want, rtol=1e-10, atol=1e-12)
+    weights = torch.randn_like(out)
+    for ours, theirs in zip(
+        torch.autograd.grad((out * weights).sum(), leaves),
+        torch.autograd.grad((want * weights).sum(), leaves),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
+def test_gradient_of_a_much_chosen_region_in_half_precision():
+    """Every region chooses the first one too: its gradient sums nine parts without rounding each sum."""
+    q, k, v = qkv(1, 12, 12, 16)
+    k[:, :4, :4] += 10 * q.mean((1, 2), keepdim=True).sign()
+    exact = [x.contiguous().to(torch.bfloat16).double().requires_grad_() for x in (q, k, v)]
+    half = [x.detach().to(torch.bfloat16).requires_grad_() for x in exact]
+    want = torch.autograd.grad(routing_attention(*exact, 2, (3, 3), 8, 0.25).sum(), exact)
+    got = torch.autograd.grad(routing_attention(*half, 2, (3, 3), 8, 0.25).sum(), half)
+    for ours, theirs in zip(got, want, strict=True):
+        assert ours.dtype == torch.bfloat16
+        torch.testing.assert_close(ours.double(), theirs, rtol=0.05, atol=0.02 * theirs.abs().max().item())
+
+
+@pytest.mark.parametrize("topk", [2, 9])
+@pytest.mark.parametrize("transform", [torch.jit.script, lambda f: torch.compile(f, backend="eager", fullgraph=True)])
+def test_transformed_operator_equals_the_eager_one(transform, topk):
+    q, k, v = qkv(2, 6, 9, 8)
+    got = transform(routing_attention)(q, k, v, 2, (3, 3), topk, 0.3)
+    torch.testing.assert_close(got, routing_attention(q, k, v, 2, (3, 3), topk, 0.3), rtol=1e-10, atol=1e-12)

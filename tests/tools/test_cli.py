@@ -30,7 +30,7 @@ def test_python_dash_m_runs_the_command_line():
     assert done.stdout.split() == list_models("van_b*")
 
 
-@pytest.mark.parametrize("name", ["list", "info", "train", "test", "predict"])
+@pytest.mark.parametrize("name", ["list", "info", "train", "test", "predict", "bench"])
 def test_help_of_a_command_has_examples(name, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main([name, "--help"])
@@ -63,7 +63,8 @@ def test_list_configs(capsys, monkeypatch, tmp_path):
 def test_info_of_every_model_of_the_zoo(name):
     facts = describe(name)
     assert {"parameters", "channels", "strides", "licence", "paper", "origin"} <= facts.keys()
-    assert facts["strides"] == "4, 8, 16, 32"
+    strides = [int(stride) for stride in facts["strides"].split(", ")]
+    assert strides[-4:] == [4, 8, 16, 32] or len(set(strides)) == 1
 
 
 def test_info_prints_the_published_accuracy(capsys):

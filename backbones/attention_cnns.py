@@ -1,0 +1,376 @@
+"""ResNets and MobileNetV2 with plug-in attention, as published; the bodies are timm's.
+
+CBAM, https://arxiv.org/abs/1807.06521, and BAM, https://arxiv.org/abs/1807.06514,
+https://github.com/Jongchan/attention-module (MIT); triplet attention, https://arxiv.org/abs/2010.03045,
+https://github.com/landskape-ai/triplet-attention (MIT); ELA, https://arxiv.org/abs/2403.01123 (no public code).
+
+Where the modules stand:
+- ResNets: behind the last batch norm of every block and before the shortcut; BAM instead between the stages, at the
+  beginning of stages 2 to 4, so that a stage's map is the one of the published `layer1` to `layer4`, before BAM.
+- MobileNetV2 with triplet attention: behind the last batch norm of every block, as published. With CBAM and ELA, for
+  which nothing is published: behind the depth-wise convolution, on the expanded channels, where the paper of coordinate
+  attention (arXiv 2103.02907) puts the modules that it compares; CBAM with a reduction of 24, which gives its 3.89 M
+  parameters, and with 8 hidden units at least.
+- ELA is ELA-B everywhere: ELA-T's 32 norm groups do not divide MobileNetV2's channels.
+
+The published ResNets pool the last map with a 7x7 window, which sees but a corner of images above 224 pixels and fails
+below; timm's pool globally, equal at 224. Weights begin as timm's ResNets do: `zero_init_last` starts the last batch
+norm of a block at zero and those of the spatial gates as well; the published code does the latter alone.
+The detectron2 layout of the triplet repository (`res2.0.conv1.norm`) is not read.
+"""
+
+import re
+from collections.abc import Callable
+from functools import partial
+from typing import Any, cast
+
+import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models._efficientnet_builder import decode_arch_def
+from timm.models.efficientnet import EfficientNet
+from timm.models.resnet import BasicBlock, Bottleneck, ResNet
+from torch import nn
+
+from ._checkpoint import keep_classifier, trunk_of
+from .attach import put_into_block
+from .modules import BAM, CBAM, ELA, TripletAttention, own_names
+
+__all__ = ["AttentionMobileNet", "AttentionResNet"]
+
+
+def _check_format(output_fmt: str) -> None:
+    if output_fmt != "NCHW":
+        raise ValueError(f"output_fmt must be 'NCHW', got {output_fmt!r}")
+
+
+class AttentionResNet(ResNet):
+    """timm's ResNet, with a module between stages where one is given.
+
+    Args:
+        *args: of timm's ResNet.
+        stage_attn: called with the channels, makes the module at the beginning of stages 2, 3 and 4; those within the
+            blocks are timm's `block_args=dict(attn_layer=...)`.
+        **kwargs: of timm's ResNet.
+    """
+
+    def __init__(self, *args: Any, stage_attn: Callable[..., nn.Module] | None = None, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        if stage_attn is not None:
+            dd = {key: kwargs.get(key) for key in ("device", "dtype")}
+            for i in (2, 3, 4):
+                blocks = getattr(self, f"layer{i}").named_children()
+                stage = nn.Sequential()
+                stage.add_module("attn", stage_attn(self.feature_info[i - 1]["num_chs"], **dd))
+                for name, block in blocks:
+                    stage.add_module(name, block)
+                setattr(self, f"layer{i}", stage)
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict:
+        """Patterns that order the parameters by depth; the module between two stages comes before the blocks."""
+        matcher = super().group_matcher(coarse)
+        if not coarse:
+            matcher["blocks"] = [(matcher["blocks"], None), (r"^layer(\d+)\.attn", (-1,))]
+        return matcher
+
+    def forward_intermediates(
+        self,
+        x: torch.Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[torch.Tensor] | tuple[torch.Tensor, list[torch.Tensor]]:
+        """timm's, with an error that names a wrong `output_fmt`."""
+        _check_format(output_fmt)
+        return super().forward_intermediates(x, indices, norm, stop_early, output_fmt, intermediates_only)
+
+
+class AttentionMobileNet(EfficientNet):
+    """MobileNetV2 with a module in every block.
+
+    Args:
+        attn_layer: called with the channels, makes a module.
+        attn_place: `"end"` behind the last batch norm, `"middle"` behind the depth-wise convolution.
+        depths: blocks of each of the seven stages.
+        **kwargs: of timm's EfficientNet.
+
+    Raises:
+        ValueError: for another `attn_place` or other than seven depths.
+    """
+
+    def __init__(
+        self,
+        attn_layer: Callable[..., nn.Module],
+        attn_place: str = "end",
+        depths: tuple[int, ...] = (1, 2, 3, 4, 3, 3, 1),
+        **kwargs: Any,
+    ):
+        if len(depths) != 7:
+            raise ValueError(f"depths={depths}: seven entries are needed, one a stage")
+        first, *rest = depths
+        stages = zip(rest, (2, 2, 2, 1, 2, 1), (24, 32, 64, 96, 160, 320), strict=True)
+        arch = [[f"ds_r{first}_k3_s1_c16"], *([f"ir_r{n}_k3_s{stride}_e6_c{dim}"] for n, stride, dim in stages)]
+        kwargs = {"act_layer": nn.ReLU6, **kwargs}
+        super().__init__(block_args=decode_arch_def(arch), **kwargs)
+        dd = {key: kwargs.get(key) for key in ("device", "dtype")}
+        for stage in self.blocks:
+            for block in cast(nn.Sequential, stage):
+                put_into_block(block, partial(attn_layer, **dd), attn_place)
+
+    def forward_intermediates(
+        self,
+        x: torch.Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+        extra_blocks: bool = False,
+    ) -> list[torch.Tensor] | tuple[torch.Tensor, list[torch.Tensor]]:
+        """timm's, with an error that names a wrong `output_fmt`."""
+        _check_format(output_fmt)
+        return super().forward_intermediates(x, indices, norm, stop_early, output_fmt, intermediates_only, extra_blocks)
+
+
+_RESNET = [(r"\.(cbam|triplet_attention)\.", ".se."), (r"^bam1\.", "layer2.attn.")]
+_RESNET += [(r"^bam2\.", "layer3.attn."), (r"^bam3\.", "layer4.attn.")]
+
+
+def _mobilenet_name(key: str, model: AttentionMobileNet) -> str:
+    """Our name of a published parameter of MobileNetV2."""
+    blocks = [f"blocks.{i}.{j}." for i, stage in enumerate(model.blocks) for j, _ in enumerate(cast(Any, stage))]
+    for pattern, new in (
+        (r"^features\.0\.0\.", "conv_stem."),
+        (r"^features\.0\.1\.", "bn1."),
+        (rf"^features\.{len(blocks) + 1}\.0\.", "conv_head."),
+        (rf"^features\.{len(blocks) + 1}\.1\.", "bn2."),
+        (r"^classifier\.1\.", "classifier."),
+    ):
+        key = re.sub(pattern, new, key)
+    found = re.match(r"features\.(\d+)\.conv\.(\d+)\.(.*)", key)
+    if found is None:
+        return key
+    number, layer, rest = int(found[1]), int(found[2]), found[3]
+    names = ["conv_dw.", "conv_pw.", "bn2.", "bn2.act."]
+    norms = ["bn1."]
+    if number > 1:
+        names = ["conv_pw.", "conv_dw.", "conv_pwl.", "bn3.", "bn3.act."]
+        norms = ["bn1.", "bn2."]
+    name = names[layer]
+    if layer < len(norms):
+        part, _, rest = rest.partition(".")
+        name = norms[layer] if part == "1" else name
+    return blocks[number - 1] + name + rest
+
+
+def checkpoint_filter_fn(state_dict: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
+    """Renames a published checkpoint (classifier or backbone of a detector) to our keys; returns ours untouched."""
+    if state_dict.keys() <= model.state_dict().keys():
+        return state_dict
+    state_dict, dense = trunk_of(state_dict)
+    if isinstance(model, AttentionMobileNet):
+        out = {_mobilenet_name(key, model): value for key, value in state_dict.items()}
+    else:
+        out = {}
+        for key, value in state_dict.items():
+            for pattern, new in _RESNET:
+                key = re.sub(pattern, new, key)
+            out[key] = value
+    out = own_names(out, model)
+    return keep_classifier(out, model, ("fc.", "classifier.", "conv_head.", "bn2.")) if dense else out
+
+
+def _create_resnet(variant: str, pretrained: bool = False, **kwargs) -> AttentionResNet:
+    return build_model_with_cfg(
+        AttentionResNet, variant, pretrained, pretrained_filter_fn=checkpoint_filter_fn, **kwargs
+    )
+
+
+def _create_mobilenet(variant: str, pretrained: bool = False, **kwargs) -> AttentionMobileNet:
+    out_indices = kwargs.pop("out_indices", (0, 1, 2, 3, 4))
+    return build_model_with_cfg(
+        AttentionMobileNet,
+        variant,
+        pretrained,
+        pretrained_filter_fn=checkpoint_filter_fn,
+        feature_cfg=dict(flatten_sequential=True, out_indices=out_indices),
+        **kwargs,
+    )
+
+
+_PAPERS = {
+    "cbam": {
+        "license": "mit",
+        "origin_url": "https://github.com/Jongchan/attention-module",
+        "paper_name": "CBAM: Convolutional Block Attention Module",
+        "paper_ids": "arXiv:1807.06521",
+    },
+    "bam": {
+        "license": "mit",
+        "origin_url": "https://github.com/Jongchan/attention-module",
+        "paper_name": "BAM: Bottleneck Attention Module",
+        "paper_ids": "arXiv:1807.06514",
+    },
+    "triplet": {
+        "license": "mit",
+        "origin_url": "https://github.com/landskape-ai/triplet-attention",
+        "paper_name": "Rotate to Attend: Convolutional Triplet Attention Module",
+        "paper_ids": "arXiv:2010.03045",
+    },
+    "ela": {
+        "license": "apache-2.0",
+        "origin_url": "https://arxiv.org/abs/2403.01123",
+        "paper_name": "ELA: Efficient Local Attention for Deep Convolutional Neural Networks",
+        "paper_ids": "arXiv:2403.01123",
+    },
+}
+
+
+def _cfg(module: str, top1: float | None = None, **kwargs) -> dict:
+    notes = () if top1 is None else (f"ImageNet-1k top-1 {top1} (authors' figure).",)
+    return {
+        "url": "",
+        "num_classes": 1000,
+        "input_size": (3, 224, 224),
+        "pool_size": (7, 7),
+        "crop_pct": 0.875,
+        "interpolation": "bilinear",
+        "mean": IMAGENET_DEFAULT_MEAN,
+        "std": IMAGENET_DEFAULT_STD,
+        "first_conv": "conv1",
+        "classifier": "fc",
+        "notes": notes,
+        **_PAPERS[module],
+        **kwargs,
+    }
+
+
+_MOBILE: dict[str, Any] = {"first_conv": "conv_stem", "classifier": "classifier"}
+
+default_cfgs = generate_default_cfgs(
+    {
+        "resnet18_cbam.in1k": _cfg("cbam"),
+        "resnet34_cbam.in1k": _cfg("cbam"),
+        "resnet50_cbam.in1k": _cfg("cbam", 77.622),
+        "resnet101_cbam.in1k": _cfg("cbam"),
+        "resnet18_triplet.in1k": _cfg("triplet", 71.09),
+        "resnet34_triplet.in1k": _cfg("triplet"),
+        "resnet50_triplet.in1k": _cfg("triplet", 77.48),
+        "resnet101_triplet.in1k": _cfg("triplet"),
+        "resnet18_ela.untrained": _cfg("ela"),
+        "resnet50_ela.untrained": _cfg("ela"),
+        "resnet101_ela.untrained": _cfg("ela"),
+        "resnet50_bam.in1k": _cfg("bam", 76.86),
+        "mobilenetv2_100_cbam.untrained": _cfg("cbam", **_MOBILE),
+        "mobilenetv2_100_triplet.in1k": _cfg("triplet", 71.99, **_MOBILE),
+        "mobilenetv2_100_ela.untrained": _cfg("ela", **_MOBILE),
+    }
+)
+
+
+@register_model
+def resnet18_cbam(pretrained: bool = False, **kwargs) -> AttentionResNet:
+    """ResNet-18 with CBAM, 11.8 M parameters."""
+    args = dict(block=BasicBlock, layers=(2, 2, 2, 2), block_args=dict(attn_layer=CBAM))
+    return _create_resnet("resnet18_cbam", pretrained, **{**args, **kwargs})
+
+
+@register_model
+def resnet34_cbam(pretrained: bool = False, **kwargs) -> AttentionResNet:
+    """ResNet-34 with CBAM, 22.0 M parameters."""
+    args = dict(block=BasicBlock, layers=(3, 4, 6, 3), block_args=dict(attn_layer=CBAM))
+    return _create_resnet("resnet34_cbam", pretrained, **{**args, **kwargs})
+
+
+@register_model
+def resnet50_cbam(pretrained: bool = False, **kwargs) -> AttentionResNet:
+    """ResNet-50 with CBAM, 28.1 M parameters."""
+    args = dict(block=Bottleneck, layers=(3, 4, 6, 3), block_args=dict(attn_layer=CBAM))
+    return _create_resnet("resnet50_cbam", pretrained, **{**args, **kwargs})
+
+
+@register_model
+def resnet101_cbam(pretrained: bool = False, **kwargs) -> AttentionResNet:
+    """ResNet-101 with CBAM, 49.3 M parameters."""
+    args = dict(block=Bottleneck, layers=(3, 4, 23, 3), block_args=dict(attn_layer=CBAM))
+    return _create_resnet("resnet101_cbam", pretrained, **{**args, **kwargs})
+
+
+@register_model
+def resnet18_triplet(pretrained: bool = False, **kwargs) -> AttentionResNet:
+    """ResNet-18 with triplet attention, 11.7 M parameters; for published weights of kernel 3 `attn_layer` says so."""
+    args = dict(block=BasicBlock, layers=(2, 2, 2, 2), block_args=dict(attn_layer=TripletAttention))
+    return _create_resnet("resnet18_triplet", pretrained, **{**args, **kwargs})
+
+
+@register_model
+def resnet34_triplet(pretrained: bool = False, **kwargs) -> AttentionResNet:
+    """ResNet-34 with triplet attention, 21.8 M parameters."""
+    args = dict(block=BasicBlock, layers=(3, 4, 6, 3), block_args=dict(attn_layer=TripletAttention))
+    return _create_resnet("resnet34_triplet", pretrained, **{**args, **kwargs})
+
+
+@register_model
+def resnet50_triplet(pretrained: bool = False, **kwargs) -> AttentionResNet:
+    """ResNet-50 with triplet attention, 25.6 M parameters; for published weights of kernel 3 `attn_layer` says so."""
+    args = dict(block=Bottleneck, layers=(3, 4, 6, 3), block_args=dict(attn_layer=TripletAttention))
+    return _create_resnet("resnet50_triplet", pretrained, **{**args, **kwargs})
+
+
+@register_model
+def resnet101_triplet(pretrained: bool = False, **kwargs) -> AttentionResNet:
+    """ResNet-101 with triplet attention, 44.6 M parameters."""
+    args = dict(block=Bottleneck, layers=(3, 4, 23, 3), block_args=dict(attn_layer=TripletAttention))
+    return _create_resnet("resnet101_triplet", pretrained, **{**args, **kwargs})
+
+
+@register_model
+def resnet18_ela(pretrained: bool = False, **kwargs) -> AttentionResNet:
+    """ResNet-18 with ELA-B, 11.7 M parameters."""
+    args = dict(block=BasicBlock, layers=(2, 2, 2, 2), block_args=dict(attn_layer=ELA))
+    return _create_resnet("resnet18_ela", pretrained, **{**args, **kwargs})
+
+
+@register_model
+def resnet50_ela(pretrained: bool = False, **kwargs) -> AttentionResNet:
+    """ResNet-50 with ELA-B, 25.7 M parameters."""
+    args = dict(block=Bottleneck, layers=(3, 4, 6, 3), block_args=dict(attn_layer=ELA))
+    return _create_resnet("resnet50_ela", pretrained, **{**args, **kwargs})
+
+
+@register_model
+def resnet101_ela(pretrained: bool = False, **kwargs) -> AttentionResNet:
+    """ResNet-101 with ELA-B, 44.8 M parameters."""
+    args = dict(block=Bottleneck, layers=(3, 4, 23, 3), block_args=dict(attn_layer=ELA))
+    return _create_resnet("resnet101_ela", pretrained, **{**args, **kwargs})
+
+
+@register_model
+def resnet50_bam(pretrained: bool = False, **kwargs) -> AttentionResNet:
+    """ResNet-50 with BAM between its stages, 25.9 M parameters."""
+    args = dict(block=Bottleneck, layers=(3, 4, 6, 3), stage_attn=BAM)
+    return _create_resnet("resnet50_bam", pretrained, **{**args, **kwargs})
+
+
+@register_model
+def mobilenetv2_100_cbam(pretrained: bool = False, **kwargs) -> AttentionMobileNet:
+    """MobileNetV2 with CBAM, 3.9 M parameters."""
+    args = dict(attn_layer=partial(CBAM, reduction=24, min_hidden=8), attn_place="middle")
+    return _create_mobilenet("mobilenetv2_100_cbam", pretrained, **{**args, **kwargs})
+
+
+@register_model
+def mobilenetv2_100_triplet(pretrained: bool = False, **kwargs) -> AttentionMobileNet:
+    """MobileNetV2 with triplet attention, 3.5 M parameters; for published weights of kernel 3 `attn_layer` says so."""
+    args = dict(attn_layer=TripletAttention, attn_place="end")
+    return _create_mobilenet("mobilenetv2_100_triplet", pretrained, **{**args, **kwargs})
+
+
+@register_model
+def mobilenetv2_100_ela(pretrained: bool = False, **kwargs) -> AttentionMobileNet:
+    """MobileNetV2 with ELA-B, 3.6 M parameters."""
+    args = dict(attn_layer=ELA, attn_place="middle")
+    return _create_mobilenet("mobilenetv2_100_ela", pretrained, **{**args, **kwargs})

@@ -1,0 +1,346 @@
+"""InLine attention on the bodies of DeiT, PVT, Swin and CSwin.
+
+Bridging the Divide: Reconsidering Softmax and Linear Attention, https://arxiv.org/abs/2412.06590,
+https://github.com/LeapLabTHU/InLine (no licence; written from the paper and from facts about the published models).
+
+Injective linear attention: queries against a head_dim x head_dim covariance of keys and values, plus a depth-wise 3x3
+convolution of the values whose kernels are made, for each image, from the mean of the normed input. Nothing of it is
+tied to the input size; the bodies say how they take any size. The repository has no dense-prediction code.
+"""
+
+import re
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from torch import nn
+
+from . import _pvt, _swin
+from ._checkpoint import fit_tables, fuse_qkv, keep_classifier, trunk_of
+from ._deit import DeiT
+
+__all__ = ["InLineDeiT", "InLinePVT", "InLineSwin"]
+
+
+class InLineAttention(nn.Module):
+    """Injective linear attention (equation 5 of the paper) with its local residual (equation 7).
+
+    The published code adds `q (K^T V) scale / n` and `(1 - scale q mean(k)) mean(v)`; both are linear in q, and means
+    of k and v are those of the input, projected: one small matrix for each head and image serves both terms.
+
+    Args:
+        dim: channels.
+        num_heads: divides `dim`.
+        grid: unused: nothing is tied to the size of the map.
+        class_token: the first token is not of the map; it takes part in all but the convolution.
+        proj_drop: dropout behind the output projection.
+        device: of the parameters.
+        dtype: of the parameters.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        grid: tuple[int, int] | None = None,
+        class_token: bool = False,
+        proj_drop: float = 0.0,
+        device=None,
+        dtype=None,
+    ):
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        self.num_heads = num_heads
+        self.class_token = class_token
+        self.scale = (dim // num_heads) ** -0.5
+        self.qkv = nn.Linear(dim, 3 * dim, **dd)
+        self.kernels = nn.Sequential(
+            nn.Conv1d(dim, dim, 1, groups=num_heads, **dd),
+            nn.GELU(),
+            nn.Conv1d(dim, 9 * dim, 1, groups=num_heads, **dd),
+        )
+        self.proj = nn.Linear(dim, dim, **dd)
+        self.proj_drop = nn.Dropout(proj_drop)
+
+    def forward(self, x: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        """(B, N, C) -> the same, N = height * width, and 1 more with a class token in front."""
+        n = x.shape[1]
+        mean = x.mean(1, keepdim=True)
+        q, k, v = self._heads(self.qkv(x))
+        _, mean_k, mean_v = self._heads(self.qkv(mean))
+        # Half of the factor before the sum over n and half behind: neither overflows in float16.
+        covariance = (k * (self.scale * n**-0.5)).transpose(2, 3) @ v * n**-0.5
+        covariance = covariance - mean_k.transpose(2, 3) * self.scale * mean_v
+        out = (q @ covariance).transpose(1, 2)
+        v, mean_v = v.transpose(1, 2).flatten(2), mean_v.transpose(1, 2).flatten(2)
+        kernels = self.kernels(mean.transpose(1, 2))
+        if self.class_token:
+            local = torch.cat((mean_v, _local(v[:, 1:], kernels, mean_v, height, width)), 1)
+        else:
+            local = _local(v, kernels, mean_v, height, width)
+        # In this order the sum has the layout of a map, not of heads.
+        out = local.unflatten(2, [self.num_heads, -1]) + out
+        return self.proj_drop(self.proj(out.flatten(2)))
+
+    def _heads(self, qkv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(B, N, 3 * C) -> three times (B, heads, N, C / heads)."""
+        q, k, v = qkv.unflatten(2, [3, self.num_heads, -1]).permute(2, 0, 3, 1, 4).unbind(0)
+        return q, k, v
+
+
+def _local(v: torch.Tensor, kernels: torch.Tensor, bias: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Depth-wise 3x3 convolution with kernels and biases of each image's own.
+
+    Args:
+        v: (B, height * width, C).
+        kernels: (B, 9 * C, 1), a channel's nine in a row.
+        bias: (B, 1, C).
+        height: of the map.
+        width: of the map.
+
+    Returns:
+        (B, height * width, C).
+    """
+    b, _, c = v.shape
+    if torch.jit.is_scripting():
+        exporting = False
+    else:
+        exporting = torch.compiler.is_exporting()
+    if exporting:
+        # A convolution of as many groups as the batch asks for has no place in an ONNX graph.
+        # Explicit copies: whether a view is contiguous depends on the batch, and asking would bind the graph to it.
+        v = v.clone(memory_format=torch.contiguous_format)
+        x = F.pad(v.unflatten(1, [height, width]), (0, 0, 1, 1, 1, 1))
+        taps = kernels.squeeze(2).unflatten(1, [c, 9]).permute(2, 0, 1)[:, :, None, None]
+        out = bias.unsqueeze(1)
+        for i in range(9):
+            out = out + x[:, i // 3 : i // 3 + height, i % 3 : i % 3 + width] * taps[i]
+        return out.clone(memory_format=torch.contiguous_format).view(b, height * width, c)
+    # Images side by side in the channels of one map, in channels_last; a view for a single image.
+    x = v.unflatten(1, [height, width]).permute(1, 2, 0, 3).flatten(2).unsqueeze(0).permute(0, 3, 1, 2)
+    x = F.conv2d(x, kernels.reshape(b * c, 1, 3, 3), bias.flatten(), padding=1, groups=b * c)
+    return x.permute(0, 2, 3, 1).squeeze(0).unflatten(2, [b, c]).permute(2, 0, 1, 3).flatten(1, 2)
+
+
+def _inline(
+    blocks: tuple[int | None, ...], stages: int, layer: Callable[..., nn.Module] = InLineAttention
+) -> Callable[[int, int], Callable[..., nn.Module] | None]:
+    """Which attention a body's block has: InLine attention in the first `blocks` of its stage, else the body's own."""
+    if len(blocks) != stages:
+        raise ValueError(f"inline_blocks must have one entry a stage, {stages}, got {len(blocks)}")
+
+    def attention(stage: int, block: int) -> Callable[..., nn.Module] | None:
+        count = blocks[stage]
+        return layer if count is None or block < count else None
+
+    return attention
+
+
+class InLineDeiT(DeiT):
+    """DeiT with InLine attention in every block.
+
+    Args:
+        kwargs: of the body.
+
+    Raises:
+        ValueError: where the body raises it.
+    """
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(attention=_inline((None,), 1), **kwargs)
+
+
+class InLinePVT(_pvt.PyramidVisionTransformer):
+    """PVT with InLine attention, twice PVT's heads.
+
+    Args:
+        depths: blocks of each stage.
+        num_heads: heads of each stage.
+        inline_blocks: of each stage the leading blocks with InLine attention, the others with spatial-reduction
+            attention; None for all.
+        kwargs: of the body.
+
+    Raises:
+        ValueError: where the body raises it, or `inline_blocks` has not one entry a stage.
+    """
+
+    def __init__(
+        self,
+        depths: tuple[int, ...] = (2, 2, 2, 2),
+        num_heads: tuple[int, ...] = (2, 4, 10, 16),
+        inline_blocks: tuple[int | None, ...] = (None, None, None, None),
+        **kwargs: Any,
+    ):
+        attention = _inline(inline_blocks, len(depths))
+        super().__init__(depths=depths, num_heads=num_heads, attention=attention, **kwargs)
+
+
+class InLineSwin(_swin.SwinTransformer):
+    """Swin with InLine attention, over the whole map and never shifted.
+
+    Args:
+        depths: blocks of each stage.
+        inline_blocks: of each stage the leading blocks with InLine attention, the others with window attention; None
+            for all.
+        kwargs: of the body.
+
+    Raises:
+        ValueError: where the body raises it, or `inline_blocks` has not one entry a stage.
+    """
+
+    def __init__(
+        self,
+        depths: tuple[int, ...] = (2, 2, 6, 2),
+        inline_blocks: tuple[int | None, ...] = (None, None, None, 0),
+        **kwargs: Any,
+    ):
+        super().__init__(depths=depths, attention=_inline(inline_blocks, len(depths)), **kwargs)
+
+
+_RENAMES: list[tuple[type[nn.Module], list[tuple[str, str]]]] = [
+    (DeiT, []),
+    (_pvt.PyramidVisionTransformer, _pvt.RENAMES),
+    (_swin.SwinTransformer, _swin.RENAMES),
+]
+
+
+def checkpoint_filter_fn(state_dict: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
+    """Renames a published checkpoint (or one of a detector or segmentor) to our keys; returns ours untouched.
+
+    Tables of another input size are resized to the model's. The published index and mask buffers are left out.
+    """
+    if any(".kernels." in key for key in state_dict):
+        return state_dict
+    state_dict, dense = trunk_of(state_dict)
+    renames = next(renames for body, renames in _RENAMES if isinstance(model, body))
+    out = {}
+    for key, value in state_dict.items():
+        if re.search(r"^norm\d\.|\.relative_position_index$|\.attn_mask$", key):
+            continue
+        for pattern, new in [*renames, (r"\.residual\.", ".kernels.")]:
+            key = re.sub(pattern, new, key)
+        out[key] = value
+    out = fit_tables(fuse_qkv(out, model), model, grids=("pos_embed", "relative_position_bias_table"))
+    return keep_classifier(out, model, ("norm.", "head.")) if dense else out
+
+
+def _create_inline(body: type[nn.Module], variant: str, pretrained: bool = False, **kwargs) -> Any:
+    if issubclass(body, DeiT):
+        # As many blocks' tokens as timm's vision transformers give.
+        features: dict[str, Any] = dict(out_indices=min(3, kwargs.get("depth", 3)), feature_cls="getter")
+    else:
+        features = dict(out_indices=(0, 1, 2, 3), flatten_sequential=True)
+    features["out_indices"] = kwargs.pop("out_indices", features["out_indices"])
+    return build_model_with_cfg(
+        body, variant, pretrained, pretrained_filter_fn=checkpoint_filter_fn, feature_cfg=features, **kwargs
+    )
+
+
+def _cfg(top1: float, **kwargs) -> dict:
+    return {
+        "num_classes": 1000,
+        "input_size": (3, 224, 224),
+        "pool_size": (7, 7),
+        "crop_pct": 0.9,
+        "interpolation": "bicubic",
+        "mean": IMAGENET_DEFAULT_MEAN,
+        "std": IMAGENET_DEFAULT_STD,
+        "first_conv": "stem.proj",
+        "classifier": "head.fc",
+        "license": "other",
+        "origin_url": "https://github.com/LeapLabTHU/InLine",
+        "paper_name": "Bridging the Divide: Reconsidering Softmax and Linear Attention",
+        "paper_ids": "arXiv:2412.06590",
+        "notes": ("The repository has no licence.", f"ImageNet-1k top-1 {top1} (authors' figure)."),
+        **kwargs,
+    }
+
+
+_deit_cfg = partial(_cfg, pool_size=None, first_conv="patch_embed.proj", classifier="head")
+_swin_cfg = partial(_cfg, first_conv="stem.0")
+
+default_cfgs = generate_default_cfgs(
+    {
+        "inline_deit_tiny.in1k": _deit_cfg(74.5),
+        "inline_deit_small.in1k": _deit_cfg(80.2, input_size=(3, 288, 288)),
+        "inline_pvt_tiny.in1k": _cfg(78.2),
+        "inline_pvt_small.in1k": _cfg(82.0),
+        "inline_pvt_medium.in1k": _cfg(83.2),
+        "inline_pvt_large.in1k": _cfg(83.6),
+        "inline_swin_tiny.in1k": _swin_cfg(82.4),
+        "inline_swin_small.in1k": _swin_cfg(83.6),
+        "inline_swin_base.in1k": _swin_cfg(84.1),
+    }
+)
+
+
+@register_model
+def inline_deit_tiny(pretrained: bool = False, **kwargs) -> InLineDeiT:
+    """InLine-DeiT-T, 6.5 M parameters."""
+    args = dict(embed_dim=192, num_heads=6)
+    return _create_inline(InLineDeiT, "inline_deit_tiny", pretrained, **{**args, **kwargs})
+
+
+@register_model
+def inline_deit_small(pretrained: bool = False, **kwargs) -> InLineDeiT:
+    """InLine-DeiT-S, 16.7 M parameters; published at 288x288."""
+    args = dict(embed_dim=320, num_heads=10, img_size=288)
+    return _create_inline(InLineDeiT, "inline_deit_small", pretrained, **{**args, **kwargs})
+
+
+@register_model
+def inline_pvt_tiny(pretrained: bool = False, **kwargs) -> InLinePVT:
+    """InLine-PVT-T, 12.0 M parameters."""
+    args = dict(depths=(2, 2, 2, 2))
+    return _create_inline(InLinePVT, "inline_pvt_tiny", pretrained, **{**args, **kwargs})
+
+
+@register_model
+def inline_pvt_small(pretrained: bool = False, **kwargs) -> InLinePVT:
+    """InLine-PVT-S, 21.6 M parameters."""
+    args = dict(depths=(3, 4, 6, 3))
+    return _create_inline(InLinePVT, "inline_pvt_small", pretrained, **{**args, **kwargs})
+
+
+@register_model
+def inline_pvt_medium(pretrained: bool = False, **kwargs) -> InLinePVT:
+    """InLine-PVT-M, 37.6 M parameters."""
+    args = dict(depths=(3, 4, 18, 3))
+    return _create_inline(InLinePVT, "inline_pvt_medium", pretrained, **{**args, **kwargs})
+
+
+@register_model
+def inline_pvt_large(pretrained: bool = False, **kwargs) -> InLinePVT:
+    """InLine-PVT-L, 51.2 M parameters."""
+    args = dict(depths=(3, 8, 27, 3))
+    return _create_inline(InLinePVT, "inline_pvt_large", pretrained, **{**args, **kwargs})
+
+
+@register_model
+def inline_swin_tiny(pretrained: bool = False, **kwargs) -> InLineSwin:
+    """InLine-Swin-T, 30 M parameters; window attention in the last stage."""
+    args = dict(depths=(2, 2, 6, 2), inline_blocks=(None, None, None, 0))
+    return _create_inline(InLineSwin, "inline_swin_tiny", pretrained, **{**args, **kwargs})
+
+
+@register_model
+def inline_swin_small(pretrained: bool = False, **kwargs) -> InLineSwin:
+    """InLine-Swin-S, 50 M parameters; window attention in the last two stages."""
+    args = dict(depths=(2, 2, 18, 2), inline_blocks=(None, None, 0, 0))
+    return _create_inline(InLineSwin, "inline_swin_small", pretrained, **{**args, **kwargs})
+
+
+@register_model
+def inline_swin_base(pretrained: bool = False, **kwargs) -> InLineSwin:
+    """InLine-Swin-B, 88 M parameters; window attention in the last stage and behind two blocks of the third."""
+    args = dict(
+        depths=(2, 2, 18, 2),
+        embed_dims=(128, 256, 512, 1024),
+        num_heads=(4, 8, 16, 32),
+        inline_blocks=(None, None, 2, 0),
+    )
+    return _create_inline(InLineSwin, "inline_swin_base", pretrained, **{**args, **kwargs})

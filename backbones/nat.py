@@ -1,0 +1,554 @@
+"""NAT, DiNAT and DiNAT_s: pyramids of sliding-window attention, plain or dilated.
+
+Neighborhood Attention Transformer, https://arxiv.org/abs/2204.07143; Dilated Neighborhood Attention Transformer,
+https://arxiv.org/abs/2209.15001; https://github.com/SHI-Labs/Neighborhood-Attention-Transformer (MIT).
+
+A map smaller than a block's window, `kernel_size * dilation`, is taken as NATTEN took it when the models were
+published (up to 0.15; later ones refuse): the normed map is zero-padded right and bottom to that size before the
+query-key-value projection, unmasked, and cropped behind the attention. DiNAT_s zero-pads images right and bottom to a
+multiple of 4, and odd maps before patch merging.
+
+The published dense recipes take the classification weights with other `dilations`, and return `LayerNorm(stage_i)`
+with eps 1e-5, `norm0` to `norm3`, while the un-normed map goes on (the mm adapter's `stage_norms`):
+- COCO, DiNAT: ((1, 28), (1, 7, 1, 14), (1, 3, 1, 5, 1, 7), (1, 3)); DiNAT_s: (1, 14) in the second stage.
+- ADE20K at 512x512, DiNAT: ((1, 16), (1, 4, 1, 8), (1, 2, 1, 3, 1, 4), (1, 2)); DiNAT_s: (1, 8) in the second stage.
+- ADE20K at 640x640, DiNAT-Large: ((1, 20), (1, 5, 1, 10), (1, 2, 1, 3, 1, 4, 1, 5, 1, 2, 1, 3, 1, 4, 1, 5, 1, 5),
+  (1, 2)); DiNAT_s-Large: (1, 10) in the second stage.
+- Mask2Former, DiNAT-Large: `kernel_size=11`, the 7x7 tables resized (which `checkpoint_filter_fn` does), and ((1, 14),
+  (1, 4, 1, 7), (1, 2, 1, 3, 1, 2, 1, 3, 1, 2, 1, 3, 1, 2, 1, 3, 1, 3), (1,)).
+"""
+
+import re
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.layers import (
+    DropPath,
+    LayerNorm2d,
+    LayerScale,
+    Mlp,
+    calculate_drop_path_rates,
+    register_notrace_function,
+)
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from torch import nn
+
+from ..kernels import neighborhood_attention
+from . import _swin
+from ._checkpoint import keep_classifier, trunk_of
+from ._layers import PatchConv, init_weights
+from ._pyramid import PyramidBackbone, PyramidStage
+
+__all__ = ["NeighborhoodAttentionTransformer"]
+
+# A leaf of FX graphs: it reads sizes.
+register_notrace_function(neighborhood_attention)
+
+
+@register_notrace_function
+def pad_to_window(x: torch.Tensor, window: int) -> torch.Tensor:
+    """Zero-pads a map (B, H, W, C) at the right and the bottom where it is smaller than `window`."""
+    if torch.jit.is_scripting():
+        exporting = False
+        pad_h, pad_w = max(window - x.shape[1], 0), max(window - x.shape[2], 0)
+    else:
+        exporting = torch.compiler.is_exporting()
+        pad_h = torch.sym_max(window - x.shape[1], 0)  # type: ignore[assignment]  # symbolic in a graph
+        pad_w = torch.sym_max(window - x.shape[2], 0)  # type: ignore[assignment]
+    # A branch on the size would bind an exported graph to the example's.
+    if exporting or pad_h > 0 or pad_w > 0:
+        x = F.pad(x, (0, 0, 0, pad_w, 0, pad_h))
+    return x
+
+
+@register_notrace_function
+def crop(x: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """The upper left `height` x `width` pixels of a map (B, H, W, C)."""
+    if torch.jit.is_scripting():
+        exporting = False
+    else:
+        exporting = torch.compiler.is_exporting()
+    # A slice that takes all of the example's map would bind an exported graph to sizes where it does.
+    if exporting:
+        x = x.index_select(1, torch.arange(height, device=x.device))
+        return x.index_select(2, torch.arange(width, device=x.device))
+    return x[:, :height, :width]
+
+
+class NeighborhoodAttention(nn.Module):
+    """Multi-head attention of each pixel to a window around itself, with a relative position bias.
+
+    Args:
+        dim: channels.
+        num_heads: divides `dim`.
+        kernel_size: side of the window, in pixels of the dilated grid; odd.
+        dilation: distance of the window's pixels. No weight depends on it.
+        proj_drop: dropout behind the output projection.
+        device: of the parameters.
+        dtype: of the parameters.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        kernel_size: int = 7,
+        dilation: int = 1,
+        proj_drop: float = 0.0,
+        device=None,
+        dtype=None,
+    ):
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        self.num_heads = num_heads
+        self.kernel_size = kernel_size
+        self.dilation = dilation
+        self.qkv = nn.Linear(dim, 3 * dim, **dd)
+        self.rpb = nn.Parameter(torch.empty(num_heads, 2 * kernel_size - 1, 2 * kernel_size - 1, **dd))
+        nn.init.trunc_normal_(self.rpb, std=0.02)
+        self.proj = nn.Linear(dim, dim, **dd)
+        self.proj_drop = nn.Dropout(proj_drop)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, H, W, C) -> the same."""
+        height, width = x.shape[1], x.shape[2]
+        q, k, v = self.qkv(pad_to_window(x, self.kernel_size * self.dilation)).chunk(3, dim=-1)
+        x = neighborhood_attention(q, k, v, self.num_heads, self.kernel_size, self.dilation, self.rpb)
+        return self.proj_drop(self.proj(crop(x, height, width)))
+
+
+class Block(nn.Module):
+    """Attention and MLP, each behind a LayerNorm, scaled per channel where `init_values` says so."""
+
+    def __init__(
+        self,
+        dim: int,
+        attn: nn.Module,
+        mlp_ratio: float,
+        proj_drop: float,
+        drop_path: float,
+        init_values: float | None,
+        device=None,
+        dtype=None,
+    ):
+        super().__init__()
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.norm1 = nn.LayerNorm(dim, **dd)
+        self.attn = attn
+        self.ls1 = nn.Identity() if init_values is None else LayerScale(dim, init_values, **dd)
+        self.norm2 = nn.LayerNorm(dim, **dd)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop=proj_drop, **dd)
+        self.ls2 = nn.Identity() if init_values is None else LayerScale(dim, init_values, **dd)
+        self.drop_path = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) -> the same."""
+        x = x.permute(0, 2, 3, 1)
+        x = x + self.drop_path(self.ls1(self.attn(self.norm1(x))))
+        x = x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
+        return x.permute(0, 3, 1, 2)
+
+
+class NeighborhoodAttentionTransformer(PyramidBackbone):
+    """NAT, or with `dilations` DiNAT, or with both these and `swin_layout` DiNAT_s.
+
+    Args:
+        in_chans: channels of the image.
+        num_classes: 0 for no classifier.
+        global_pool: pooling before the classifier, `""` for none.
+        depths: blocks of each stage.
+        embed_dims: channels of each stage.
+        num_heads: heads of each stage.
+        mlp_ratio: hidden over outer channels of the MLPs.
+        kernel_size: side of the windows, odd, 3 to 15.
+        dilations: of each stage, those of its blocks in turn, again from the start where there are more blocks. No
+            weight depends on them.
+        init_values: of the layer scale, None for none.
+        swin_layout: DiNAT_s: patch stem and patch merging, in place of overlapping convolutions.
+        drop_rate: dropout before the classifier.
+        proj_drop_rate: dropout behind the projections of attention and MLP.
+        drop_path_rate: stochastic depth of the last block, rising linearly from 0.
+        device: of the parameters.
+        dtype: of the parameters.
+
+    Raises:
+        ValueError: where the tuples differ in length, heads do not divide `embed_dims`, `kernel_size` is none of 3, 5
+            ... 15, or a stage's `dilations` are none or below 1.
+    """
+
+    def __init__(
+        self,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: str = "avg",
+        depths: tuple[int, ...] = (3, 4, 6, 5),
+        embed_dims: tuple[int, ...] = (64, 128, 256, 512),
+        num_heads: tuple[int, ...] = (2, 4, 8, 16),
+        mlp_ratio: float = 3.0,
+        kernel_size: int = 7,
+        dilations: Sequence[Sequence[int]] = ((1,), (1,), (1,), (1,)),
+        init_values: float | None = None,
+        swin_layout: bool = False,
+        drop_rate: float = 0.0,
+        proj_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        if not len(depths) == len(embed_dims) == len(num_heads) == len(dilations):
+            raise ValueError(
+                "depths, embed_dims, num_heads and dilations must have one entry a stage, "
+                f"got {len(depths)}, {len(embed_dims)}, {len(num_heads)} and {len(dilations)}"
+            )
+        for dim, heads, steps in zip(embed_dims, num_heads, dilations, strict=True):
+            if dim % heads:
+                raise ValueError(f"num_heads must divide embed_dims, got {heads} for {dim}")
+            if not steps or min(steps) < 1:
+                raise ValueError(f"dilations must be one or more numbers of at least 1 for each stage, got {steps}")
+        if kernel_size not in range(3, 16, 2):
+            raise ValueError(f"kernel_size must be odd and 3 to 15, got {kernel_size}")
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        drop_path: Any = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
+        downsample = _swin.PatchMerging if swin_layout else _conv_downsample
+        stages = []
+        for i, (dim, heads) in enumerate(zip(embed_dims, num_heads, strict=True)):
+            blocks: list[nn.Module] = []
+            for j in range(depths[i]):
+                dilation = dilations[i][j % len(dilations[i])]
+                attn = NeighborhoodAttention(dim, heads, kernel_size, dilation, proj_drop_rate, **dd)
+                blocks.append(Block(dim, attn, mlp_ratio, proj_drop_rate, drop_path[i][j], init_values, **dd))
+            stages.append(
+                PyramidStage(
+                    downsample(embed_dims[i - 1], dim, **dd) if i > 0 else nn.Identity(), blocks, nn.Identity()
+                )
+            )
+        stem = (_patch_stem if swin_layout else _conv_stem)(in_chans, embed_dims[0], **dd)
+        norm = LayerNorm2d(embed_dims[-1], eps=1e-5, **dd)
+        super().__init__(stem, stages, norm, embed_dims, num_classes, in_chans, global_pool, drop_rate, **dd)
+        self.apply(init_weights)
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """Names of the position bias tables, as in the published code."""
+        return {name for name, _ in self.named_parameters() if name.endswith(".rpb")}
+
+
+def _conv_stem(in_chans: int, dim: int, **dd) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(in_chans, dim // 2, 3, stride=2, padding=1, **dd),
+        nn.Conv2d(dim // 2, dim, 3, stride=2, padding=1, **dd),
+        LayerNorm2d(dim, eps=1e-5, **dd),
+    )
+
+
+def _conv_downsample(in_dim: int, dim: int, **dd) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(in_dim, dim, 3, stride=2, padding=1, bias=False, **dd), LayerNorm2d(dim, eps=1e-5, **dd)
+    )
+
+
+def _patch_stem(in_chans: int, dim: int, **dd) -> nn.Sequential:
+    return nn.Sequential(PatchConv(in_chans, dim, 4, **dd), LayerNorm2d(dim, eps=1e-5, **dd))
+
+
+_RENAMES = [
+    (r"^patch_embed\.proj\.(\d)\.", r"stem.\1."),
+    (r"^patch_embed\.norm\.", "stem.2."),
+    # A published downsampler ends its level, ours begins the next.
+    (r"^levels\.0\.downsample\.", "stages.1.downsample."),
+    (r"^levels\.1\.downsample\.", "stages.2.downsample."),
+    (r"^levels\.2\.downsample\.", "stages.3.downsample."),
+    (r"\.downsample\.reduction\.", ".downsample.0."),
+    (r"\.downsample\.norm\.", ".downsample.1."),
+    (r"^levels\.(\d)\.", r"stages.\1."),
+    (r"\.gamma([12])$", r".ls\1.gamma"),
+    (r"^head\.", "head.fc."),
+]
+
+
+def checkpoint_filter_fn(state_dict: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
+    """Renames a published checkpoint (classifier, detector or segmentor) to our keys; returns ours untouched.
+
+    The bias tables of another `kernel_size` are resized (bicubic, as the authors did for 11x11 windows). A detector's
+    or segmentor's `norm0` to `norm3` are the mm adapter's and left out.
+    """
+    if "stem.0.weight" in state_dict:
+        return state_dict
+    state_dict, dense = trunk_of(state_dict)
+    own = model.state_dict()
+    # The body of DiNAT_s is Swin's, names included.
+    renames = _swin.RENAMES if "patch_embed.proj.weight" in state_dict else _RENAMES
+    out = {}
+    for key, value in state_dict.items():
+        if re.match(r"norm\d\.", key):
+            continue
+        for pattern, new in renames:
+            key = re.sub(pattern, new, key)
+        if key.endswith(".rpb") and key in own and own[key].shape[1:] != value.shape[1:]:
+            value = F.interpolate(value[None].float(), own[key].shape[1:], mode="bicubic")[0].to(value.dtype)
+        out[key] = value
+    return keep_classifier(out, model, ("norm.", "head.")) if dense else out
+
+
+def _create_nat(variant: str, pretrained: bool = False, **kwargs) -> NeighborhoodAttentionTransformer:
+    out_indices = kwargs.pop("out_indices", (0, 1, 2, 3))
+    return build_model_with_cfg(
+        NeighborhoodAttentionTransformer,
+        variant,
+        pretrained,
+        pretrained_filter_fn=checkpoint_filter_fn,
+        feature_cfg=dict(flatten_sequential=True, out_indices=out_indices),
+        **kwargs,
+    )
+
+
+def _cfg(top1: float, **kwargs) -> dict:
+    return {
+        "num_classes": 1000,
+        "input_size": (3, 224, 224),
+        "pool_size": (7, 7),
+        "crop_pct": 0.875,
+        "interpolation": "bicubic",
+        "mean": IMAGENET_DEFAULT_MEAN,
+        "std": IMAGENET_DEFAULT_STD,
+        "first_conv": "stem.0",
+        "classifier": "head.fc",
+        "license": "mit",
+        "origin_url": "https://github.com/SHI-Labs/Neighborhood-Attention-Transformer",
+        "paper_name": "Neighborhood Attention Transformer",
+        "paper_ids": "arXiv:2204.07143",
+        "notes": (f"ImageNet-1k top-1 {top1} (authors' figure).",),
+        **kwargs,
+    }
+
+
+_dinat_cfg = partial(_cfg, paper_name="Dilated Neighborhood Attention Transformer", paper_ids="arXiv:2209.15001")
+_dinat_384_cfg = partial(_dinat_cfg, input_size=(3, 384, 384), pool_size=(12, 12), crop_pct=1.0)
+
+default_cfgs = generate_default_cfgs(
+    {
+        "nat_mini.in1k": _cfg(81.8),
+        "nat_tiny.in1k": _cfg(83.2),
+        "nat_small.in1k": _cfg(83.7),
+        "nat_base.in1k": _cfg(84.3),
+        "dinat_mini.in1k": _dinat_cfg(81.8),
+        "dinat_tiny.in1k": _dinat_cfg(82.7),
+        "dinat_small.in1k": _dinat_cfg(83.8),
+        "dinat_base.in1k": _dinat_cfg(84.4),
+        "dinat_large.in22k_ft_in1k": _dinat_cfg(86.6),
+        "dinat_large_384.in22k_ft_in1k": _dinat_384_cfg(87.4),
+        "dinat_large_384_11x11.in22k_ft_in1k": _dinat_384_cfg(87.5),
+        "dinat_s_tiny.in1k": _dinat_cfg(81.8),
+        "dinat_s_small.in1k": _dinat_cfg(83.5),
+        "dinat_s_base.in1k": _dinat_cfg(83.8),
+        "dinat_s_large.in22k_ft_in1k": _dinat_cfg(86.5),
+        "dinat_s_large_384.in22k_ft_in1k": _dinat_384_cfg(87.4),
+    }
+)
+
+# Window and its dilation grow to a stage's whole map: at 224x224, and at 384x384 with a window of 7.
+_DILATIONS = ((1, 8), (1, 4), (1, 2), (1,))
+_DILATIONS_384 = ((1, 13), (1, 6), (1, 3), (1,))
+
+
+@register_model
+def nat_mini(pretrained: bool = False, **kwargs) -> NeighborhoodAttentionTransformer:
+    """NAT-Mini, 20.0 M parameters."""
+    args = dict(depths=(3, 4, 6, 5), embed_dims=(64, 128, 256, 512), num_heads=(2, 4, 8, 16), mlp_ratio=3.0)
+    return _create_nat("nat_mini", pretrained, **{**args, **kwargs})
+
+
+@register_model
+def nat_tiny(pretrained: bool = False, **kwargs) -> NeighborhoodAttentionTransformer:
+    """NAT-Tiny, 27.9 M parameters."""
+    args = dict(depths=(3, 4, 18, 5), embed_dims=(64, 128, 256, 512), num_heads=(2, 4, 8, 16), mlp_ratio=3.0)
+    return _create_nat("nat_tiny", pretrained, **{**args, **kwargs})
+
+
+@register_model
+def nat_small(pretrained: bool = False, **kwargs) -> NeighborhoodAttentionTransformer:
+    """NAT-Small, 50.7 M parameters."""
+    args = dict(
+        depths=(3, 4, 18, 5), embed_dims=(96, 192, 384, 768), num_heads=(3, 6, 12, 24), mlp_ratio=2.0, init_values=1e-5
+    )
+    return _create_nat("nat_small", pretrained, **{**args, **kwargs})
+
+
+@register_model
+def nat_base(pretrained: bool = False, **kwargs) -> NeighborhoodAttentionTransformer:
+    """NAT-Base, 89.8 M parameters."""
+    args = dict(
+        depths=(3, 4, 18, 5),
+        embed_dims=(128, 256, 512, 1024),
+        num_heads=(4, 8, 16, 32),
+        mlp_ratio=2.0,
+        init_values=1e-5,
+    )
+    return _create_nat("nat_base", pretrained, **{**args, **kwargs})
+
+
+@register_model
+def dinat_mini(pretrained: bool = False, **kwargs) -> NeighborhoodAttentionTransformer:
+    """DiNAT-Mini, 20.0 M parameters."""
+    args = dict(
+        depths=(3, 4, 6, 5),
+        embed_dims=(64, 128, 256, 512),
+        num_heads=(2, 4, 8, 16),
+        mlp_ratio=3.0,
+        dilations=_DILATIONS,
+    )
+    return _create_nat("dinat_mini", pretrained, **{**args, **kwargs})
+
+
+@register_model
+def dinat_tiny(pretrained: bool = False, **kwargs) -> NeighborhoodAttentionTransformer:
+    """DiNAT-Tiny, 27.9 M parameters."""
+    args = dict(
+        depths=(3, 4, 18, 5),
+        embed_dims=(64, 128, 256, 512),
+        num_heads=(2, 4, 8, 16),
+        mlp_ratio=3.0,
+        dilations=_DILATIONS,
+    )
+    return _create_nat("dinat_tiny", pretrained, **{**args, **kwargs})
+
+
+@register_model
+def dinat_small(pretrained: bool = False, **kwargs) -> NeighborhoodAttentionTransformer:
+    """DiNAT-Small, 50.7 M parameters; no layer scale, unlike NAT-Small."""
+    args = dict(
+        depths=(3, 4, 18, 5),
+        embed_dims=(96, 192, 384, 768),
+        num_heads=(3, 6, 12, 24),
+        mlp_ratio=2.0,
+        dilations=_DILATIONS,
+    )
+    return _create_nat("dinat_small", pretrained, **{**args, **kwargs})
+
+
+@register_model
+def dinat_base(pretrained: bool = False, **kwargs) -> NeighborhoodAttentionTransformer:
+    """DiNAT-Base, 89.8 M parameters."""
+    args = dict(
+        depths=(3, 4, 18, 5),
+        embed_dims=(128, 256, 512, 1024),
+        num_heads=(4, 8, 16, 32),
+        mlp_ratio=2.0,
+        init_values=1e-5,
+        dilations=_DILATIONS,
+    )
+    return _create_nat("dinat_base", pretrained, **{**args, **kwargs})
+
+
+@register_model
+def dinat_large(pretrained: bool = False, **kwargs) -> NeighborhoodAttentionTransformer:
+    """DiNAT-Large, 200.9 M parameters; no layer scale, unlike DiNAT-Base."""
+    args = dict(
+        depths=(3, 4, 18, 5),
+        embed_dims=(192, 384, 768, 1536),
+        num_heads=(6, 12, 24, 48),
+        mlp_ratio=2.0,
+        dilations=_DILATIONS,
+    )
+    return _create_nat("dinat_large", pretrained, **{**args, **kwargs})
+
+
+@register_model
+def dinat_large_384(pretrained: bool = False, **kwargs) -> NeighborhoodAttentionTransformer:
+    """DiNAT-Large, dilated for 384x384; `dinat_large` but for that."""
+    args = dict(
+        depths=(3, 4, 18, 5),
+        embed_dims=(192, 384, 768, 1536),
+        num_heads=(6, 12, 24, 48),
+        mlp_ratio=2.0,
+        dilations=_DILATIONS_384,
+    )
+    return _create_nat("dinat_large_384", pretrained, **{**args, **kwargs})
+
+
+@register_model
+def dinat_large_384_11x11(pretrained: bool = False, **kwargs) -> NeighborhoodAttentionTransformer:
+    """DiNAT-Large with 11x11 windows for 384x384, 201.1 M parameters."""
+    args = dict(
+        depths=(3, 4, 18, 5),
+        embed_dims=(192, 384, 768, 1536),
+        num_heads=(6, 12, 24, 48),
+        mlp_ratio=2.0,
+        kernel_size=11,
+        dilations=_DILATIONS,
+    )
+    return _create_nat("dinat_large_384_11x11", pretrained, **{**args, **kwargs})
+
+
+@register_model
+def dinat_s_tiny(pretrained: bool = False, **kwargs) -> NeighborhoodAttentionTransformer:
+    """DiNAT_s-Tiny, 28.3 M parameters."""
+    args = dict(
+        depths=(2, 2, 6, 2),
+        embed_dims=(96, 192, 384, 768),
+        num_heads=(3, 6, 12, 24),
+        mlp_ratio=4.0,
+        dilations=_DILATIONS,
+        swin_layout=True,
+    )
+    return _create_nat("dinat_s_tiny", pretrained, **{**args, **kwargs})
+
+
+@register_model
+def dinat_s_small(pretrained: bool = False, **kwargs) -> NeighborhoodAttentionTransformer:
+    """DiNAT_s-Small, 49.6 M parameters."""
+    args = dict(
+        depths=(2, 2, 18, 2),
+        embed_dims=(96, 192, 384, 768),
+        num_heads=(3, 6, 12, 24),
+        mlp_ratio=4.0,
+        dilations=_DILATIONS,
+        swin_layout=True,
+    )
+    return _create_nat("dinat_s_small", pretrained, **{**args, **kwargs})
+
+
+@register_model
+def dinat_s_base(pretrained: bool = False, **kwargs) -> NeighborhoodAttentionTransformer:
+    """DiNAT_s-Base, 87.8 M parameters."""
+    args = dict(
+        depths=(2, 2, 18, 2),
+        embed_dims=(128, 256, 512, 1024),
+        num_heads=(4, 8, 16, 32),
+        mlp_ratio=4.0,
+        dilations=_DILATIONS,
+        swin_layout=True,
+    )
+    return _create_nat("dinat_s_base", pretrained, **{**args, **kwargs})
+
+
+@register_model
+def dinat_s_large(pretrained: bool = False, **kwargs) -> NeighborhoodAttentionTransformer:
+    """DiNAT_s-Large, 196.5 M parameters."""
+    args = dict(
+        depths=(2, 2, 18, 2),
+        embed_dims=(192, 384, 768, 1536),
+        num_heads=(6, 12, 24, 48),
+        mlp_ratio=4.0,
+        dilations=_DILATIONS,
+        swin_layout=True,
+    )
+    return _create_nat("dinat_s_large", pretrained, **{**args, **kwargs})
+
+
+@register_model
+def dinat_s_large_384(pretrained: bool = False, **kwargs) -> NeighborhoodAttentionTransformer:
+    """DiNAT_s-Large, dilated for 384x384; `dinat_s_large` but for that."""
+    args = dict(
+        depths=(2, 2, 18, 2),
+        embed_dims=(192, 384, 768, 1536),
+        num_heads=(6, 12, 24, 48),
+        mlp_ratio=4.0,
+        dilations=_DILATIONS_384,
+        swin_layout=True,
+    )
+    return _create_nat("dinat_s_large_384", pretrained, **{**args, **kwargs})

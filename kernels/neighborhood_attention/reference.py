@@ -1,0 +1,287 @@
+"""The definition of neighborhood attention in plain PyTorch.
+
+Along an axis, pixel i stands at position i // dilation of residue class i % dilation, and attends to `kernel_size`
+consecutive positions of its own class: those around it, or the outermost ones where it is near the border. So the
+pixels of one class are a dense map of their own, and a tile of neighbouring queries needs one block of keys that is
+little larger than the tile. Blocks are multiplied densely, keys outside of a query's window masked away, and the tiles
+away from the borders share one mask and bias.
+"""
+
+import torch
+import torch.nn.functional as F
+
+
+def _check(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    num_heads: int,
+    kernel_size: int,
+    dilation: int,
+    bias_table: torch.Tensor | None,
+) -> None:
+    if q.dim() != 4 or q.shape != k.shape or q.shape != v.shape:
+        raise ValueError(f"q, k and v must be (B, H, W, C) alike, got {q.shape}, {k.shape} and {v.shape}")
+    if num_heads < 1 or q.shape[3] % num_heads != 0:
+        raise ValueError(f"num_heads must divide C = {q.shape[3]}, got {num_heads}")
+    if not 3 <= kernel_size <= 15 or kernel_size % 2 == 0:
+        raise ValueError(f"kernel_size must be odd and 3 to 15, got {kernel_size}")
+    if dilation < 1:
+        raise ValueError(f"dilation must be at least 1, got {dilation}")
+    table_shape = (num_heads, 2 * kernel_size - 1, 2 * kernel_size - 1)
+    if bias_table is not None and tuple(bias_table.shape) != table_shape:
+        raise ValueError(f"bias_table must be {table_shape}, got {tuple(bias_table.shape)}")
+    # Sizes of a graph that is being traced must stay symbolic: a check would bind them to the example's.
+    if not torch.compiler.is_compiling() and min(q.shape[1], q.shape[2]) < kernel_size * dilation:
+        raise ValueError(
+            f"H and W must be at least kernel_size * dilation = {kernel_size * dilation}, "
+            f"got {(q.shape[1], q.shape[2])}"
+        )
+
+
+def _table_index(query: torch.Tensor, key: torch.Tensor, last: torch.Tensor, kernel_size: int) -> torch.Tensor:
+    """Rows or columns of the bias table, for queries and keys of one axis by their positions in a residue class.
+
+    Args:
+        query: int64, broadcast against `key` and `last`.
+        key: int64.
+        last: int64, the first position of the class's last window.
+        kernel_size: window.
+
+    Returns:
+        Key minus query plus `kernel_size - 1`; `2 * kernel_size - 1` for keys outside of the query's window.
+    """
+    first = torch.minimum((query - kernel_size // 2).clamp(min=0), last)
+    inside = (key >= first) & (key < first + kernel_size)
+    return torch.where(inside, key - query + kernel_size - 1, 2 * kernel_size - 1)
+
+
+def _segments(length: int, kernel_size: int) -> list[tuple[int, int, int, int, int]]:
+    """Cuts an axis into runs of equal tiles: the first tile, those away from both ends, the last.
+
+    Returns:
+        Of each run: number and size of its tiles, their first query, size and start of the first tile's keys.
+    """
+    # Small, so that few keys of a block are masked, but a block must span no more than two tiles: see `_blocks`.
+    tile, radius = kernel_size, kernel_size // 2
+    # The last tile has between `tile - radius` and `2 * tile - radius` queries.
+    count = (length + radius) // tile
+    # Shorter axes are hardly longer than a block.
+    if count < 3:
+        return [(1, length, 0, length, 0)]
+    end = (count - 1) * tile
+    return [
+        (1, tile, 0, tile + radius, 0),
+        (count - 2, tile, tile, tile + 2 * radius, tile - radius),
+        (1, length - end, end, length - end + radius, end - radius),
+    ]
+
+
+def _segment_index(
+    segment: tuple[int, int, int, int, int], length: int, kernel_size: int, like: torch.Tensor
+) -> torch.Tensor:
+    """`_table_index` of a run's tiles, (queries * keys of a tile,)."""
+    query = torch.arange(segment[1], device=like.device)[:, None] + segment[2]
+    key = torch.arange(segment[3], device=like.device) + segment[4]
+    last = torch.full_like(query, length - kernel_size)
+    return _table_index(query, key, last, kernel_size).flatten()
+
+
+def _blocks(x: torch.Tensor, dim: int, count: int, step: int, start: int, size: int) -> torch.Tensor:
+    """Replaces dimension `dim` by (count, size): blocks of at most `2 * step` positions that begin `step` apart."""
+    if count == 1:
+        return x.narrow(dim, start, size).unsqueeze(dim)
+    blocks = x.narrow(dim, start, count * step).unflatten(dim, [count, step])
+    if size > step:
+        # Not `Tensor.unfold`: the gradient of a concatenation is made of views.
+        following = x.narrow(dim, start + step, count * step).unflatten(dim, [count, step])
+        blocks = torch.cat([blocks, following.narrow(dim + 1, 0, size - step)], dim + 1)
+    return blocks
+
+
+def _tokens(
+    x: torch.Tensor, rows: tuple[int, int, int, int, int], cols: tuple[int, int, int, int, int], keys: bool
+) -> torch.Tensor:
+    """Queries or keys of two runs, (N, heads, H, W, D) -> (N * tiles, heads, pixels of a tile or block, D)."""
+    if keys:
+        x = _blocks(x, 2, rows[0], rows[1], rows[4], rows[3]).transpose(1, 2)
+        x = _blocks(x, 4, cols[0], cols[1], cols[4], cols[3])
+    else:
+        x = _blocks(x, 2, rows[0], rows[1], rows[2], rows[1]).transpose(1, 2)
+        x = _blocks(x, 4, cols[0], cols[1], cols[2], cols[1])
+    return x.permute(0, 1, 4, 2, 3, 5, 6).flatten(4, 5).flatten(0, 2)
+
+
+def _undilated(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, table: torch.Tensor, kernel_size: int, scale: float
+) -> torch.Tensor:
+    """(N, heads, H, W, D) -> (N, H, W, heads, D); `table` has -inf in its last row and column."""
+    n, heads, height, width, dim = q.shape
+    col_segments = _segments(width, kernel_size)
+    col_indices = [_segment_index(cols, width, kernel_size, q) for cols in col_segments]
+    out_rows = []
+    for rows in _segments(height, kernel_size):
+        row_table = table.index_select(1, _segment_index(rows, height, kernel_size, q))
+        out_cols = []
+        for cols, index in zip(col_segments, col_indices):  # noqa: B905, TorchScript knows no `strict`
+            bias = row_table.index_select(2, index).unflatten(2, [cols[1], cols[3]]).unflatten(1, [rows[1], rows[3]])
+            bias = bias.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+            query = _tokens(q, rows, cols, keys=False)
+            key, value = _tokens(k, rows, cols, keys=True), _tokens(v, rows, cols, keys=True)
+            if bias.requires_grad:
+                # What `scaled_dot_product_attention` would do for a bias that learns, in fewer passes.
+                scores = torch.matmul(query * scale, key.transpose(-2, -1)).add_(bias)
+                out = torch.matmul(scores.softmax(-1), value)
+            else:
+                out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias[None], scale=scale)
+            out = out.reshape(n, rows[0], cols[0], heads, rows[1], cols[1], dim).permute(0, 1, 4, 2, 5, 3, 6)
+            out_cols.append(out.flatten(3, 4).flatten(1, 2))
+        out_rows.append(torch.cat(out_cols, 2))
+    return torch.cat(out_rows, 1)
+
+
+def _classes(size: int, dilation: int) -> list[tuple[int, int, int]]:
+    """Residue classes of equal length: the first class, their number, their length."""
+    longer, length = size % dilation, size // dilation
+    if longer == 0:
+        return [(0, dilation, length)]
+    return [(0, longer, length + 1), (longer, dilation - longer, length)]
+
+
+def _tiled(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    num_heads: int,
+    kernel_size: int,
+    dilation: int,
+    table: torch.Tensor,
+    scale: float,
+) -> torch.Tensor:
+    b, height, width, c = q.shape
+    # A row and a column more, for keys that are masked.
+    table = F.pad(table, [0, 1, 0, 1], value=float("-inf"))
+    length_h, length_w = (height + dilation - 1) // dilation, (width + dilation - 1) // dilation
+    pad = (0, 0, 0, length_w * dilation - width, 0, length_h * dilation - height)
+    maps = []
+    for x in (q, k, v):
+        if pad[3] > 0 or pad[5] > 0:
+            x = F.pad(x, pad)
+        x = x.unflatten(3, [num_heads, c // num_heads])
+        x = x.unflatten(2, [length_w, dilation]).unflatten(1, [length_h, dilation])
+        maps.append(x.permute(0, 2, 4, 5, 1, 3, 6))
+    out_rows = []
+    for top, count_h, h in _classes(height, dilation):
+        out_cols = []
+        for left, count_w, w in _classes(width, dilation):
+            part = [x[:, top : top + count_h, left : left + count_w, :, :h, :w].flatten(0, 2) for x in maps]
+            out = _undilated(part[0], part[1], part[2], table, kernel_size, scale)
+            out = out.reshape(b, count_h, count_w, h, w, c).permute(0, 3, 1, 4, 2, 5)
+            # Places that the shorter classes lack lie in the padding.
+            out_cols.append(F.pad(out, (0, 0, 0, 0, 0, length_w - w, 0, 0, 0, length_h - h)))
+        out_rows.append(torch.cat(out_cols, 4))
+    out = torch.cat(out_rows, 2).flatten(3, 4).flatten(1, 2)
+    return out[:, :height, :width]
+
+
+def _window(size: int, kernel_size: int, dilation: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of each pixel of an axis: the pixels of its window, and their rows or columns in the bias table.
+
+    Returns:
+        Two int64 tensors, (size, kernel_size).
+    """
+    pixel = torch.arange(size, device=device)
+    residue, position = pixel % dilation, pixel // dilation
+    length = (size - 1 - residue) // dilation + 1
+    first = torch.minimum((position - kernel_size // 2).clamp(min=0), length - kernel_size)
+    key = first[:, None] + torch.arange(kernel_size, device=device)
+    return key * dilation + residue[:, None], key - position[:, None] + kernel_size - 1
+
+
+def _gathered(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    num_heads: int,
+    kernel_size: int,
+    dilation: int,
+    table: torch.Tensor,
+    scale: float,
+) -> torch.Tensor:
+    """`_tiled` without cuts that depend on sizes, which a graph leaves free; slower, a column of windows at a time."""
+    height, width = q.shape[1], q.shape[2]
+    rows, bias_rows = _window(height, kernel_size, dilation, q.device)
+    cols, bias_cols = _window(width, kernel_size, dilation, q.device)
+    query = (q * scale).unflatten(3, [num_heads, -1])[:, :, None]
+    # (B, H, kernel_size, W, heads, D): the rows of each window.
+    key = k.unflatten(3, [num_heads, -1]).index_select(1, rows.flatten()).unflatten(1, [height, kernel_size])
+    value = v.unflatten(3, [num_heads, -1]).index_select(1, rows.flatten()).unflatten(1, [height, kernel_size])
+    bias = table.index_select(1, bias_rows.flatten()).unflatten(1, [height, kernel_size]).permute(1, 2, 3, 0)
+    scores = torch.stack(
+        [
+            (query * key.index_select(3, cols[:, j])).sum(-1) + bias.index_select(2, bias_cols[:, j])
+            for j in range(kernel_size)
+        ]
+    )
+    weights = (scores - scores.amax((0, 3), keepdim=True)).exp()
+    weights = (weights / weights.sum((0, 3), keepdim=True))[..., None]
+    out = (weights[0] * value.index_select(3, cols[:, 0])).sum(2)
+    for j in range(1, kernel_size):
+        out = out + (weights[j] * value.index_select(3, cols[:, j])).sum(2)
+    return out.flatten(3)
+
+
+def neighborhood_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    num_heads: int,
+    kernel_size: int,
+    dilation: int = 1,
+    bias_table: torch.Tensor | None = None,
+    scale: float | None = None,
+) -> torch.Tensor:
+    """Attention of each pixel to a `kernel_size` x `kernel_size` window of pixels `dilation` apart.
+
+    Along an axis of n pixels, pixel i is number p = i // dilation of the m pixels in its residue class r =
+    i % dilation; its window is pixels (s + j) * dilation + r for j = 0 ... kernel_size - 1, where s =
+    clamp(p - kernel_size // 2, 0, m - kernel_size). At the borders the window is shifted, never padded or masked.
+
+    In a graph that is compiled or exported, indices stand for tiles: slower, but one graph serves every size.
+
+    Source: Hassani et al., Neighborhood Attention Transformer, https://arxiv.org/abs/2204.07143, equations 1 to 4;
+    dilated: Hassani and Shi, https://arxiv.org/abs/2209.15001; the rule at the borders as in NATTEN.
+
+    Args:
+        q: (B, H, W, C), floating point, any strides.
+        k: like `q`.
+        v: like `q`.
+        num_heads: divides C.
+        kernel_size: odd, 3 to 15.
+        dilation: at least 1; H and W must be at least `kernel_size * dilation`.
+        bias_table: (num_heads, 2 * kernel_size - 1, 2 * kernel_size - 1), added to the scaled dot products: row and
+            column are the key's position minus the query's in units of `dilation`, plus `kernel_size - 1`. Swin's
+            tables count the other way.
+        scale: factor of the dot products, by default (C / num_heads) ** -0.5.
+
+    Returns:
+        (B, H, W, C), dtype of `q`.
+
+    Raises:
+        ValueError: where shapes, `num_heads`, `kernel_size` or `dilation` do not fit each other.
+    """
+    if not torch.jit.is_scripting():
+        _check(q, k, v, num_heads, kernel_size, dilation, bias_table)
+    if scale is None:
+        scale = (q.shape[3] // num_heads) ** -0.5
+    if bias_table is None:
+        side = 2 * kernel_size - 1
+        bias_table = torch.zeros([1, side, side], dtype=q.dtype, device=q.device)
+    table = bias_table.to(q.dtype)
+    if torch.jit.is_scripting():
+        out = _tiled(q, k, v, num_heads, kernel_size, dilation, table, scale)
+    else:
+        # A graph of tiles is long and fits one size: what is compiled or exported serves them all.
+        attend = _gathered if torch.compiler.is_compiling() else _tiled
+        out = attend(q, k, v, num_heads, kernel_size, dilation, table, scale)
+    return out

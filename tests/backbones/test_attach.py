@@ -1,0 +1,202 @@
+"""Plug-in attention in models that exist already."""
+
+import copy
+import pickle
+
+import pytest
+import timm
+import torch
+from timm.models import group_parameters
+from torch import nn
+
+import attnzoo
+from attnzoo.backbones import modules
+from attnzoo.backbones.attach import Gated
+
+FAMILIES = {
+    "resnet18": dict(layers=(1, 1, 1, 1)),
+    "resnet50": dict(layers=(1, 1, 1, 1), channels=(16, 32, 64, 128)),
+    "regnetx_002": {},
+    "regnety_002": {},
+    "convnext_atto": dict(depths=(1, 1, 1, 1)),
+    "mobilenetv2_035": {},
+    "mobilenetv3_small_050": {},
+    "mobilenetv4_conv_small_035": {},
+    "efficientnet_b0": {},
+}
+
+
+def make(name: str, **kwargs) -> nn.Module:
+    kwargs = {**FAMILIES.get(name, {}), **kwargs}
+    model = timm.create_model(name, **kwargs).eval()
+    for part in model.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            nn.init.normal_(part.weight, 1.0, 0.1)
+        # ConvNeXt's scale of 1e-6 hides all that happens in a branch.
+        if isinstance(getattr(part, "gamma", None), nn.Parameter):
+            nn.init.ones_(part.gamma)
+    return model
+
+
+def outputs(model, x):
+    with torch.inference_mode():
+        found = model(x)
+    return found if isinstance(found, list) else [found]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("where", ["stages", "blocks"])
+@pytest.mark.parametrize("features_only", [False, True])
+def test_starts_as_the_original_function(name, where, features_only):
+    """Bit for bit, with every old weight under its old name; and the module is really there."""
+    x = torch.randn(1, 3, 65, 97)
+    model = make(name, features_only=features_only)
+    weights = copy.deepcopy(model.state_dict())
+    want = outputs(model, x)
+    assert attnzoo.attach(model, "triplet", where) is model
+    assert not model.training
+    assert all(torch.equal(a, b) for a, b in zip(outputs(model, x), want, strict=True))
+    state = model.state_dict()
+    assert all(torch.equal(state[key], value) for key, value in weights.items())
+    gates = [part for part in model.modules() if isinstance(part, Gated)]
+    assert len(gates) >= (3 if where == "stages" else 4)
+    for gate in gates:
+        nn.init.ones_(gate.weight)
+    changed = outputs(model, x)
+    assert changed[-1].shape == want[-1].shape and not torch.allclose(changed[-1], want[-1], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [name for name in modules.NAMES if name != "ela_base"])
+def test_every_module(name):
+    """`lka` begins as the identity by itself, all others behind a gate that opens in the first step."""
+    model, x = make("resnet18"), torch.randn(2, 3, 64, 64)
+    want = outputs(model, x)
+    attnzoo.attach(model, name, where=(2, 3, 4)).train()
+    for part in model.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.eval()
+    assert torch.equal(outputs(model, x)[0], want[0])
+    new = [part for part in model.modules() if isinstance(part, (Gated, modules.LKA))]
+    assert len(new) == 3 and all(isinstance(part, modules.LKA) == (name == "lka") for part in new)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(x).square().mean().backward()
+        optimizer.step()
+    for part in new:
+        for key, parameter in part.named_parameters():
+            assert parameter.grad is not None and parameter.grad.abs().max() > 0, key
+
+
+def test_bare_module_is_the_papers():
+    model = attnzoo.attach(make("resnet18"), "ela", where=4, identity=False, kernel_size=5)
+    assert isinstance(model.layer4[1], modules.ELA) and model.layer4[1].conv.kernel_size == (5,)
+    assert not [part for part in model.modules() if isinstance(part, Gated)]
+
+
+def test_blocks_by_name():
+    model = attnzoo.attach(make("resnet50"), "cbam", where=["layer[34].*"])
+    assert [isinstance(getattr(model, f"layer{i}")[0].se, Gated) for i in (1, 2, 3, 4)] == [False, False, True, True]
+    assert model.layer3[0].se.module.fc1.in_features == 256
+    convnext = attnzoo.attach(make("convnext_atto", drop_path_rate=0.1), "eca", where="stages.3.blocks.0")
+    assert [type(part).__name__ for part in convnext.stages[3].blocks[0].drop_path] == ["Gated", "DropPath"]
+
+
+def test_own_pyramids_have_stages():
+    model = timm.create_model("van_b0", depths=(1, 1, 1, 1)).eval()
+    x = torch.randn(1, 3, 64, 64)
+    want = outputs(model, x)
+    attnzoo.attach(model, "cbam", where=(1, 3))
+    assert torch.equal(outputs(model, x)[0], want[0])
+    assert isinstance(model.stages[3].blocks[1].module, modules.CBAM)
+
+
+def test_modes_device_and_dtype_follow_the_model():
+    model = timm.create_model("resnet18", layers=(1, 1, 1, 1), dtype=torch.bfloat16, in_chans=1)
+    model.layer1.eval()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    attnzoo.attach(model, "das", where=(1, 2))
+    assert model.training and not model.layer1[0].training and model.layer2[1].training
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    # The image of zeros leaves no trace in the running statistics.
+    assert all(torch.equal(model.state_dict()[key], value) for key, value in before.items())
+    assert not [part for part in model.modules() if part._forward_hooks]
+    meta = attnzoo.attach(timm.create_model("resnet18", device="meta"), "ela", where="blocks")
+    assert all(p.is_meta for p in meta.parameters())
+
+
+@pytest.mark.parametrize("name", ["resnet18", "regnetx_002", "convnext_atto", "mobilenetv2_035"])
+def test_training_tools_know_the_modules(name):
+    """Layer-wise decay sees a stage's module as its last block; recomputation gives the same gradients."""
+    model = attnzoo.attach(make(name), "pkcam", identity=False)
+    groups = group_parameters(model, model.group_matcher(), reverse=True)
+    new = {f"{key}." for key, part in model.named_modules() if isinstance(part, modules.Remembering)}
+    for prefix in new:
+        stage = prefix.rsplit(".", 2)[0]
+        inside = {key: depth for key, depth in groups.items() if key.startswith(f"{stage}.")}
+        own = {depth for key, depth in inside.items() if key.startswith(prefix)}
+        assert own == {max(inside.values())}
+    x, grads = torch.randn(2, 3, 64, 64), []
+    for enable in (False, True):
+        model.set_grad_checkpointing(enable)
+        model.zero_grad()
+        model.double()(x.double()).square().mean().backward()
+        grads.append([p.grad.clone() for p in model.parameters()])
+    assert all(torch.allclose(a, b, rtol=1e-9, atol=1e-12) for a, b in zip(*grads, strict=True))
+
+
+def test_pkcam_links_the_stages():
+    model = attnzoo.attach(make("resnet18"), "pkcam", where=(2, 3, 4), identity=False)
+    rows = [part for part in model.modules() if isinstance(part, modules.Remembering)]
+    assert [part.module.previous for part in rows] == [0, 1, 2]
+    x = torch.randn(1, 3, 64, 64)
+    want = outputs(model, x)[0]
+    twin = copy.deepcopy(model)
+    assert torch.equal(outputs(twin, x)[0], want)
+    assert torch.equal(outputs(pickle.loads(pickle.dumps(model)), x)[0], want)
+    twins = [part for part in twin.modules() if isinstance(part, modules.Remembering)]
+    assert twins[0].row is twins[2].row and twins[0].row is not rows[0].row
+    model(x).sum().backward()
+    copy.deepcopy(model)  # with a descriptor of a training pass in the row
+
+
+def test_compiles_and_exports():
+    model = attnzoo.attach(make("resnet18", features_only=True), "ela", where=(2, 3, 4), identity=False).eval()
+    free = {0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
+    with torch.fx.experimental._config.patch(backed_size_oblivious=True):
+        program = torch.export.export(model, (torch.randn(2, 3, 64, 96),), dynamic_shapes=(free,), strict=False)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    x = torch.randn(1, 3, 97, 65)
+    for found in (program.module()(x), compiled(x), torch.jit.script(model)(x)):
+        assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in zip(found, outputs(model, x), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "where", "message"),
+    [
+        ("resnet18", "elaa", "stages", r"'elaa'.*did you mean ela"),
+        ("resnet18", "ela", 5, r"levels 0 to 4"),
+        ("resnet18", "ela", (), r"levels 0 to 4"),
+        ("resnet18", "ela", 0, r"level 0 of ResNet \(act1\) is no row of blocks"),
+        ("resnet18", "ela", "layer9.*", r"'layer9\.\*'.*blocks are layer1\.0 to layer4\.0"),
+        ("resnet18", "pkcam", "blocks", r"'pkcam' links stages"),
+        ("seresnet18", "ela", "blocks", r"layer1\.0: the place is taken, se is a SEModule"),
+        ("convnext_atto", "ela_tiny", "stages", r"channels=40: a multiple of num_groups=32"),
+        ("vit_tiny_patch16_224", "ela", "stages", r"no stages that are a row of blocks"),
+        ("vit_tiny_patch16_224", "ela", "blocks", r"VisionTransformer has no blocks with a place"),
+        ("swin_tiny_patch4_window7_224", "ela", (1,), r"give \(1, 28, 28, 192\) at level 1, not a map"),
+        ("pvt_v2_b0", "ela", (1,), r"no row of blocks"),
+    ],
+)
+def test_refuses_where_there_is_no_place(name, module, where, message):
+    model = timm.create_model(name, **FAMILIES.get(name, {}))
+    keys = list(model.state_dict())
+    with pytest.raises(ValueError, match=message):
+        attnzoo.attach(model, module, where)
+    assert list(model.state_dict()) == keys and model.training
+
+
+def test_a_place_is_taken_once():
+    model = attnzoo.attach(make("mobilenetv2_035"), "eca", where="blocks")
+    with pytest.raises(ValueError, match=r"place is taken, bn2\.act is a Gated"):
+        attnzoo.attach(model, "eca", where="blocks")
