@@ -71,17 +71,18 @@ class InLineAttention(nn.Module):
         n = x.shape[1]
         mean = x.mean(1, keepdim=True)
         q, k, v = self._heads(self.qkv(x))
-        _, mean_k, mean_v = self._heads(self.qkv(mean))
+        means = self.qkv(mean)
+        _, mean_k, mean_v = self._heads(means)
         # Half of the factor before the sum over n and half behind: neither overflows in float16.
         covariance = (k * (self.scale * n**-0.5)).transpose(2, 3) @ v * n**-0.5
         covariance = covariance - mean_k.transpose(2, 3) * self.scale * mean_v
         out = (q @ covariance).transpose(1, 2)
-        v, mean_v = v.transpose(1, 2).flatten(2), mean_v.transpose(1, 2).flatten(2)
+        v, bias = v.transpose(1, 2).flatten(2), means.chunk(3, dim=2)[2]
         kernels = self.kernels(mean.transpose(1, 2))
         if self.class_token:
-            local = torch.cat((mean_v, _local(v[:, 1:], kernels, mean_v, height, width)), 1)
+            local = torch.cat((bias, _local(v[:, 1:], kernels, bias, height, width)), 1)
         else:
-            local = _local(v, kernels, mean_v, height, width)
+            local = _local(v, kernels, bias, height, width)
         # In this order the sum has the layout of a map, not of heads.
         out = local.unflatten(2, [self.num_heads, -1]) + out
         return self.proj_drop(self.proj(out.flatten(2)))

@@ -57,7 +57,7 @@ def pad_to_window(x: torch.Tensor, window: int) -> torch.Tensor:
         pad_h, pad_w = max(window - x.shape[1], 0), max(window - x.shape[2], 0)
     else:
         exporting = torch.compiler.is_exporting()
-        pad_h = torch.sym_max(window - x.shape[1], 0)  # type: ignore[assignment]  # symbolic in a graph
+        pad_h = torch.sym_max(window - x.shape[1], 0)  # type: ignore[assignment]
         pad_w = torch.sym_max(window - x.shape[2], 0)  # type: ignore[assignment]
     # A branch on the size would bind an exported graph to the example's.
     if exporting or pad_h > 0 or pad_w > 0:

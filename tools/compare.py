@@ -148,6 +148,7 @@ def work(given: str) -> None:
 
     cfg = config()
     cfg.resume = True
+    resumed = last_checkpoint(folder) is not None
     start = time.process_time()
     model: Any = train(cfg).model
     seconds = time.process_time() - start
@@ -162,7 +163,8 @@ def work(given: str) -> None:
         "metrics": metrics,
         "parameters": sum(p.numel() for p in model.parameters()),
         "attention_parameters": attention,
-        "cpu_seconds_of_training": seconds,
+        # Of a run that was interrupted only the rest is known.
+        "cpu_seconds_of_training": None if resumed else seconds,
     }
     write_json(folder / "result.json", result)
 
@@ -227,6 +229,7 @@ def _summary(
         own = [runs[name, seed] for seed in seeds]
         values = [result["metric"] for result in own]
         differences = [value - runs[NONE, seed]["metric"] for value, seed in zip(values, seeds, strict=True)]
+        seconds = [s for result in own if (s := result["cpu_seconds_of_training"]) is not None]
         rows.append(
             {
                 "module": name,
@@ -237,7 +240,7 @@ def _summary(
                 "difference_spread": statistics.stdev(differences) if len(seeds) > 1 else None,
                 "parameters": own[0]["parameters"],
                 "attention_parameters": own[0]["attention_parameters"],
-                "cpu_seconds_of_training": statistics.mean(result["cpu_seconds_of_training"] for result in own),
+                "cpu_seconds_of_training": statistics.mean(seconds) if seconds else None,
             }
         )
     packages = ("attnzoo", "torch", "timm", "onedl-mmengine", "onedl-mmdetection")
@@ -266,9 +269,10 @@ def table(results: dict[str, Any]) -> str:
         if row["module"] != NONE:
             difference = f"{row['difference']:+.3f}{spread(row['difference_spread'])}"
         values = " ".join(f"{value:.3f}" for value in row["values"])
+        seconds = row["cpu_seconds_of_training"]
         lines.append(
             f"{row['module']:<12}{mean:<17}{difference:<18}{row['attention_parameters']:>+11,}"
-            f"{row['cpu_seconds_of_training']:>8.0f}   {values}"
+            f"{'' if seconds is None else f'{seconds:.0f}':>8}   {values}"
         )
     base = results["rows"][0]
     machine = results["machine"]
