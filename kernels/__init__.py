@@ -1,15 +1,23 @@
-"""Operators on tensors: documented functions that backbones and heads call, each with a plain PyTorch definition."""
+"""Operators on tensors: documented functions that backbones and heads call, each with a plain PyTorch definition.
 
+`can_run` says whether an operator's Triton kernels could run, and why not; `use_backend` chooses for a while.
+"""
+
+from ._dispatch import can_run, use_backend
+from .deformable_attention import deformable_attention
 from .large_kernel_attention import depthwise_conv, large_kernel_attention, pointwise_conv
 from .neighborhood_attention import neighborhood_attention
 from .routing_attention import routing_attention
 from .window_attention import window_attention
 
 __all__ = [
+    "can_run",
+    "deformable_attention",
     "depthwise_conv",
     "large_kernel_attention",
     "neighborhood_attention",
     "pointwise_conv",
     "routing_attention",
+    "use_backend",
     "window_attention",
 ]

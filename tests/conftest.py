@@ -1,7 +1,13 @@
 """One thread a process: tests run in as many processes as there are cores."""
 
+import os
+
 import pytest
 import torch
+
+# Before Triton decorates a kernel: without a GPU the kernels run in its interpreter.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import attnzoo  # noqa: F401  registers the models
 
