@@ -5,13 +5,14 @@ import torch.nn.functional as F
 from timm.layers import DropPath, Mlp, register_notrace_function, register_notrace_module
 from torch import nn
 
-from ..kernels import depthwise_conv, pointwise_conv
+from ..kernels import depthwise_conv, large_kernel_attention, pointwise_conv
 
 # Tokens that `TokenMlp` computes at a time.
 _STRIP = 512
 
-# A leaf of FX graphs: it reads sizes.
+# Leaves of FX graphs: they read sizes.
 register_notrace_function(depthwise_conv)
+register_notrace_function(large_kernel_attention)
 
 
 @register_notrace_function
@@ -197,3 +198,27 @@ def init_weights(module: nn.Module) -> None:
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+
+
+class LargeKernelGate(nn.Module):
+    """VAN's gate: depth-wise 5x5, depth-wise 7x7 of dilation 3, point-wise; `large_kernel_attention`."""
+
+    def __init__(self, dim: int, device=None, dtype=None):
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        self.local = DepthwiseConv2d(dim, 5, **dd)
+        self.dilated = DepthwiseConv2d(dim, 7, dilation=3, **dd)
+        self.pointwise = PointwiseConv2d(dim, dim, **dd)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) -> the same."""
+        return large_kernel_attention(
+            x,
+            self.local.weight,
+            self.local.bias,
+            self.dilated.weight,
+            self.dilated.bias,
+            self.pointwise.weight,
+            self.pointwise.bias,
+            dilation=3,
+        )

@@ -37,6 +37,9 @@ from ._layers import DepthwiseConv, resize_map
 
 __all__ = ["AgentCSwin", "AgentDeiT", "AgentPVT", "AgentSwin"]
 
+# As the published dense code names its per-stage norms: `norm0` to `norm3`. The mm adapter asks.
+STAGE_NORM_PREFIX = "norm"
+
 
 @register_notrace_function
 def pool_agents(x: torch.Tensor, height: int, width: int, rows: int, cols: int) -> torch.Tensor:

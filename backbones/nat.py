@@ -45,6 +45,9 @@ from ._pyramid import PyramidBackbone, PyramidStage
 
 __all__ = ["NeighborhoodAttentionTransformer"]
 
+# As the published dense code names its per-stage norms: `norm0` to `norm3`. The mm adapter asks.
+STAGE_NORM_PREFIX = "norm"
+
 # A leaf of FX graphs: it reads sizes.
 register_notrace_function(neighborhood_attention)
 

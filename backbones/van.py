@@ -17,46 +17,17 @@ from typing import Any
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import DropPath, LayerNorm2d, calculate_drop_path_rates, register_notrace_function
+from timm.layers import DropPath, LayerNorm2d, calculate_drop_path_rates
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import nn
 
-from ..kernels import large_kernel_attention
 from ._checkpoint import keep_classifier, trunk_of
-from ._layers import ChannelsLastConv, DepthwiseConv2d, PointwiseConv2d
+from ._layers import ChannelsLastConv, DepthwiseConv2d, LargeKernelGate, PointwiseConv2d
 from ._pyramid import PyramidBackbone, PyramidStage
 
 __all__ = ["VisualAttentionNetwork"]
 
-# A leaf of FX graphs: it reads sizes.
-register_notrace_function(large_kernel_attention)
-
-
 # Maps are channels_last in memory throughout; PyTorch's GELU is only quick if their shape says so as well.
-
-
-class LargeKernelGate(nn.Module):
-    """VAN's gate: depth-wise 5x5, depth-wise 7x7 of dilation 3, point-wise."""
-
-    def __init__(self, dim: int, device=None, dtype=None):
-        super().__init__()
-        dd = {"device": device, "dtype": dtype}
-        self.local = DepthwiseConv2d(dim, 5, **dd)
-        self.dilated = DepthwiseConv2d(dim, 7, dilation=3, **dd)
-        self.pointwise = PointwiseConv2d(dim, dim, **dd)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, C, H, W) -> the same."""
-        return large_kernel_attention(
-            x,
-            self.local.weight,
-            self.local.bias,
-            self.dilated.weight,
-            self.dilated.bias,
-            self.pointwise.weight,
-            self.pointwise.bias,
-            dilation=3,
-        )
 
 
 class MultiScaleGate(nn.Module):

@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import timm
-import torch
 from mmengine.model import BaseModule
 from timm.layers import LayerNorm2d
-from timm.models import group_parameters, load_state_dict
+from timm.models import group_parameters
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..backbones import attach
-from .pickles import known_classes
+from .pickles import read_state_dict
 from .registry import MODELS
 
 # As the published dense BiFormer code keeps them; a family whose code has another prefix names it in its module.
@@ -54,8 +53,9 @@ class Backbone(BaseModule):
         with_cp: Recompute activations in the backward pass to save memory.
         init_cfg: None, or `dict(type="Pretrained", checkpoint=path)` to load weights in `init_weights`; see
             `load_checkpoint`.
-        **model_kwargs: Passed to `timm.create_model`, e.g. `depths`, `in_chans`, or `strict_img_size=False` without
-            which timm's Swin takes no size but its own.
+        **model_kwargs: Passed to `timm.create_model`, e.g. `depths`, `in_chans`, or what frees the image size of timm's
+            models that are bound to one: `strict_img_size=False` for Swin, `dynamic_img_size=True` for plain ViTs, with
+            `dynamic_img_pad=True` beside it for sides that are no multiples of the patch.
 
     Attributes:
         out_indices: Levels returned, none negative.
@@ -102,7 +102,7 @@ class Backbone(BaseModule):
         self.model_kwargs = dict(model_kwargs, drop_path_rate=drop_path_rate)
         self.norm_eval = norm_eval
 
-        self.model = _create_model(model_name, **self.model_kwargs)
+        self.model = create_model(model_name, **self.model_kwargs)
         levels = self.model.feature_info
         self.out_indices = _checked_out_indices(model_name, out_indices, len(levels))
         self.model.prune_intermediate_layers(list(self.out_indices), prune_norm=True)
@@ -205,10 +205,10 @@ class Backbone(BaseModule):
             FileNotFoundError: No such file.
             RuntimeError: It is no checkpoint, or keys are missing, unexpected or of another shape (they are named).
         """
-        state = _read_state_dict(Path(path))
+        state = read_state_dict(Path(path))
         if any(key.startswith("backbone.") for key in state):
             state = {key.removeprefix("backbone."): v for key, v in state.items() if key.startswith("backbone.")}
-        whole = _create_model(self.model_name, **{**self.model_kwargs, "pretrained": False})
+        whole = create_model(self.model_name, **{**self.model_kwargs, "pretrained": False})
         family = sys.modules[type(whole).__module__]
         norms = {}
         for prefix in {_STAGE_NORM_PREFIX, getattr(family, "STAGE_NORM_PREFIX", _STAGE_NORM_PREFIX)}:
@@ -242,7 +242,7 @@ class Backbone(BaseModule):
             raise RuntimeError(f"{path}: no checkpoint of {self.model_name!r} with these arguments: {error}") from error
 
 
-def _create_model(model_name: str, **kwargs: Any) -> Any:
+def create_model(model_name: str, **kwargs: Any) -> Any:
     """`timm.create_model` with errors that name the argument at fault.
 
     Any, because timm's models keep their contract without a common class.
@@ -269,18 +269,6 @@ def _create_model(model_name: str, **kwargs: Any) -> Any:
     if missing:
         raise ValueError(f"model_name={model_name!r}: has no {' and no '.join(missing)}")
     return model
-
-
-def _read_state_dict(path: Path) -> dict[str, Tensor]:
-    """The state dict in a checkpoint file, read without running any code of it."""
-    if not path.is_file():
-        raise FileNotFoundError(f"checkpoint={str(path)!r}: no such file")
-    try:
-        # mmengine's runner stores its log beside the weights.
-        with torch.serialization.safe_globals(known_classes()):
-            return load_state_dict(str(path))
-    except Exception as error:  # each reader fails in its own way on a damaged file
-        raise RuntimeError(f"{path}: no readable checkpoint: {error}") from error
 
 
 def _checked_out_indices(model_name: str, out_indices: Sequence[int], num_levels: int) -> tuple[int, ...]:

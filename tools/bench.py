@@ -24,6 +24,7 @@ from .card import families
 from .config import nearest, one_line
 from .errors import UserError
 from .files import atomic_path, write_json
+from .machine import cpu_name
 from .progress import bar
 
 if TYPE_CHECKING:
@@ -347,7 +348,7 @@ def conditions(args: argparse.Namespace) -> dict[str, Any]:
     command = ["attnzoo", *sys.argv[1:]] if Path(sys.argv[0]).stem in ("attnzoo", "__main__") else ["attnzoo", "bench"]
     return {
         "command": shlex.join(command),
-        "device": torch.cuda.get_device_name(args.device) if args.device.startswith("cuda") else _processor(),
+        "device": torch.cuda.get_device_name(args.device) if args.device.startswith("cuda") else cpu_name(),
         "cores": os.cpu_count(),
         "platform": platform.platform(),
         "versions": {
@@ -362,12 +363,6 @@ def conditions(args: argparse.Namespace) -> dict[str, Any]:
         "features": args.features,
         "dtype": "float32",
     }
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def plot(rows: list[dict[str, Any]], path: Path, features: bool) -> None:

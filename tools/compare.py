@@ -27,9 +27,9 @@ from typing import Any
 
 from . import digits
 from .config import add_config_options, find_config, load_config, nearest, parse_options, require_mm
-from .demo import cpu_name
 from .errors import UserError
 from .files import write_json
+from .machine import cpu_name
 from .progress import bar
 
 EPILOG = """\

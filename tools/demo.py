@@ -31,6 +31,7 @@ from . import digits
 from .config import load_config, require_mm
 from .errors import UserError
 from .files import atomic_path, write_json
+from .machine import cpu_name
 
 if TYPE_CHECKING:
     import numpy as np
@@ -433,13 +434,6 @@ def _results(
         },
         "versions": {package: version(package) for package in packages},
     }
-
-
-def cpu_name() -> str:
-    """The processor, as its maker calls it."""
-    info = Path("/proc/cpuinfo")
-    names = re.findall(r"^model name\s*: (.+)$", info.read_text(), re.MULTILINE) if info.is_file() else []
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _table(results: dict[str, Any], out: Path) -> str:

@@ -279,6 +279,22 @@ def test_published_biformer_detector_brings_its_stage_norms(tmp_path):
         assert torch.equal(backbone.get_parameter(key), value)
 
 
+@pytest.mark.parametrize("name", ["litv2_small", "nat_mini", "agent_swin_tiny"])
+def test_published_detectors_bring_the_norms_of_their_stages(name, tmp_path):
+    golden = golden_files.load(name)
+    published = {k: v for k, v in golden_files.checkpoint(golden).items() if not k.startswith(("head", "norm."))}
+    backbone = Backbone(name, stage_norms=dict(type="layernorm2d", eps=1e-5, levels=(1, 2, 3))).double().eval()
+    norms = {
+        f"norm{i}.{part}": golden_files.fill(f"{i}.{part}", (backbone.channels[i],))
+        for i in (1, 2, 3)
+        for part in ("weight", "bias")
+    }
+    torch.save({"state_dict": {f"backbone.{k}": v for k, v in {**published, **norms}.items()}}, tmp_path / "a.pth")
+    backbone.load_checkpoint(tmp_path / "a.pth")
+    for key, value in norms.items():
+        assert torch.equal(backbone.get_parameter(key.replace("norm", "extra_norms.")), value)
+
+
 def test_stage_norms_of_some_levels_with_their_own_eps():
     norms = dict(type="layernorm2d", eps=1e-5, levels=(1, 3))
     plain, normed = Backbone(**PVT).eval(), Backbone(**PVT, stage_norms=norms).eval()
