@@ -1,11 +1,15 @@
-"""Which classes a checkpoint of the mm libraries may hold, for `torch.load(weights_only=True)`."""
+"""Checkpoints, read without running code of theirs."""
 
 import pickle
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from mmengine.logging import HistoryBuffer
 from mmengine.runner.checkpoint import get_torch_safe_globals
+from timm.models import load_state_dict
+from torch import Tensor
 
 
 def _method(owner: Any, name: str) -> Any:
@@ -25,3 +29,15 @@ def known_classes() -> list[Any]:
     allowed = [item for item in get_torch_safe_globals() if item is not getattr]
     dtypes = [item for item in vars(np.dtypes).values() if isinstance(item, type) and issubclass(item, np.dtype)]
     return [*allowed, *dtypes, (_method, "builtins.getattr")]
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """The state dict in a checkpoint file, read without running any code of it."""
+    if not path.is_file():
+        raise FileNotFoundError(f"checkpoint={str(path)!r}: no such file")
+    try:
+        # mmengine's runner stores its log beside the weights.
+        with torch.serialization.safe_globals(known_classes()):
+            return load_state_dict(str(path))
+    except Exception as error:  # each reader fails in its own way on a damaged file
+        raise RuntimeError(f"{path}: no readable checkpoint: {error}") from error

@@ -8,6 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import timm
+import torch
+from PIL import Image
 
 import attnzoo
 
@@ -54,25 +57,33 @@ def test_pip_commands(command):
 
 def test_commands_and_onnx_example_in_their_order(tmp_path, capsys):
     lines = commands("attnzoo") + commands("torchrun")
-    assert "attnzoo demo" in lines and len(lines) == 7
+    assert "attnzoo demo" in lines and len(lines) == 8
+    torch.save({"params_ema": timm.create_model("hat_small_x4").state_dict()}, tmp_path / "HAT-S_SRx4.pth")
+    Image.new("RGB", (20, 36)).save(tmp_path / "photo.png")
     for line in lines:
         # The data set of the demo, smaller; test_demo.py runs the whole of it.
         shell("attnzoo demo --quick --data-only --out work_dirs/demo" if line == "attnzoo demo" else line, tmp_path)
     assert list((tmp_path / "seen").glob("*"))
+    (large,) = (tmp_path / "large").glob("*.png")
+    assert Image.open(large).size == (80, 144)
     (example,) = [block for block in blocks("python") if "onnxruntime" in block]
     shell(f"{sys.executable} -c {shlex.quote(example)}", tmp_path)
 
 
+def test_attach_example(capsys):
+    (example,) = [block for block in blocks("python") if "attnzoo.attach" in block]
+    exec(example, {})
+    assert capsys.readouterr().out == "True\n"
+
+
 def test_timm_example(capsys):
-    (example,) = [block for block in blocks("python") if "create_model" in block]
+    (example,) = [block for block in blocks("python") if "features_only" in block]
     exec(example, {})
     assert capsys.readouterr().out == "[(1, 128, 25, 42), (1, 256, 13, 21), (1, 512, 7, 11)] [8, 16, 32]\n"
 
 
 @pytest.mark.parametrize("library", ["mmdet", "mmseg"])
 def test_config_examples(library, tmp_path):
-    import torch
-
     from attnzoo.tools.config import load_config
     from attnzoo.tools.engine import build_model
 
@@ -85,10 +96,20 @@ def test_config_examples(library, tmp_path):
     assert outputs is not None
 
 
-def test_every_model_is_in_the_table():
-    first_last = {f"van_b{i}" for i in range(7)}  # written as a range
-    named = set(re.findall(r"`(\w+)`", TEXT)) | first_last
-    assert set(attnzoo.list_models()) <= named
+def expanded(pattern: str) -> list[str]:
+    """`a_{b,c}` as a shell reads it."""
+    head, brace, rest = pattern.partition("{")
+    if not brace:
+        return [pattern]
+    choices, _, tail = rest.partition("}")
+    return [head + choice + end for choice in choices.split(",") for end in expanded(tail)]
+
+
+def test_the_table_has_every_model_and_no_other():
+    (table,) = re.findall(r"^\| family \| models .*?\n\n", TEXT, flags=re.DOTALL | re.MULTILINE)
+    patterns = [name for row in table.splitlines()[2:] for name in re.findall(r"`([^`]+)`", row.split("|")[2])]
+    named = [name for pattern in patterns for name in expanded(pattern)]
+    assert sorted(named) == sorted(attnzoo.list_models())
 
 
 def test_links_lead_somewhere():
