@@ -10,9 +10,10 @@ from ..kernels import depthwise_conv, large_kernel_attention, pointwise_conv
 # Tokens that `TokenMlp` computes at a time.
 _STRIP = 512
 
-# Leaves of FX graphs: they read sizes.
+# Leaves of FX graphs: they read sizes or devices.
 register_notrace_function(depthwise_conv)
 register_notrace_function(large_kernel_attention)
+register_notrace_function(pointwise_conv)
 
 
 @register_notrace_function

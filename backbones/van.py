@@ -21,6 +21,7 @@ from timm.layers import DropPath, LayerNorm2d, calculate_drop_path_rates
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import nn
 
+from ..kernels import pointwise_conv
 from ._checkpoint import keep_classifier, trunk_of
 from ._layers import ChannelsLastConv, DepthwiseConv2d, LargeKernelGate, PointwiseConv2d
 from ._pyramid import PyramidBackbone, PyramidStage
@@ -52,7 +53,7 @@ class MultiScaleGate(nn.Module):
         gate = local
         for strip in self.strips:
             gate = gate + strip(local)
-        return x * self.pointwise(gate)
+        return pointwise_conv(gate, self.pointwise.weight, self.pointwise.bias, x)
 
 
 class Attention(nn.Module):

@@ -1,7 +1,7 @@
-"""What the mm libraries see of attnzoo.
+"""What the mm libraries see of attnzoo, and the heads that need none of them.
 
 Importing this package installs the stand-in for mmcv's compiled operators (where none are installed) and registers
-`attnzoo.Backbone`, `attnzoo.LightHamHead` and `attnzoo.LayerDecayOptimWrapperConstructor` for configs of every mm
+`attnzoo.Backbone`, the necks and heads below and `attnzoo.LayerDecayOptimWrapperConstructor` for configs of every mm
 library. In an mmdet config:
 
     _base_ = "mmdet::_base_/models/mask-rcnn_r50_fpn.py"
@@ -11,11 +11,19 @@ library. In an mmdet config:
     model = dict(backbone=dict(_delete_=True, **backbone), neck=neck)
 
 `Backbone(...).channels` gives the numbers for `in_channels`.
+
+`attnzoo.heads.probing` works without the mm libraries: where one is missing, this package can be imported, and each of
+the names below raises an ImportError that says what to install.
 """
 
 import sys
+import warnings
+from importlib.util import find_spec
+from typing import NoReturn
 
-try:
+_missing = next((name for name in ("mmengine", "mmcv", "mmdet", "mmseg") if find_spec(name) is None), None)
+
+if _missing is None:
     from .ops import install
 
     install()
@@ -27,13 +35,39 @@ try:
 
         masks.roi_align = roi_align  # type: ignore[attr-defined]
 
+    from .albumentations import Albumentations
     from .backbone import Backbone
+    from .dyhead import DyHead
     from .layer_decay import LayerDecayOptimWrapperConstructor
     from .light_ham import LightHamHead
-except ImportError as error:
-    missing = (error.name or "").partition(".")[0]
-    if missing not in ("mmengine", "mmcv", "mmdet", "mmseg"):
-        raise
-    raise ImportError(f"attnzoo.heads needs {missing}: pip install 'attnzoo[mm]'", name=error.name) from error
+    from .mca_head import MCAHead
+    from .restoration import PSNR, SSIM, LoadImagePair, PackImagePair, PairedImageDataset, PairedRandomCrop, Restorer
+    from .simple_fpn import SimpleFeaturePyramid
+else:
+    _message = f"attnzoo.heads needs {_missing}: pip install 'attnzoo[mm]'"
+    if find_spec("mmengine"):
+        # A config would only hear from mmengine that there is no attnzoo.Backbone.
+        warnings.warn(_message, stacklevel=2)
 
-__all__ = ["Backbone", "LayerDecayOptimWrapperConstructor", "LightHamHead"]
+    def __getattr__(name: str) -> NoReturn:
+        if name in __all__:
+            raise ImportError(_message, name=_missing)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+__all__ = [
+    "PSNR",
+    "SSIM",
+    "Albumentations",
+    "Backbone",
+    "DyHead",
+    "LayerDecayOptimWrapperConstructor",
+    "LightHamHead",
+    "LoadImagePair",
+    "MCAHead",
+    "PackImagePair",
+    "PairedImageDataset",
+    "PairedRandomCrop",
+    "Restorer",
+    "SimpleFeaturePyramid",
+]

@@ -3,8 +3,11 @@
 They are children of mmengine's root registries, so a name with this scope is found from a config of any mm library.
 """
 
+from mmengine.registry import DATASETS as MMENGINE_DATASETS
+from mmengine.registry import METRICS as MMENGINE_METRICS
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS
+from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
 from mmengine.registry import Registry
 
 SCOPE = "attnzoo"
@@ -16,3 +19,6 @@ OPTIM_WRAPPER_CONSTRUCTORS = Registry(
     scope=SCOPE,
     locations=["attnzoo.heads"],
 )
+DATASETS = Registry("dataset", parent=MMENGINE_DATASETS, scope=SCOPE, locations=["attnzoo.heads"])
+METRICS = Registry("metric", parent=MMENGINE_METRICS, scope=SCOPE, locations=["attnzoo.heads"])
+TRANSFORMS = Registry("transform", parent=MMENGINE_TRANSFORMS, scope=SCOPE, locations=["attnzoo.heads"])

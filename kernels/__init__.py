@@ -5,6 +5,7 @@
 
 from ._dispatch import can_run, use_backend
 from .deformable_attention import deformable_attention
+from .deformable_attention_3d import deformable_attention_3d
 from .large_kernel_attention import depthwise_conv, large_kernel_attention, pointwise_conv
 from .neighborhood_attention import neighborhood_attention
 from .routing_attention import routing_attention
@@ -13,6 +14,7 @@ from .window_attention import window_attention
 __all__ = [
     "can_run",
     "deformable_attention",
+    "deformable_attention_3d",
     "depthwise_conv",
     "large_kernel_attention",
     "neighborhood_attention",

@@ -14,6 +14,8 @@ import torch
 
 BACKENDS = ("auto", "triton", "torch")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# Triton's interpreter multiplies the bits of bfloat16 numbers as integers.
+INTERPRETED_DTYPES = (torch.float32, torch.float16)
 
 # As Triton itself reads it, when its kernels are decorated.
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
@@ -119,6 +121,8 @@ def why_not(*tensors: torch.Tensor | None) -> str | None:
         return "the GPU is older than compute capability 8.0 (Ampere)"
     if dtype not in DTYPES:
         return f"dtype is {dtype}, it needs float32, bfloat16 or float16"
+    if device.type == "cpu" and dtype not in INTERPRETED_DTYPES:
+        return f"dtype is {dtype}, of which Triton's interpreter makes wrong products"
     for x in given[1:]:
         if x.device != device or x.dtype != dtype:
             return f"tensors differ: {dtype} on {device} and {x.dtype} on {x.device}"
@@ -130,6 +134,11 @@ def _capability(index: int) -> tuple[int, int]:
     if torch.version.hip is not None:
         return 0, 0
     return torch.cuda.get_device_capability(index)
+
+
+def device_of(x: torch.Tensor) -> contextlib.AbstractContextManager:
+    """Makes the GPU of a tensor the current one, on which Triton launches; nothing on the CPU."""
+    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
 
 
 def dot_precision() -> str:

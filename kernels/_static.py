@@ -27,6 +27,7 @@ class StaticCase:
         constants: value of each `tl.constexpr`.
         num_warps: of a block.
         num_stages: of the software pipeline.
+        multiples: names of the integers that a launch finds to be multiples of 16, such as strides.
     """
 
     operator: str
@@ -37,6 +38,7 @@ class StaticCase:
     constants: dict[str, Any]
     num_warps: int = 4
     num_stages: int = 2
+    multiples: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,11 @@ def compile_static(case: StaticCase, capability: int) -> StaticResult:
 
     names = case.kernel.arg_names
     signature = {name: case.signature.get(name, "constexpr") for name in names}
-    aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if signature[name].startswith("*")}
+    aligned = {
+        (i,): [["tt.divisibility", 16]]
+        for i, name in enumerate(names)
+        if signature[name].startswith("*") or name in case.multiples
+    }
     source = ASTSource(case.kernel, signature, case.constants, aligned)
     options = {"num_warps": case.num_warps, "num_stages": case.num_stages}
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)

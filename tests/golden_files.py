@@ -18,20 +18,20 @@ def load(name: str) -> dict:
     return json.loads((FOLDER / f"{name}.json").read_text())
 
 
-def _noise(shape, seed: int) -> torch.Tensor:
+def noise(shape, seed: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(tuple(shape), generator=generator, dtype=torch.float32).double()
 
 
 def fill(name: str, shape) -> torch.Tensor:
-    noise, leaf = _noise(shape, zlib.crc32(name.encode())), name.rpartition(".")[2]
+    drawn, leaf = noise(shape, zlib.crc32(name.encode())), name.rpartition(".")[2]
     if leaf == "running_var":
-        return 1 + 0.1 * noise.abs()
+        return 1 + 0.1 * drawn.abs()
     if leaf in ("running_mean", "bias") or leaf.endswith("_bias"):
-        return 0.1 * noise
+        return 0.1 * drawn
     if math.prod(shape[1:]) == 1:
-        return 1 + 0.1 * noise
-    return 0.1 * noise if shape[0] == 1 else noise / math.sqrt(math.prod(shape[1:]))
+        return 1 + 0.1 * drawn
+    return 0.1 * drawn if shape[0] == 1 else drawn / math.sqrt(math.prod(shape[1:]))
 
 
 def checkpoint(golden: dict) -> dict[str, torch.Tensor]:
@@ -40,7 +40,7 @@ def checkpoint(golden: dict) -> dict[str, torch.Tensor]:
 
 
 def image(golden: dict) -> torch.Tensor:
-    return _noise(golden["input"]["shape"], golden["input"]["seed"])
+    return noise(golden["input"]["shape"], golden["input"]["seed"])
 
 
 def error(output: torch.Tensor, want: dict) -> float:

@@ -57,7 +57,7 @@ def test_pip_commands(command):
 
 def test_commands_and_onnx_example_in_their_order(tmp_path, capsys):
     lines = commands("attnzoo") + commands("torchrun")
-    assert "attnzoo demo" in lines and len(lines) == 8
+    assert "attnzoo demo" in lines and len(lines) == 9
     torch.save({"params_ema": timm.create_model("hat_small_x4").state_dict()}, tmp_path / "HAT-S_SRx4.pth")
     Image.new("RGB", (20, 36)).save(tmp_path / "photo.png")
     for line in lines:
@@ -107,7 +107,7 @@ def expanded(pattern: str) -> list[str]:
 
 def test_the_table_has_every_model_and_no_other():
     (table,) = re.findall(r"^\| family \| models .*?\n\n", TEXT, flags=re.DOTALL | re.MULTILINE)
-    patterns = [name for row in table.splitlines()[2:] for name in re.findall(r"`([^`]+)`", row.split("|")[2])]
+    patterns = [name for row in table.strip().splitlines()[2:] for name in re.findall(r"`([^`]+)`", row.split("|")[2])]
     named = [name for pattern in patterns for name in expanded(pattern)]
     assert sorted(named) == sorted(attnzoo.list_models())
 

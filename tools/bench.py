@@ -1,4 +1,4 @@
-"""Measure the models of the zoo: time and peak memory, in one run in which all take turns."""
+"""Measure models and operators: time and peak memory, in one run in which all take turns."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING, Any
 
 from .. import __version__
 from .card import families
-from .config import nearest, one_line
+from .config import one_line
 from .errors import UserError
 from .files import atomic_path, write_json
+from .info import check_model
 from .machine import cpu_name
 from .progress import bar
 
@@ -35,8 +36,10 @@ examples:
   attnzoo bench models                                 a model of each family, at 224 and 512 pixels
   attnzoo bench models van_b2 convnext_tiny --backward --repeat 20 --json bench.json
   attnzoo bench models biformer_small --features --sizes 224 384 512 768 1024 --plot growth.png
+  attnzoo bench kernels                                the operators, with every backend that this machine has
+  attnzoo bench kernels --static                       registers and spills of the kernels, no GPU needed
 
-`attnzoo bench models --help` tells what is measured, and how.
+`attnzoo bench models --help` and `attnzoo bench kernels --help` tell what is measured, and how.
 """
 
 MODELS_EPILOG = """\
@@ -78,20 +81,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         f"and {', '.join(NEIGHBOURS)})",
     )
     models.add_argument(
-        "--sizes", nargs="+", type=_natural, default=[224, 512], metavar="PX", help="sides of square images (224 512)"
+        "--sizes", nargs="+", type=natural, default=[224, 512], metavar="PX", help="sides of square images (224 512)"
     )
-    models.add_argument("--batch", type=_natural, default=1, metavar="N", help="images at a time (1)")
-    models.add_argument("--threads", type=_natural, default=1, metavar="N", help="of the CPU (1)")
-    models.add_argument("--repeat", type=_natural, default=10, metavar="N", help="rounds that count (10)")
+    models.add_argument("--batch", type=natural, default=1, metavar="N", help="images at a time (1)")
+    models.add_argument("--threads", type=natural, default=1, metavar="N", help="of the CPU (1)")
+    models.add_argument("--repeat", type=natural, default=10, metavar="N", help="rounds that count (10)")
     models.add_argument("--backward", action="store_true", help="forward and backward too")
     models.add_argument("--features", action="store_true", help="feature maps (features_only=True), no classifier")
     models.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, … (cpu)")
     models.add_argument("--cpu-time", action="store_true", help="count processor time instead of the clock's")
     models.add_argument("--json", type=Path, metavar="FILE", help="write every figure, with versions and hardware")
     models.add_argument("--plot", type=Path, metavar="FILE", help="draw time over pixels, both logarithmic: .png, .svg")
+    from . import bench_kernels
+
+    kernels = subjects.add_parser(
+        "kernels",
+        help="operators: Triton's kernels and their competitors",
+        description=bench_kernels.__doc__,
+        epilog=bench_kernels.EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    bench_kernels.add_arguments(kernels)
 
 
-def _natural(text: str) -> int:
+def natural(text: str) -> int:
+    """The whole number above 0 that an argument is."""
     if not (text.isascii() and text.isdigit() and int(text) > 0):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return int(text)
@@ -152,7 +167,7 @@ def run_once(model: Any, image: torch.Tensor, backward: bool) -> None:
     model.zero_grad(set_to_none=True)
 
 
-def _stopwatch(device: str, cpu_time: bool) -> Callable[[Callable[[], None]], float]:
+def stopwatch(device: str, cpu_time: bool) -> Callable[[Callable[[], None]], float]:
     """A function that gives the milliseconds that its argument takes."""
     import torch
 
@@ -193,12 +208,12 @@ def peak_memory(name: str, features: bool, batch: int, size: int, backward: bool
     # Libraries make themselves at home at their first call; that is not the model's.
     run_once(torch.nn.Conv2d(3, 8, 3), torch.randn(1, 3, 8, 8), True)
     gc.collect()
-    before = _resident("VmRSS")
+    before = resident("VmRSS")
     run_once(model, image, backward)
-    return _resident("VmHWM") - before
+    return resident("VmHWM") - before
 
 
-def _resident(field: str) -> int:
+def resident(field: str) -> int:
     """Bytes of the resident set: now (VmRSS, which also resets the peak) or at its peak (VmHWM)."""
     status = Path("/proc/self/status")
     if not status.exists():
@@ -212,7 +227,7 @@ def _resident(field: str) -> int:
     return int(line.split()[1]) * 1024
 
 
-def _fresh_processes() -> ProcessPoolExecutor:
+def fresh_processes() -> ProcessPoolExecutor:
     """Runs each call in a new process, forked from one that has the libraries loaded already."""
     method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     context = multiprocessing.get_context(method)
@@ -247,8 +262,7 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     passes: list[tuple[dict[str, Any], Any, torch.Tensor]] = []
     for name in bar(args.names or default_models(), title="build", leave=False):
-        if not timm.is_model(name):
-            raise UserError(f"no model {name!r}{nearest(name, timm.list_models())} (attnzoo list)")
+        check_model(name)
         model = build(name, args.features, args.device)
         known = timm.models.get_pretrained_cfg(name)
         for size in sizes_of(model, known.to_dict() if known else {}, args.sizes):
@@ -261,7 +275,7 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
             }
             rows.append(row)
             passes.append((row, model, torch.randn(args.batch, 3, size, size, device=args.device)))
-    watch = _stopwatch(args.device, args.cpu_time)
+    watch = stopwatch(args.device, args.cpu_time)
     with bar(total=(args.repeat + 1) * len(passes) * len(kinds), title="time", leave=False) as progress:
         for turn in range(args.repeat + 1):
             for kind in kinds:
@@ -283,7 +297,7 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def _measure_memory(rows: list[dict[str, Any]], kinds: list[str], args: argparse.Namespace) -> None:
-    with _fresh_processes() as processes, bar(total=len(rows) * len(kinds), title="memory", leave=False) as progress:
+    with fresh_processes() as processes, bar(total=len(rows) * len(kinds), title="memory", leave=False) as progress:
         for row in rows:
             for kind in kinds:
                 call = (row["model"], args.features, args.batch, row["size"], kind == "backward", args.threads)
@@ -322,23 +336,29 @@ def table(rows: list[dict[str, Any]]) -> str:
     heads = ["model", "pixels", "parameters (M)", "multiply-adds (G)"]
     for kind in kinds:
         heads += [f"{titles[kind]} (ms)", "quartiles", "peak (MB)"]
-    lines = [heads, ["---"] + ["---:"] * (len(heads) - 1)]
+    lines = []
     for row in rows:
         cells = [row["model"], f"{row['size']}²", f"{row['parameters'] / 1e6:.1f}", f"{row['multiply_adds'] / 1e9:.2f}"]
         for kind in kinds:
             took = row[kind]
             cells += [f"{took['median']:.1f}", f"{took['q1']:.1f}-{took['q3']:.1f}", f"{took['peak_bytes'] / 1e6:.0f}"]
         lines.append(cells)
-    widths = [max(len(line[i]) for line in lines) for i in range(len(heads))]
-    out = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
-    ]
+    out = [markdown(heads, lines, left=1)]
     for kind in kinds:
         exponents = growth(rows, kind)
         if exponents:
             each = ", ".join(f"{name} {exponent:.2f}" for name, exponent in exponents.items())
             out += ["", f"growth of {titles[kind]}, time ~ pixels ** e: {each}"]
     return "\n".join(out)
+
+
+def markdown(heads: list[str], rows: list[list[str]], left: int) -> str:
+    """A table whose first `left` columns are flush left, the others right."""
+    lines = [heads, ["---"] * left + ["---:"] * (len(heads) - left), *rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(heads))]
+    return "\n".join(
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
+    )
 
 
 def conditions(args: argparse.Namespace) -> dict[str, Any]:
@@ -416,6 +436,10 @@ def _check(args: argparse.Namespace) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
+    if args.subject == "kernels":
+        from . import bench_kernels
+
+        return bench_kernels.run(args)
     _check(args)
     rows = measure(args)
     about = conditions(args)

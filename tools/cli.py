@@ -22,8 +22,9 @@ COMMANDS = {
     "test": ("test", "evaluate a checkpoint on the test data of a config"),
     "predict": ("predict", "draw and write what a checkpoint sees in images, or upscale them"),
     "export": ("export", "write a checkpoint as ONNX and compare it with PyTorch"),
-    "bench": ("bench", "measure time and memory of models, beside those of timm"),
+    "bench": ("bench", "measure time and memory of models and operators, beside their competitors"),
     "compare": ("compare", "train a small detector without and with each plug-in attention"),
+    "probe": ("probe", "compare frozen backbones by a small classifier on their features"),
     "card": ("card", "print or write the model cards"),
 }
 

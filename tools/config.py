@@ -6,6 +6,7 @@ import argparse
 import difflib
 import importlib
 import importlib.util
+import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,7 +38,11 @@ def require_mm() -> None:
         UserError: if one of them is not installed.
     """
     try:
-        importlib.import_module("..heads", __package__)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "attnzoo.heads needs")  # the error says it
+            heads = importlib.import_module("..heads", __package__)
+        for name in heads.__all__:
+            getattr(heads, name)
         utils = importlib.import_module("mmengine.config.utils")
     except ImportError as error:
         raise UserError(

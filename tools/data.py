@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from .annotations import check_coco, check_label_maps
 from .config import one_line
 from .errors import UserError
 
@@ -27,7 +28,7 @@ def _join(root: str | None, path: str) -> Path:
 
 
 def check_data(cfg: Any, modes: tuple[str, ...]) -> None:
-    """Check that the local files named by the data sets of a config are there.
+    """Check that the local files named by the data sets of a config are there, and that annotations can be used.
 
     Args:
         cfg: The config.
@@ -35,8 +36,12 @@ def check_data(cfg: Any, modes: tuple[str, ...]) -> None:
 
     Raises:
         UserError: naming the field and the file, if an annotation file or a folder is missing, a COCO file is not
-            JSON, or images that it lists are missing.
+            JSON, or images that it lists are missing; the file and the entry that is wrong in a COCO file or in label
+            maps; or what a data set of attnzoo finds wrong with itself.
     """
+    from mmengine.registry import init_default_scope
+
+    init_default_scope(cfg.get("default_scope") or "mmengine")
     for mode in modes:
         loader = cfg.get(f"{mode}_dataloader")
         if loader is None:
@@ -46,22 +51,67 @@ def check_data(cfg: Any, modes: tuple[str, ...]) -> None:
                 _check_dataset(field, dataset)
 
 
+def check_scale(cfg: Any, model: Any, modes: tuple[str, ...]) -> None:
+    """Check that a model that enlarges images does so by the scale of its data sets; of others nothing is checked.
+
+    Raises:
+        UserError: naming the field and both values.
+    """
+    scale = getattr(model, "scale", None)
+    for mode in modes if isinstance(scale, int) else ():
+        loader = cfg.get(f"{mode}_dataloader")
+        for field, dataset in _datasets(loader["dataset"], f"{mode}_dataloader.dataset") if loader else ():
+            if dataset.get("scale", scale) != scale:
+                raise UserError(f"{field}.scale: {dataset['scale']}, but the model enlarges {scale} times")
+
+
 def _check_dataset(field: str, dataset: Any) -> None:
     root = dataset.get("data_root")
     prefixes = {key: _join(root, folder) for key, folder in (dataset.get("data_prefix") or {}).items() if folder}
     for key, folder in prefixes.items():
-        if key in ("img", "img_path", "seg_map_path") and not folder.is_dir():
+        if key in ("gt", "img", "img_path", "seg_map_path") and not folder.is_dir():
             raise UserError(f"{field}.data_prefix.{key}: no folder {str(folder)!r}")
+    if str(dataset.get("type")).startswith("attnzoo."):
+        _check_itself(field, dataset)
+    elif "seg_map_path" in prefixes:
+        check_label_maps(field, _built(field, dataset))
     if not dataset.get("ann_file"):
         return
     ann_file = _join(root, dataset["ann_file"])
     if not ann_file.is_file():
         raise UserError(f"{field}.ann_file: no file {str(ann_file)!r}")
     if ann_file.suffix == ".json":
-        _check_coco(f"{field}.ann_file", ann_file, prefixes.get("img", Path(root or "")))
+        _check_coco(f"{field}.ann_file", ann_file, prefixes.get("img", Path(root or "")), dataset)
 
 
-def _check_coco(field: str, ann_file: Path, folder: Path) -> None:
+def _check_itself(field: str, dataset: Any) -> None:
+    from mmengine.registry import DATASETS
+
+    try:
+        DATASETS.build(dataset).check()
+    except (ValueError, OSError) as error:
+        raise UserError(f"{field}: {error}") from error
+
+
+def _built(field: str, dataset: Any) -> Any:
+    from mmengine.registry import DATASETS
+
+    try:
+        return DATASETS.build(dataset)
+    except Exception as error:  # constructors of any library
+        raise UserError(f"{field}: the data set cannot be built: {one_line(error)}") from error
+
+
+def _classes(dataset: Any) -> tuple[str, ...]:
+    """The names that a data set takes, none if it does not say."""
+    from mmengine.registry import DATASETS
+
+    with DATASETS.switch_scope_and_registry(dataset.get("_scope_")) as registry:
+        default = getattr(registry.get(dataset["type"]), "METAINFO", {})
+    return tuple((dataset.get("metainfo") or default).get("classes") or ())
+
+
+def _check_coco(field: str, ann_file: Path, folder: Path, dataset: Any) -> None:
     try:
         content = json.loads(ann_file.read_text(encoding="utf-8"))
         names = [image["file_name"] for image in content["images"]] if "images" in content else []
@@ -74,3 +124,6 @@ def _check_coco(field: str, ann_file: Path, folder: Path) -> None:
             f"{field}: {len(missing)} of the {len(names)} images in {str(ann_file)!r} are missing "
             f"from {str(folder)!r}: {first}"
         )
+    if "images" in content:
+        masks = any(step.get("with_mask") for step in dataset.get("pipeline") or ())
+        check_coco(field, ann_file, content, _classes(dataset), masks)

@@ -22,6 +22,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="a model of the zoo (attnzoo list) or of timm")
 
 
+def check_model(name: str) -> None:
+    """Check that there is such a model.
+
+    Raises:
+        UserError: if there is none, naming the nearest.
+    """
+    import timm
+
+    if not timm.is_model(name):
+        # The zoo's names first: timm's thousand would crowd them out.
+        close = nearest(name, list_models()) or nearest(name, timm.list_models())
+        raise UserError(f"no model {name!r}{close} (attnzoo list)")
+
+
 def describe(name: str) -> dict[str, str]:
     """What is known of a model, by heading.
 
@@ -31,10 +45,7 @@ def describe(name: str) -> dict[str, str]:
     import timm
     import torch
 
-    if not timm.is_model(name):
-        # The zoo's names first: timm's thousand would crowd them out.
-        close = nearest(name, list_models()) or nearest(name, timm.list_models())
-        raise UserError(f"no model {name!r}{close} (attnzoo list)")
+    check_model(name)
     with torch.device("meta"):
         model = timm.create_model(name)
     known = timm.models.get_pretrained_cfg(name)

@@ -22,13 +22,15 @@ examples:
   attnzoo predict biformer/gfl_biformer_4e_digits epoch_4.pth photo.jpg
   attnzoo predict my_config.py model.pth photos/ more/*.png --out-dir seen --score 0.5
   attnzoo predict hat_small_x4 HAT-S_SRx4.pth photo.png --out-dir large
+  attnzoo predict hat/hat-small_x4_250k_df2k iter_250000.pth photo.png --out-dir large
   attnzoo predict hat_real_x4 Real_HAT_GAN_SRx4.pth photos/ --out-dir large --tile 256
 
 writes a picture for each image and predictions.json into the folder of --out-dir:
   instances   box (x1, y1, x2, y2, pixels), score, label, name; mask as COCO run lengths, where there are masks
   fractions   the share of the pixels of each class, where there is a segmentation; its map is <name>_labels.png
 
-a restoration model (attnzoo list 'hat*') writes <name>_x<scale>.png for each image and needs no mm library:
+a restoration model (attnzoo list 'hat*', or a config of one) writes <name>_x<scale>.png for each image; by its own
+name it needs no mm library, and takes published files and checkpoints of attnzoo train alike:
   grey stays grey, transparency is kept, 16 bits a channel are refused
   --tile N    upscale in tiles of N x N pixels, which bounds the memory (N a multiple of 16; each tile is upscaled with
               32 pixels around it); without it memory grows with the image: hat_small_x4 takes about 0.6 GB at 256 x 256
@@ -209,19 +211,34 @@ def run(args: argparse.Namespace) -> int:
     """Run the command."""
     from .upscale import restoration_models, upscale
 
-    if args.config in restoration_models():
+    names = restoration_models()
+    if args.config in names:
+        import timm
+
         if args.score is not None or args.cfg_options:
             raise UserError(f"--score and --cfg-options are not for {args.config}, which upscales")
-        pictures = upscale(args.config, args.checkpoint, args.images, args.out_dir, args.tile)
-        print(f"{len(pictures)} pictures in {args.out_dir}")
-        return 0
-    if args.tile is not None:
-        close = nearest(args.config, restoration_models())
-        raise UserError(f"--tile is for restoration models (attnzoo list 'hat*'), not for {args.config!r}{close}")
-    cfg = load_config(args.config, parse_options(args.cfg_options))
-    score = 0.3 if args.score is None else args.score
-    pictures = predict(cfg, args.checkpoint, args.images, args.out_dir, score)
-    print(f"{len(pictures)} pictures and predictions.json in {args.out_dir}")
+        model, tile = timm.create_model(args.config), args.tile
+    else:
+        no_tiles = f"--tile is for restoration models (attnzoo list 'hat*'), not for {args.config!r}"
+        try:
+            cfg = load_config(args.config, parse_options(args.cfg_options))
+        except UserError as error:
+            raise error if args.tile is None else UserError(no_tiles + nearest(args.config, names)) from error
+        if cfg.get("model", {}).get("type") != "attnzoo.Restorer":
+            if args.tile is not None:
+                raise UserError(no_tiles)
+            score = 0.3 if args.score is None else args.score
+            pictures = predict(cfg, args.checkpoint, args.images, args.out_dir, score)
+            print(f"{len(pictures)} pictures and predictions.json in {args.out_dir}")
+            return 0
+        if args.score is not None:
+            raise UserError(f"--score is not for {args.config}, which upscales")
+        from .engine import build_model
+
+        restorer: Any = build_model(cfg)
+        model, tile = restorer.model, args.tile or restorer.tile
+    pictures = upscale(model, args.checkpoint, args.images, args.out_dir, tile)
+    print(f"{len(pictures)} pictures in {args.out_dir}")
     return 0
 
 

@@ -43,14 +43,16 @@ def evaluate(cfg: Config, checkpoint: str) -> dict[str, float]:
         UserError: if the data, the config or the checkpoint are not what they should be.
     """
     from .checkpoint import load_into
-    from .data import check_data
+    from .data import check_data, check_scale
     from .engine import ProgressHook, build_model, build_runner, starting
 
     for field in ("work_dir", "test_dataloader", "test_cfg", "test_evaluator"):
         if cfg.get(field) is None:
             raise UserError(f"{cfg.filename}: {field} is missing, nothing can be tested")
     check_data(cfg, ("test",))
-    load_into(build_model(cfg), checkpoint)
+    model = build_model(cfg)
+    check_scale(cfg, model, ("test",))
+    load_into(model, checkpoint)
 
     cfg.load_from, cfg.resume = None, False
     with starting(cfg):
@@ -63,6 +65,8 @@ def run(args: argparse.Namespace) -> int:
     """Run the command."""
     cfg = load_config(args.config, parse_options(args.cfg_options))
     set_work_dir(cfg, args.work_dir)
+    # Strategies shard a training; to evaluate, each process holds the model.
+    cfg.strategy = None
     from .engine import start_distributed
 
     start_distributed(cfg, args.launcher)

@@ -20,6 +20,8 @@ examples:
   attnzoo train my_config.py --cfg-options train_cfg.max_epochs=24 optim_wrapper.optimizer.lr=1e-4
   attnzoo train my_config.py --work-dir work/a --resume          go on from its last checkpoint
   torchrun --nproc-per-node 2 -m attnzoo.tools.train my_config.py --launcher pytorch
+  torchrun --nproc-per-node 2 -m attnzoo.tools.train my_config.py --launcher pytorch --cfg-options \\
+    strategy.type=FSDPStrategy strategy.blocks=True            parameters, gradients and optimizer in shards
 """
 
 
@@ -70,7 +72,7 @@ def train(cfg: Config) -> Runner:
         UserError: if a check fails; nothing has been written then.
     """
     from .checkpoint import load_checkpoint, load_into
-    from .data import check_data
+    from .data import check_data, check_scale
     from .engine import ProgressHook, build_model, build_runner, check_optimizer, starting
 
     for field in ("work_dir", "train_dataloader", "train_cfg", "optim_wrapper"):
@@ -78,6 +80,7 @@ def train(cfg: Config) -> Runner:
             raise UserError(f"{cfg.filename}: {field} is missing, nothing can be trained")
     check_data(cfg, ("train", "val"))
     model = build_model(cfg)
+    check_scale(cfg, model, ("train", "val"))
     check_optimizer(cfg)
     if cfg.get("resume") and cfg.get("load_from") is None:
         found = last_checkpoint(cfg.work_dir)

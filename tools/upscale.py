@@ -78,7 +78,7 @@ def upscale_image(restore: Callable[[torch.Tensor], torch.Tensor], image: Image.
 
 
 def upscale(
-    name: str,
+    model: Any,
     checkpoint: str | Path,
     images: Sequence[str | Path],
     out_dir: str | Path,
@@ -87,7 +87,7 @@ def upscale(
     """Upscale images; write `<name of the image>_x<scale>.png` for each.
 
     Args:
-        name: A restoration model of the zoo.
+        model: A restoration model of the zoo, e.g. from `timm.create_model`; its weights are replaced.
         checkpoint: A published file of it, or one of ours.
         images: Image files, and folders of them.
         out_dir: Where all goes.
@@ -100,7 +100,6 @@ def upscale(
         UserError: if an image cannot be read or upscaled, `tile` is no multiple of the model's window, or the
             checkpoint does not fit. Of what can be known before, nothing has been written then.
     """
-    import timm
     import torch
 
     from ..backbones.tiling import restore_tiled
@@ -111,14 +110,14 @@ def upscale(
     files = find_images(images)
     for file in files:
         _open(file)
-    model: Any = timm.create_model(name).eval()
     window = model.window_size
     if tile is not None and (tile < 1 or tile % window):
+        name = model.pretrained_cfg["architecture"]
         raise UserError(f"--tile must be a positive multiple of {window}, the window of {name}, got {tile}")
     convert = sys.modules[type(model).__module__].checkpoint_filter_fn
     load_into(model, checkpoint, partial(convert, model=model))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = model.to(device)
+    model = model.to(device).eval()
 
     def restore(pixels: torch.Tensor) -> torch.Tensor:
         pixels = pixels.to(device)

@@ -29,4 +29,5 @@ class LKA(LargeKernelGate, Plugin):
     def init_identity(self) -> None:
         """Makes the gate 1 everywhere: the only module here whose own parameters can say so."""
         nn.init.zeros_(self.pointwise.weight)
-        nn.init.ones_(self.pointwise.bias)
+        if self.pointwise.bias is not None:
+            nn.init.ones_(self.pointwise.bias)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 import torchvision  # noqa: F401  (registers torch.ops.torchvision)
 from torch import Tensor
 
@@ -40,9 +41,8 @@ def _as_output(points: Tensor, size: tuple[int, ...], name: str) -> Tensor:
 
 def _add_prefix(total: Tensor, part: Tensor) -> None:
     """Adds `part`, a gradient with respect to what `_as_output` returned, to `total`, that of the whole map."""
-    flat = total.flatten(1)
-    flat[:, : part[0].numel()] += part.flatten(1).to(total.dtype)
-    total.copy_(flat.view_as(total))
+    rest = total[0].numel() - part[0].numel()
+    total += F.pad(part.flatten(1), (0, rest)).view(total.shape)
 
 
 def _forward(
@@ -321,7 +321,7 @@ def ms_deform_attn_backward(
     """Writes the gradients of `ms_deform_attn_forward` to the last three tensors; `im2col_step` is unused."""
     leaves = [tensor.detach().requires_grad_() for tensor in (value, sampling_locations, attention_weights)]
     with torch.enable_grad():
-        output = deformable_attention(leaves[0], value_spatial_shapes, value_level_start_index, *leaves[1:])
+        output = deformable_attention(leaves[0], value_spatial_shapes, value_level_start_index, leaves[1], leaves[2])
     grads = torch.autograd.grad(output, leaves, grad_output)
     for target, grad in zip((grad_value, grad_sampling_loc, grad_attn_weight), grads, strict=True):
         target.copy_(grad)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -21,6 +22,8 @@ def deformable_attention_reference(
     """
     batch, _, heads, channels = value.shape
     queries = sampling_locations.shape[1]
+    if torch.is_grad_enabled() and sampling_locations.requires_grad:
+        sampling_locations = _still_at_the_edge(sampling_locations, spatial_shapes)
     # grid_sample counts from -1 to 1 between the outer edges of the outer pixels.
     grids = (2 * sampling_locations - 1).transpose(1, 2).flatten(0, 1)
     weights = attention_weights.transpose(1, 2).flatten(0, 1)
@@ -32,3 +35,13 @@ def deformable_attention_reference(
         # Not einsum: autocast would run it in 16 bits.
         output = output + (samples * weights[:, None, :, level]).sum(-1)
     return output.view(batch, heads * channels, queries).transpose(1, 2).contiguous()
+
+
+def _still_at_the_edge(sampling_locations: Tensor, spatial_shapes: Sequence[Sequence[int]]) -> Tensor:
+    """The same locations; those exactly one pixel before the map, where samples begin to be zero, get no gradient.
+
+    The derivative has a step there: mmcv takes the outer value, 0, grid_sample the inner one.
+    """
+    sizes = torch.tensor([(width, height) for height, width in spatial_shapes], device=sampling_locations.device)
+    edge = (sampling_locations.detach() * sizes[:, None] - 0.5 == -1).any(-1, keepdim=True)
+    return torch.where(edge, sampling_locations.detach(), sampling_locations)

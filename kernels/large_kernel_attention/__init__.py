@@ -2,7 +2,8 @@
 
 import torch
 
-from .depthwise import depthwise_conv, pointwise_conv
+from .. import _dispatch
+from .depthwise import depthwise_conv, pointwise_conv, why_not_depthwise, why_not_pointwise
 
 __all__ = ["depthwise_conv", "large_kernel_attention", "pointwise_conv"]
 
@@ -16,16 +17,18 @@ def large_kernel_attention(
     pointwise_weight: torch.Tensor,
     pointwise_bias: torch.Tensor | None,
     dilation: int = 3,
+    backend: str = "auto",
 ) -> torch.Tensor:
     """Gates `x` by a decomposed large-kernel depth-wise convolution of itself.
 
     `x * pointwise(dilated(local(x)))`, every convolution with stride 1 and "same" zero padding, no activation and
-    no sigmoid. A 5x5 `local` and a 7x7 `dilated` kernel of dilation 3 see 23x23 pixels.
+    no sigmoid. A 5x5 `local` and a 7x7 `dilated` kernel of dilation 3 see 23x23 pixels. Triton's kernels keep `x`,
+    `local`'s and `dilated`'s outputs for the backward pass, and no more.
 
     Source: Guo et al., Visual Attention Network, https://arxiv.org/abs/2202.09741, equations 2 and 3.
 
     Args:
-        x: (B, C, H, W), floating point; on the CPU quickest in channels_last.
+        x: (B, C, H, W), floating point; quickest in channels_last.
         local_weight: (C, 1, K, K), K odd.
         local_bias: (C,) or None.
         dilated_weight: (C, 1, L, L), L odd.
@@ -33,10 +36,34 @@ def large_kernel_attention(
         pointwise_weight: (C, C, 1, 1).
         pointwise_bias: (C,) or None.
         dilation: of `dilated_weight`, in pixels.
+        backend: "auto", "triton" or "torch"; see `attnzoo.kernels.use_backend`.
 
     Returns:
-        (B, C, H, W), dtype and memory format of `x`.
+        (B, C, H, W), dtype and memory format of `x`; by Triton channels_last.
+
+    Raises:
+        RuntimeError: if Triton is asked for and cannot run.
     """
-    gate = depthwise_conv(x, local_weight, local_bias)
-    gate = depthwise_conv(gate, dilated_weight, dilated_bias, dilation)
-    return x * pointwise_conv(gate, pointwise_weight, pointwise_bias)
+    gate = depthwise_conv(x, local_weight, local_bias, backend=backend)
+    gate = depthwise_conv(gate, dilated_weight, dilated_bias, dilation, backend)
+    return pointwise_conv(gate, pointwise_weight, pointwise_bias, x, backend)
+
+
+def _why_not(
+    x: torch.Tensor,
+    local_weight: torch.Tensor,
+    local_bias: torch.Tensor | None,
+    dilated_weight: torch.Tensor,
+    dilated_bias: torch.Tensor | None,
+    pointwise_weight: torch.Tensor,
+    pointwise_bias: torch.Tensor | None,
+    dilation: int = 3,
+) -> str | None:
+    for weight, bias in ((local_weight, local_bias), (dilated_weight, dilated_bias)):
+        reason = why_not_depthwise(x, weight, bias)
+        if reason is not None:
+            return reason
+    return why_not_pointwise(x, pointwise_weight, pointwise_bias, x)
+
+
+_dispatch.register("large_kernel_attention", _why_not)

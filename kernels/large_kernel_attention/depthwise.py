@@ -1,35 +1,50 @@
-"""Depth-wise convolution, arranged so that the CPU's fast routines serve large, dilated and trained kernels too.
+"""Depth-wise and point-wise convolution: by Triton on GPUs, else by PyTorch.
 
-oneDNN is quick at dense depth-wise kernels, and at weight gradients of kernels at most three columns wide and no
-higher than the map; elsewhere it falls back to loops of up to ten times the time. A dilated kernel is a dense one on
-each of the map's dilation ** 2 sub-grids; the gradient of the input is a convolution by the turned kernel; the gradient
-of a wide kernel falls into groups of three columns; a low map can be padded.
+On the CPU the depth-wise one is arranged so that fast routines serve large, dilated and trained kernels too: oneDNN is
+quick at dense depth-wise kernels, and at weight gradients of kernels at most three columns wide and no higher than the
+map; elsewhere it falls back to loops of up to ten times the time. A dilated kernel is a dense one on each of the map's
+dilation ** 2 sub-grids; the gradient of the input is a convolution by the turned kernel; the gradient of a wide kernel
+falls into groups of three columns; a low map can be padded.
 """
 
 import torch
 import torch.nn.functional as F
 from torch.nn.grad import conv2d_weight
 
+from .. import _dispatch
+from . import operator
+
 _COLUMNS = 3
 
 
 def depthwise_conv(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, dilation: int = 1
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    dilation: int = 1,
+    backend: str = "auto",
 ) -> torch.Tensor:
     """Depth-wise convolution with stride 1 and "same" zero padding.
 
     Args:
-        x: (B, C, H, W), floating point; on the CPU quickest in channels_last.
-        weight: (C, 1, K, L), K and L odd.
+        x: (B, C, H, W), floating point; quickest in channels_last.
+        weight: (C, 1, K, L), K and L odd; Triton's kernels take up to 31.
         bias: (C,) or None.
         dilation: of both axes, in pixels.
+        backend: "auto", "triton" or "torch"; see `attnzoo.kernels.use_backend`.
 
     Returns:
-        (B, C, H, W), dtype and memory format of `x`.
+        (B, C, H, W), dtype and memory format of `x`; by Triton channels_last.
+
+    Raises:
+        RuntimeError: if Triton is asked for and cannot run.
     """
     if torch.jit.is_scripting():
         return _definition(x, weight, bias, dilation)
     else:
+        given = _autocast(x, weight, bias)
+        if _dispatch.use_triton("depthwise_conv", backend, x.device, why_not_depthwise(*given)):
+            return operator.depthwise_conv(*given, dilation)
         # Compilers and exporters get the one operator that says what is meant.
         if torch.compiler.is_compiling() or not _is_rearranged(x, weight, dilation):
             return _definition(x, weight, bias, dilation)
@@ -40,23 +55,82 @@ def depthwise_conv(
         return _convolve(x, weight, bias, dilation)
 
 
-def pointwise_conv(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """Convolution of kernel 1.
+def pointwise_conv(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    gate: torch.Tensor | None = None,
+    backend: str = "auto",
+) -> torch.Tensor:
+    """Convolution of kernel 1, and the product with a gate.
 
     Args:
         x: (B, C, H, W), floating point; quickest in channels_last, where it is one matrix product without copies.
         weight: (D, C, 1, 1).
         bias: (D,) or None.
+        gate: (B, D, H, W), or None for 1. Triton's kernel multiplies while the product is in registers.
+        backend: "auto", "triton" or "torch", of the gated convolution; see `attnzoo.kernels.use_backend`.
 
     Returns:
-        (B, D, H, W), dtype of `x`.
+        (B, D, H, W), dtype of `x`, or what `gate` promotes it to; by Triton channels_last.
+
+    Raises:
+        RuntimeError: if Triton is asked for and cannot run.
     """
     if torch.jit.is_scripting():
-        return F.conv2d(x, weight, bias)
+        out = F.conv2d(x, weight, bias)
     else:
+        if gate is not None:
+            given = _autocast(x, weight, bias)
+            reason = why_not_pointwise(*given, gate)
+            if _dispatch.use_triton("pointwise_conv", backend, x.device, reason):
+                return operator.gated_pointwise_conv(*given, gate)
         if torch.compiler.is_compiling():
-            return F.conv2d(x, weight, bias)
-        return F.linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
+            out = F.conv2d(x, weight, bias)
+        else:
+            out = F.linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
+    return out if gate is None else gate * out
+
+
+def why_not_depthwise(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, dilation: int = 1
+) -> str | None:
+    """What keeps Triton from running, None if nothing does."""
+    reason = _dispatch.why_not(x, weight, bias)
+    rows, cols = weight.shape[2:]
+    if reason is None and (rows % 2 == 0 or cols % 2 == 0 or max(rows, cols) > operator.MAX_KERNEL):
+        reason = f"the kernel has {rows} x {cols} taps, it needs odd sides of {operator.MAX_KERNEL} at most"
+    return reason
+
+
+def why_not_pointwise(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, gate: torch.Tensor | None = None
+) -> str | None:
+    """What keeps Triton from running, None if nothing does."""
+    if gate is None:
+        return "there is no gate: the rest is PyTorch's matrix product"
+    reason = _dispatch.why_not(x, weight, bias) or _dispatch.why_not(gate)
+    if reason is None and gate.device != x.device:
+        reason = f"tensors differ: x is on {x.device}, gate on {gate.device}"
+    return reason
+
+
+_dispatch.register("depthwise_conv", why_not_depthwise)
+_dispatch.register("pointwise_conv", why_not_pointwise)
+
+
+def _autocast(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """The tensors as autocast would give them to PyTorch's convolution; it does not know of other operators."""
+    device = x.device.type
+    # Of other devices, such as meta, PyTorch raises when it is asked.
+    if device not in ("cpu", "cuda") or torch.float64 in (x.dtype, weight.dtype):
+        return x, weight, bias
+    if not torch.is_autocast_enabled(device):
+        return x, weight, bias
+    dtype = torch.get_autocast_dtype(device)
+    return x.to(dtype), weight.to(dtype), bias if bias is None else bias.to(dtype)
 
 
 def _definition(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, dilation: int) -> torch.Tensor:

@@ -1,42 +1,14 @@
 """The definition of neighborhood attention in plain PyTorch.
 
 Along an axis, pixel i stands at position i // dilation of residue class i % dilation, and attends to `kernel_size`
-consecutive positions of its own class: those around it, or the outermost ones where it is near the border. So the
-pixels of one class are a dense map of their own, and a tile of neighbouring queries needs one block of keys that is
-little larger than the tile. Blocks are multiplied densely, keys outside of a query's window masked away, and the tiles
-away from the borders share one mask and bias.
+consecutive positions of its own class: those around it, the outermost ones where it is near the border, or all of a
+class that has fewer. So the pixels of one class are a dense map of their own, and a tile of neighbouring queries needs
+one block of keys that is little larger than the tile. Blocks are multiplied densely, keys outside of a query's window
+masked away, and the tiles away from the borders share one mask and bias.
 """
 
 import torch
 import torch.nn.functional as F
-
-
-def _check(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    num_heads: int,
-    kernel_size: int,
-    dilation: int,
-    bias_table: torch.Tensor | None,
-) -> None:
-    if q.dim() != 4 or q.shape != k.shape or q.shape != v.shape:
-        raise ValueError(f"q, k and v must be (B, H, W, C) alike, got {q.shape}, {k.shape} and {v.shape}")
-    if num_heads < 1 or q.shape[3] % num_heads != 0:
-        raise ValueError(f"num_heads must divide C = {q.shape[3]}, got {num_heads}")
-    if not 3 <= kernel_size <= 15 or kernel_size % 2 == 0:
-        raise ValueError(f"kernel_size must be odd and 3 to 15, got {kernel_size}")
-    if dilation < 1:
-        raise ValueError(f"dilation must be at least 1, got {dilation}")
-    table_shape = (num_heads, 2 * kernel_size - 1, 2 * kernel_size - 1)
-    if bias_table is not None and tuple(bias_table.shape) != table_shape:
-        raise ValueError(f"bias_table must be {table_shape}, got {tuple(bias_table.shape)}")
-    # Sizes of a graph that is being traced must stay symbolic: a check would bind them to the example's.
-    if not torch.compiler.is_compiling() and min(q.shape[1], q.shape[2]) < kernel_size * dilation:
-        raise ValueError(
-            f"H and W must be at least kernel_size * dilation = {kernel_size * dilation}, "
-            f"got {(q.shape[1], q.shape[2])}"
-        )
 
 
 def _table_index(query: torch.Tensor, key: torch.Tensor, last: torch.Tensor, kernel_size: int) -> torch.Tensor:
@@ -45,7 +17,7 @@ def _table_index(query: torch.Tensor, key: torch.Tensor, last: torch.Tensor, ker
     Args:
         query: int64, broadcast against `key` and `last`.
         key: int64.
-        last: int64, the first position of the class's last window.
+        last: int64, the first position of the class's last window: below 0 where the class is shorter.
         kernel_size: window.
 
     Returns:
@@ -145,6 +117,8 @@ def _classes(size: int, dilation: int) -> list[tuple[int, int, int]]:
     longer, length = size % dilation, size // dilation
     if longer == 0:
         return [(0, dilation, length)]
+    if length == 0:
+        return [(0, longer, 1)]
     return [(0, longer, length + 1), (longer, dilation - longer, length)]
 
 
@@ -159,8 +133,6 @@ def _tiled(
     scale: float,
 ) -> torch.Tensor:
     b, height, width, c = q.shape
-    # A row and a column more, for keys that are masked.
-    table = F.pad(table, [0, 1, 0, 1], value=float("-inf"))
     length_h, length_w = (height + dilation - 1) // dilation, (width + dilation - 1) // dilation
     pad = (0, 0, 0, length_w * dilation - width, 0, length_h * dilation - height)
     maps = []
@@ -188,14 +160,15 @@ def _window(size: int, kernel_size: int, dilation: int, device: torch.device) ->
     """Of each pixel of an axis: the pixels of its window, and their rows or columns in the bias table.
 
     Returns:
-        Two int64 tensors, (size, kernel_size).
+        Two int64 tensors, (size, kernel_size). What a class lacks is some pixel in column `2 * kernel_size - 1`.
     """
     pixel = torch.arange(size, device=device)
     residue, position = pixel % dilation, pixel // dilation
     length = (size - 1 - residue) // dilation + 1
-    first = torch.minimum((position - kernel_size // 2).clamp(min=0), length - kernel_size)
-    key = first[:, None] + torch.arange(kernel_size, device=device)
-    return key * dilation + residue[:, None], key - position[:, None] + kernel_size - 1
+    first = torch.minimum(position - kernel_size // 2, length - kernel_size).clamp(min=0)
+    key, last = first[:, None] + torch.arange(kernel_size, device=device), length[:, None] - 1
+    column = torch.where(key > last, 2 * kernel_size - 1, key - position[:, None] + kernel_size - 1)
+    return torch.minimum(key, last) * dilation + residue[:, None], column
 
 
 def _gathered(
@@ -231,57 +204,28 @@ def _gathered(
     return out.flatten(3)
 
 
-def neighborhood_attention(
+def attend(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
     num_heads: int,
     kernel_size: int,
-    dilation: int = 1,
-    bias_table: torch.Tensor | None = None,
-    scale: float | None = None,
+    dilation: int,
+    bias_table: torch.Tensor | None,
+    scale: float | None,
 ) -> torch.Tensor:
-    """Attention of each pixel to a `kernel_size` x `kernel_size` window of pixels `dilation` apart.
-
-    Along an axis of n pixels, pixel i is number p = i // dilation of the m pixels in its residue class r =
-    i % dilation; its window is pixels (s + j) * dilation + r for j = 0 ... kernel_size - 1, where s =
-    clamp(p - kernel_size // 2, 0, m - kernel_size). At the borders the window is shifted, never padded or masked.
-
-    In a graph that is compiled or exported, indices stand for tiles: slower, but one graph serves every size.
-
-    Source: Hassani et al., Neighborhood Attention Transformer, https://arxiv.org/abs/2204.07143, equations 1 to 4;
-    dilated: Hassani and Shi, https://arxiv.org/abs/2209.15001; the rule at the borders as in NATTEN.
-
-    Args:
-        q: (B, H, W, C), floating point, any strides.
-        k: like `q`.
-        v: like `q`.
-        num_heads: divides C.
-        kernel_size: odd, 3 to 15.
-        dilation: at least 1; H and W must be at least `kernel_size * dilation`.
-        bias_table: (num_heads, 2 * kernel_size - 1, 2 * kernel_size - 1), added to the scaled dot products: row and
-            column are the key's position minus the query's in units of `dilation`, plus `kernel_size - 1`. Swin's
-            tables count the other way.
-        scale: factor of the dot products, by default (C / num_heads) ** -0.5.
-
-    Returns:
-        (B, H, W, C), dtype of `q`.
-
-    Raises:
-        ValueError: where shapes, `num_heads`, `kernel_size` or `dilation` do not fit each other.
-    """
-    if not torch.jit.is_scripting():
-        _check(q, k, v, num_heads, kernel_size, dilation, bias_table)
+    """`neighborhood_attention` of arguments that fit each other."""
     if scale is None:
         scale = (q.shape[3] // num_heads) ** -0.5
     if bias_table is None:
         side = 2 * kernel_size - 1
         bias_table = torch.zeros([1, side, side], dtype=q.dtype, device=q.device)
-    table = bias_table.to(q.dtype)
+    # A row and a column more, for keys that are masked.
+    table = F.pad(bias_table.to(q.dtype), [0, 1, 0, 1], value=float("-inf"))
     if torch.jit.is_scripting():
         out = _tiled(q, k, v, num_heads, kernel_size, dilation, table, scale)
     else:
         # A graph of tiles is long and fits one size: what is compiled or exported serves them all.
-        attend = _gathered if torch.compiler.is_compiling() else _tiled
-        out = attend(q, k, v, num_heads, kernel_size, dilation, table, scale)
+        form = _gathered if torch.compiler.is_compiling() else _tiled
+        out = form(q, k, v, num_heads, kernel_size, dilation, table, scale)
     return out

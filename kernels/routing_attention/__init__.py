@@ -3,11 +3,14 @@
 import torch
 import torch.nn.functional as F
 
-from . import chunked
-from .reference import route
+from .. import _dispatch
+from . import chunked, operator
 from .reference import routing_attention as _definition
 
-__all__ = ["route", "routing_attention"]
+__all__ = ["routing_attention"]
+
+# Beyond it no tiles were found that keep all sums of float32 in registers.
+_MAX_HEAD_DIM = 64
 
 
 def routing_attention(
@@ -18,28 +21,42 @@ def routing_attention(
     regions: tuple[int, int],
     topk: int,
     scale: float,
+    backend: str = "auto",
 ) -> torch.Tensor:
     """Attention of each query region over the tokens of its `topk` best key regions; routing is shared by the heads.
+
+    Where `topk` is all of them this is `scaled_dot_product_attention` over the map, whatever the backend.
+
+    Regions are ceil(H / rows) x ceil(W / columns) pixels. Where that does not come out even, the last ones are smaller
+    or empty: what lies off the map has no part in means, softmax and output, and an empty region is chosen only where
+    no other is left, to no effect.
 
     Source: Zhu et al., BiFormer, https://arxiv.org/abs/2303.08810, equations 3 to 7.
 
     Args:
-        q: (B, H, W, C), floating point, any strides.
+        q: (B, H, W, C), floating point, any strides. In an exported graph, H and W that are free must be multiples of
+            `regions`.
         k: like `q`.
         v: like `q`.
         num_heads: divides C.
-        regions: (rows, columns) of the region grid; H must be a multiple of rows and W of columns.
+        regions: (rows, columns) of the region grid.
         topk: regions that a query region attends to, 1 to rows * columns.
         scale: factor of the dot products. The published models use C ** -0.5 over all heads together.
+        backend: "auto", "triton" or "torch"; see `attnzoo.kernels`.
 
     Returns:
         (B, H, W, C), dtype of `q`.
 
     Raises:
-        ValueError: where H, W, C or `topk` do not fit `regions` and `num_heads`.
+        ValueError: where shapes, heads, regions and `topk` do not fit each other, or for an unknown backend.
+        RuntimeError: where Triton is asked for and cannot run.
     """
     if not torch.jit.is_scripting():
         _check(q, k, v, num_heads, regions, topk)
+        reason = _why_not(q, k, v, num_heads, regions, topk, scale)
+        triton = _dispatch.use_triton("routing_attention", backend, q.device, reason)
+        if triton and topk < regions[0] * regions[1]:
+            return operator.forward(q, k, v, num_heads, list(regions), topk, scale)[0]
     if topk == regions[0] * regions[1]:
         return _attend_to_all(q, k, v, num_heads, scale)
     if torch.jit.is_scripting():
@@ -64,10 +81,26 @@ def _check(
     if q.dim() != 4 or q.shape != k.shape or q.shape != v.shape:
         raise ValueError(f"q, k and v must be (B, H, W, C) alike, got {q.shape}, {k.shape} and {v.shape}")
     rows, cols = regions
-    if q.shape[3] % num_heads != 0:
+    if min(rows, cols) < 1:
+        raise ValueError(f"regions must be at least 1 either way, got {(rows, cols)}")
+    if num_heads < 1 or q.shape[3] % num_heads != 0:
         raise ValueError(f"num_heads must divide C = {q.shape[3]}, got {num_heads}")
     if not 1 <= topk <= rows * cols:
         raise ValueError(f"topk must be 1 to {rows * cols} for regions {(rows, cols)}, got {topk}")
-    # Sizes of a graph that is being traced must stay symbolic: a check would bind them to the example's.
-    if not torch.compiler.is_compiling() and (q.shape[1] % rows != 0 or q.shape[2] % cols != 0):
-        raise ValueError(f"H and W must be multiples of regions {regions}, got {(q.shape[1], q.shape[2])}")
+
+
+def _why_not(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    num_heads: int,
+    regions: tuple[int, int],
+    topk: int,
+    scale: float,
+) -> str | None:
+    if q.shape[3] // num_heads > _MAX_HEAD_DIM:
+        return f"head dimension is {q.shape[3] // num_heads}, it takes up to {_MAX_HEAD_DIM}"
+    return _dispatch.why_not(q, k, v)
+
+
+_dispatch.register("routing_attention", _why_not)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch.autograd.function import once_differentiable
 
-from .reference import from_regions, route, to_regions
+from .reference import from_regions, route, to_regions, tokens_inside
 
 # Elements of the keys and values gathered at a time: what a processor's cache holds.
 _BUDGET = 2**20
@@ -25,19 +25,23 @@ def routing_attention(
 ) -> torch.Tensor:
     """As the public function."""
     b, h, w, _ = q.shape
+    inside = tokens_inside(q, *regions)
     q, k, v = to_regions(q, *regions), to_regions(k, *regions), to_regions(v, *regions)
-    index = route(q, k, topk)
+    index = route(q, k, topk, inside)
     first = torch.arange(b, device=q.device) * q.shape[1]
     index = (index + first[:, None, None]).flatten(0, 1)
-    out = _Attention.apply(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), index, num_heads, scale)
+    out = _Attention.apply(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), index, inside, num_heads, scale)
     return from_regions(out.unflatten(0, (b, -1)), regions, h, w)
 
 
 class _Attention(torch.autograd.Function):
-    """(R, T, C) queries, keys and values by region, (R, topk) indices of key regions; -> (R, T, C)."""
+    """(B * R, T, C) queries, keys and values by region, (B * R, topk) indices of key regions; -> (B * R, T, C).
+
+    Of the keys only those count that (R, T) says are `inside` the map; None for all.
+    """
 
     @staticmethod
-    def forward(ctx, q, k, v, index, num_heads, scale):
+    def forward(ctx, q, k, v, index, inside, num_heads, scale):
         out = torch.empty_like(q)
         logsumexp = []
         for part, chosen in _chunks(index, k):
@@ -45,18 +49,19 @@ class _Attention(torch.autograd.Function):
                 _heads(q[part], num_heads),
                 _heads(_gather(k, chosen), num_heads),
                 _heads(_gather(v, chosen), num_heads),
+                attn_mask=_mask(inside, chosen, q.dtype),
                 scale=scale,
             )
             _heads(out[part], num_heads).copy_(o)
             logsumexp.append(lse)
-        ctx.save_for_backward(q, k, v, index, out, *logsumexp)
+        ctx.save_for_backward(q, k, v, index, inside, out, *logsumexp)
         ctx.num_heads, ctx.scale = num_heads, scale
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        q, k, v, index, out, *logsumexp = ctx.saved_tensors
+        q, k, v, index, inside, out, *logsumexp = ctx.saved_tensors
         # Keys chosen by many regions gather many gradients: half precision would round each addition.
         sums = torch.promote_types(k.dtype, torch.float32)
         grad_q = torch.empty_like(q)
@@ -71,13 +76,14 @@ class _Attention(torch.autograd.Function):
                 lse,
                 0.0,
                 False,
+                attn_mask=_mask(inside, chosen, q.dtype),
                 scale=ctx.scale,
             )
             _heads(grad_q[part], ctx.num_heads).copy_(part_q)
             for total, piece in ((grad_k, part_k), (grad_v, part_v)):
                 piece = piece.transpose(1, 2).reshape(chosen.numel(), *k.shape[1:])
                 total.index_add_(0, chosen.flatten(), piece.to(sums))
-        return grad_q, grad_k.to(k.dtype), grad_v.to(v.dtype), None, None, None
+        return grad_q, grad_k.to(k.dtype), grad_v.to(v.dtype), None, None, None, None
 
 
 def _chunks(index: torch.Tensor, keys: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
@@ -91,6 +97,14 @@ def _chunks(index: torch.Tensor, keys: torch.Tensor) -> Iterator[tuple[slice, to
 def _gather(x: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
     """(R, T, C) by (n, topk) -> (n, topk * T, C)."""
     return x.index_select(0, chosen.flatten()).view(chosen.shape[0], -1, x.shape[2])
+
+
+def _mask(inside: torch.Tensor | None, chosen: torch.Tensor, dtype: torch.dtype) -> torch.Tensor | None:
+    """What is added to the scores of the gathered keys (n, 1, 1, topk * T): minus infinity for those off the map."""
+    if inside is None:
+        return None
+    keys = inside[chosen % inside.shape[0]].flatten(1)[:, None, None]
+    return torch.zeros(keys.shape, dtype=dtype, device=keys.device).masked_fill_(~keys, -float("inf"))
 
 
 def _heads(x: torch.Tensor, num_heads: int) -> torch.Tensor:

@@ -2,11 +2,31 @@
 
 import torch
 import torch.nn.functional as F
+from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+
+def _padded(size: int, parts: int) -> int:
+    """The side of a map whose parts are all whole.
+
+    Of an exported graph, a side that is free must be a multiple: a branch on it would bind the graph to the example's.
+    """
+    if not torch.jit.is_scripting():
+        free = torch.compiler.is_exporting() and not statically_known_true(size % parts != 0)
+        if free:
+            return size
+    rest = size % parts
+    return size if rest == 0 else size + parts - rest
 
 
 def to_regions(x: torch.Tensor, rows: int, cols: int) -> torch.Tensor:
-    """(B, H, W, C) -> (B, rows * cols, H/rows * W/cols, C), regions and tokens in raster order."""
-    b, h, w, c = x.shape
+    """(B, H, W, C) -> (B, rows * cols, ceil(H / rows) * ceil(W / cols), C), regions and tokens in raster order.
+
+    What the last regions lack is zero.
+    """
+    b, c = x.shape[0], x.shape[3]
+    h, w = _padded(x.shape[1], rows), _padded(x.shape[2], cols)
+    if h != x.shape[1] or w != x.shape[2]:
+        x = F.pad(x, (0, 0, 0, w - x.shape[2], 0, h - x.shape[1]))
     x = x.reshape(b, rows, h // rows, cols, w // cols, c).transpose(2, 3)
     # An explicit copy: `reshape` would ask whether one is needed, which binds symbolic sizes to the example's.
     return x.clone(memory_format=torch.contiguous_format).view(b, rows * cols, (h // rows) * (w // cols), c)
@@ -16,11 +36,23 @@ def from_regions(x: torch.Tensor, regions: tuple[int, int], height: int, width: 
     """The inverse of `to_regions`."""
     rows, cols = regions
     b, c = x.shape[0], x.shape[3]
-    x = x.reshape(b, rows, cols, height // rows, width // cols, c).transpose(2, 3)
-    return x.clone(memory_format=torch.contiguous_format).view(b, height, width, c)
+    h, w = _padded(height, rows), _padded(width, cols)
+    x = x.reshape(b, rows, cols, h // rows, w // cols, c).transpose(2, 3)
+    x = x.clone(memory_format=torch.contiguous_format).view(b, h, w, c)
+    if h != height or w != width:
+        x = x[:, :height, :width]
+    return x
 
 
-def route(q: torch.Tensor, k: torch.Tensor, topk: int) -> torch.Tensor:
+def tokens_inside(x: torch.Tensor, rows: int, cols: int) -> torch.Tensor | None:
+    """Which tokens of the regions lie on the map (B, H, W, C): (R, T) bool, or None where all do."""
+    h, w = x.shape[1], x.shape[2]
+    if h == _padded(h, rows) and w == _padded(w, cols):
+        return None
+    return to_regions(torch.ones(1, h, w, 1, dtype=torch.bool, device=x.device), rows, cols)[0, :, :, 0]
+
+
+def route(q: torch.Tensor, k: torch.Tensor, topk: int, inside: torch.Tensor | None = None) -> torch.Tensor:
     """Chooses for each query region the `topk` key regions whose means match its own mean best.
 
     Source: Zhu et al., BiFormer, https://arxiv.org/abs/2303.08810, equations 4 and 5. The choice carries no gradient.
@@ -29,11 +61,18 @@ def route(q: torch.Tensor, k: torch.Tensor, topk: int) -> torch.Tensor:
         q: (B, R, T, C), tokens by region.
         k: (B, R, T, C), tokens by region.
         topk: at most R.
+        inside: (R, T) bool, the tokens that count; the others are zero. A key region without any comes last.
 
     Returns:
         (B, R, topk) int64, indices of key regions, best first.
     """
-    scores = q.detach().mean(2) @ k.detach().mean(2).transpose(-2, -1)
+    q, k = q.detach(), k.detach()
+    if inside is None:
+        return torch.topk(q.mean(2) @ k.mean(2).transpose(-2, -1), topk, dim=-1)[1]
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    count = inside.sum(1)
+    mean_q, mean_k = [(x.sum(2, dtype=dtype) / count.clamp(min=1)[:, None]).to(x.dtype) for x in (q, k)]
+    scores = (mean_q @ mean_k.transpose(-2, -1)).masked_fill(count == 0, -float("inf"))
     return torch.topk(scores, topk, dim=-1)[1]
 
 
@@ -49,9 +88,13 @@ def routing_attention(
     """As the public function."""
     rows, cols = regions
     b, h, w, c = q.shape
+    inside = tokens_inside(q, rows, cols)
     q, k, v = to_regions(q, rows, cols), to_regions(k, rows, cols), to_regions(v, rows, cols)
-    count, tokens = rows * cols, (h // rows) * (w // cols)
-    index = route(q, k, topk)
+    count, tokens = q.shape[1], q.shape[2]
+    index = route(q, k, topk, inside)
+    mask: torch.Tensor | None = None
+    if inside is not None:
+        mask = inside.index_select(0, index.flatten()).view(b * count, 1, 1, topk * tokens)
     # One row a region, so that a gather moves whole contiguous rows and its gradient is one index_add.
     first = torch.arange(b, device=q.device) * count
     index = (index + first[:, None, None]).flatten()
@@ -62,6 +105,7 @@ def routing_attention(
         q.reshape(b * count, tokens, num_heads, head_dim).transpose(1, 2),
         k.reshape(b * count, topk * tokens, num_heads, head_dim).transpose(1, 2),
         v.reshape(b * count, topk * tokens, num_heads, head_dim).transpose(1, 2),
+        mask,
         scale=scale,
     )
     return from_regions(out.transpose(1, 2).reshape(b, count, tokens, c), regions, h, w)

@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+from PIL import Image
 
 HIDE = """
 import sys
@@ -45,15 +46,49 @@ def test_attnzoo_imports_no_optional_library_that_is_there():
     assert python_without((), code) == "[]"
 
 
-@pytest.mark.parametrize("name", ["mmengine", "mmseg"])
-def test_a_missing_extra_is_named(name):
+@pytest.mark.parametrize(
+    ("name", "warned"),
+    [
+        ("mmengine", []),
+        # mmengine, which is there, would say no more than that it does not know the name.
+        ("mmseg", ["attnzoo.heads needs mmseg: pip install 'attnzoo[mm]'"]),
+    ],
+)
+def test_a_missing_extra_is_named(name, warned):
     code = """
-try:
+import warnings
+with warnings.catch_warnings(record=True) as seen:
+    warnings.simplefilter("always")
     import attnzoo.heads
+warned = [str(one.message) for one in seen if "attnzoo.heads" in str(one.message)]
+known = hasattr(attnzoo.heads, "no_such_name")
+try:
+    attnzoo.heads.Backbone
 except ImportError as error:
-    print(type(error).__name__, error)
+    print(warned, known, type(error).__name__, error)
 """
-    assert python_without((name,), code) == f"ImportError attnzoo.heads needs {name}: pip install 'attnzoo[mm]'"
+    error = f"ImportError attnzoo.heads needs {name}: pip install 'attnzoo[mm]'"
+    assert python_without((name,), code) == f"{warned} False {error}"
+
+
+def test_probing_needs_no_mm_library(tmp_path):
+    """As a library, and as a command on an image folder."""
+    for name, grey in (("dark", 40), ("light", 210)):
+        (tmp_path / name).mkdir()
+        for i in range(4):
+            Image.new("RGB", (40, 40), (grey + i,) * 3).save(tmp_path / name / f"{i}.png")
+    code = f"""
+import sys, timm, torch
+from attnzoo.heads.probing import FrozenBackbone, ProbeHead
+from attnzoo.tools.cli import main
+backbone = FrozenBackbone(timm.create_model("test_resnet"))
+assert ProbeHead(backbone.channels, 2)(backbone(torch.rand(2, 3, 32, 32))).shape == (2, 2)
+code = main(["probe", "test_resnet", "--data", {str(tmp_path)!r}, "--size", "32", "--epochs", "2", "--seeds", "0",
+             "--batch", "4", "--out", {str(tmp_path / "out")!r}])
+print(code, sorted(sys.modules.keys() & {{"mmengine", "mmcv", "mmdet", "mmseg", "sklearn"}}))
+"""
+    assert python_without(("mmengine", "mmcv", "mmdet", "mmseg", "sklearn"), code) == "0 []"
+    assert (tmp_path / "out" / "result.json").is_file()
 
 
 def test_mmdet_may_be_imported_first():

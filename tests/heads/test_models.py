@@ -4,20 +4,17 @@ Each model is written as a user writes it: a config file over a packaged base, w
 channels of neck or head set from it. Then it trains a step and predicts.
 """
 
-import math
 from pathlib import Path
 
 import mmseg
 import pytest
 import torch
+from mm_steps import CLASSES, check_training_step, detection_data, predict, segmentation_data
 from mmdet.registry import MODELS as MMDET_MODELS
-from mmdet.testing import demo_mm_inputs
 from mmengine.config import Config
 from mmengine.model import BaseModel, revert_sync_batchnorm
 from mmengine.registry import init_default_scope
-from mmengine.structures import PixelData
 from mmseg.registry import MODELS as MMSEG_MODELS
-from mmseg.structures import SegDataSample
 from torch import Tensor
 
 from attnzoo.heads import Backbone, LightHamHead
@@ -26,7 +23,6 @@ BACKBONES = {
     "van_b0": dict(model_name="van_b0"),
     "biformer_tiny": dict(model_name="biformer_tiny", stage_norms="layernorm2d"),
 }
-CLASSES = 3
 SIZES = [(128, 160), (117, 91)]
 
 FPN = "neck=dict(in_channels={channels})"
@@ -90,47 +86,6 @@ def build(folder: Path, library: str, head: str, backbone: str) -> BaseModel:
     init_default_scope(library)
     model = (MMDET_MODELS if library == "mmdet" else MMSEG_MODELS).build(config.model)
     return revert_sync_batchnorm(model)
-
-
-def detection_data(sizes: list[tuple[int, int]], with_mask: bool) -> dict:
-    shapes = [(3, *size) for size in sizes]
-    data = demo_mm_inputs(len(sizes), shapes, num_items=[3] * len(sizes), num_classes=CLASSES, with_mask=with_mask)
-    for sample in data["data_samples"]:
-        sample.set_metainfo(dict(scale_factor=(1.0, 1.0)))
-    return data
-
-
-def segmentation_data(sizes: list[tuple[int, int]]) -> dict:
-    generator = torch.Generator().manual_seed(0)
-    inputs, samples = [], []
-    for size in sizes:
-        inputs.append(torch.randint(256, (3, *size), generator=generator, dtype=torch.uint8))
-        truth = torch.randint(CLASSES, (1, *size), generator=generator)
-        meta = dict(img_shape=size, ori_shape=size, pad_shape=size, scale_factor=(1.0, 1.0), flip=False)
-        samples.append(SegDataSample(metainfo=meta, gt_sem_seg=PixelData(data=truth)))
-    return dict(inputs=inputs, data_samples=samples)
-
-
-def check_training_step(model: BaseModel, data: dict) -> None:
-    model.train()
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-    losses = model(**model.data_preprocessor(data, True), mode="loss")
-    loss, _ = model.parse_losses(losses)
-    assert math.isfinite(loss.item())
-    loss.backward()
-    gradients = {name: p.grad for name, p in model.backbone.model.named_parameters()}
-    assert [name for name, grad in gradients.items() if grad is None or not grad.isfinite().all()] == []
-    weights = [name for name, grad in gradients.items() if grad.ndim > 1]
-    assert [name for name in weights if not gradients[name].any()] == []
-    before = [p.detach().clone() for p in model.backbone.parameters()]
-    optimizer.step()
-    assert any(not torch.equal(p, q) for p, q in zip(before, model.backbone.parameters(), strict=True))
-
-
-def predict(model: BaseModel, data: dict) -> list:
-    model.eval()
-    with torch.no_grad():
-        return model.test_step(data)
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)

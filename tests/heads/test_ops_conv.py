@@ -120,6 +120,17 @@ def test_larger_offset_maps_are_read_as_a_prefix_of_memory():
         conv(source, offset[..., :2, :2], mask, weight, bias, 1, 1)
 
 
+@pytest.mark.parametrize("batch", [1, 2])
+def test_offsets_and_mask_may_be_slices_of_one_map(batch):
+    source, weight, bias = randn(batch, 2, 3, 4), randn(2, 2, 3, 3, seed=1), randn(2, seed=5)
+    both, direction = randn(batch, 27, 3, 4, seed=2).requires_grad_(), randn(batch, 2, 3, 4, seed=6)
+    grads = []
+    for parts in ((both[:, :18], both[:, 18:]), (both[:, :18].clone(), both[:, 18:].clone())):
+        output = mmcv_ops.modulated_deform_conv2d(source, *parts, weight, bias, 1, 1)
+        grads.append(torch.autograd.grad(output, both, direction)[0])
+    torch.testing.assert_close(*grads)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_deform_conv_16_bit(dtype):
     tensors = [randn(2, 2, 4, 4), randn(2, 18, 4, 4), randn(2, 9, 4, 4), randn(3, 2, 3, 3), randn(3)]

@@ -69,6 +69,13 @@ def test_reasons():
     assert "meta" in _dispatch.why_not(x.to("meta"))
 
 
+@pytest.mark.skipif(not _dispatch.INTERPRETED, reason="of the interpreter")
+def test_interpreter_refuses_what_it_gets_wrong(monkeypatch):
+    monkeypatch.setattr(_dispatch, "INTERPRETED_DTYPES", (torch.float32, torch.float16))
+    assert "wrong products" in _dispatch.why_not(torch.zeros(2, dtype=torch.bfloat16))
+    assert _dispatch.why_not(torch.zeros(2)) is None
+
+
 def test_can_run_of_an_unknown_operator():
     with pytest.raises(ValueError, match="operator must be one of"):
         kernels.can_run("attention")

@@ -2,12 +2,13 @@ import pytest
 import torch
 
 from attnzoo.kernels import neighborhood_attention
+from attnzoo.kernels.neighborhood_attention import reference
 
 
 def window(i, n, kernel_size, dilation):
     """Pixels of pixel i's window along an axis of n: the definition, from lists of the residue class."""
     same = list(range(i % dilation, n, dilation))
-    first = min(max(same.index(i) - kernel_size // 2, 0), len(same) - kernel_size)
+    first = max(min(same.index(i) - kernel_size // 2, len(same) - kernel_size), 0)
     return same[first : first + kernel_size]
 
 
@@ -44,7 +45,8 @@ def bias(num_heads, kernel_size, dtype=torch.float64):
     return torch.randn(num_heads, 2 * kernel_size - 1, 2 * kernel_size - 1, dtype=dtype)
 
 
-# One tile, several, one and several; residue classes of one length and of two; batches.
+# One tile, several, one and several; residue classes of one length and of two; batches; maps that are smaller than the
+# window in one direction or both, and than the dilation.
 CASES = [
     (1, 3, 3, 3, 1),
     (2, 7, 7, 7, 1),
@@ -56,6 +58,11 @@ CASES = [
     (1, 40, 15, 5, 3),
     (1, 29, 31, 3, 4),
     (1, 15, 34, 15, 1),
+    (1, 1, 1, 3, 1),
+    (1, 4, 9, 7, 1),
+    (2, 13, 11, 5, 3),
+    (1, 3, 17, 7, 2),
+    (1, 2, 5, 3, 4),
 ]
 
 
@@ -93,19 +100,39 @@ def test_every_length_of_an_axis(kernel_size):
         torch.testing.assert_close(got[0], want, rtol=1e-10, atol=1e-12)
 
 
-def test_window_of_the_whole_map_is_full_attention():
+@pytest.mark.parametrize("kernel_size", [7, 9, 15])
+def test_window_of_the_whole_map_is_full_attention(kernel_size):
     q, k, v = qkv(2, 7, 7, 8)
     heads = [x.flatten(1, 2).unflatten(2, (2, 4)).transpose(1, 2) for x in (q, k, v)]
     want = torch.nn.functional.scaled_dot_product_attention(*heads).transpose(1, 2).reshape(2, 7, 7, 8)
-    torch.testing.assert_close(neighborhood_attention(q, k, v, 2, 7), want, rtol=1e-10, atol=1e-12)
+    got = neighborhood_attention(q, k, v, 2, kernel_size)
+    torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize(("h", "w", "dilation"), [(3, 4, 1), (10, 4, 1), (7, 6, 2)])
+def test_window_of_one_pixel_gives_its_value():
+    """As many residue classes as pixels."""
+    q, k, v = qkv(1, 3, 4, 8)
+    torch.testing.assert_close(neighborhood_attention(q, k, v, 2, 3, 4, bias(2, 3)), v)
+
+
+@pytest.mark.parametrize(("h", "w", "dilation"), [(3, 4, 1), (10, 4, 1), (7, 6, 2), (2, 3, 1), (5, 2, 2)])
 def test_gradients(h, w, dilation):
     q, k, v = (x.clone().requires_grad_() for x in qkv(1, h, w, 2))
     table = bias(2, 3).requires_grad_()
     assert torch.autograd.gradcheck(lambda *x: neighborhood_attention(*x[:3], 2, 3, dilation, x[3]), (q, k, v, table))
     assert torch.autograd.gradcheck(lambda *x: neighborhood_attention(*x, 2, 3, dilation, table.detach()), (q, k, v))
+
+
+@pytest.mark.parametrize(("h", "w", "dilation"), [(4, 5, 1), (2, 5, 1), (5, 2, 2)])
+def test_gradients_of_the_form_that_is_compiled(h, w, dilation):
+    q, k, v = (x.clone().requires_grad_() for x in qkv(1, h, w, 2))
+    table = bias(2, 3).requires_grad_()
+
+    def indexed(q, k, v, table):
+        padded = torch.nn.functional.pad(table, [0, 1, 0, 1], value=float("-inf"))
+        return reference._gathered(q, k, v, 2, 3, dilation, padded, 0.7)
+
+    assert torch.autograd.gradcheck(indexed, (q, k, v, table))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -137,7 +164,7 @@ class Layer(torch.nn.Module):
         return neighborhood_attention(q, k, v, 2, self.kernel_size, self.dilation, self.table)
 
 
-SIZES = [(1, 11, 40), (3, 30, 9), (2, 16, 16)]
+SIZES = [(1, 11, 40), (3, 30, 9), (2, 16, 16), (2, 4, 8), (1, 2, 3)]
 
 
 @pytest.mark.parametrize("dilation", [1, 3])
@@ -178,8 +205,6 @@ def test_torchscript():
         (dict(kernel_size=1), "kernel_size must be odd"),
         (dict(kernel_size=17), "kernel_size must be odd"),
         (dict(dilation=0), "dilation must be at least 1"),
-        (dict(dilation=2), r"at least kernel_size \* dilation = 6, got \(5, 6\)"),
-        (dict(kernel_size=7), r"at least kernel_size \* dilation = 7"),
         (dict(bias_table=torch.zeros(2, 3, 5)), r"bias_table must be \(2, 5, 5\), got \(2, 3, 5\)"),
     ],
 )
@@ -187,6 +212,12 @@ def test_bad_arguments(kwargs, message):
     q, k, v = qkv(1, 5, 6, 8)
     with pytest.raises(ValueError, match=message):
         neighborhood_attention(q, k, v, **{**dict(num_heads=2, kernel_size=3), **kwargs})
+
+
+def test_map_without_pixels():
+    q, k, v = qkv(1, 0, 6, 8)
+    with pytest.raises(ValueError, match=r"H, W and C must be at least 1, got \(0, 6, 8\)"):
+        neighborhood_attention(q, k, v, 2, 3)
 
 
 def test_shapes_must_agree():

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -6,11 +8,11 @@ from attnzoo.kernels.routing_attention import chunked, reference
 
 
 def definition(q, k, v, num_heads, regions, topk, scale):
-    """The paper's equations 3 to 7, region by region and query by query."""
+    """The paper's equations 3 to 7, region by region and query by query; what lies off the map does not exist."""
     b, h, w, c = q.shape
-    rows, cols = regions
-    rh, rw = h // rows, w // cols
-    cells = [(slice(i * rh, (i + 1) * rh), slice(j * rw, (j + 1) * rw)) for i in range(rows) for j in range(cols)]
+    rh, rw = math.ceil(h / regions[0]), math.ceil(w / regions[1])
+    cells = [(slice(i, i + rh), slice(j, j + rw)) for i in range(0, h, rh) for j in range(0, w, rw)]
+    topk = min(topk, len(cells))
     out = torch.zeros_like(q)
     for n in range(b):
         means_k = torch.stack([k[n][cell].reshape(-1, c).mean(0) for cell in cells])
@@ -23,7 +25,7 @@ def definition(q, k, v, num_heads, regions, topk, scale):
             heads = []
             for qh, kh, vh in zip(*(x.chunk(num_heads, -1) for x in (queries, keys, values)), strict=True):
                 heads.append((scale * qh @ kh.T).softmax(-1) @ vh)
-            out[n][cell] = torch.cat(heads, -1).reshape(rh, rw, c)
+            out[n][cell] = torch.cat(heads, -1).reshape(out[n][cell].shape)
     return out
 
 
@@ -39,11 +41,20 @@ def qkv(b, h, w, c, dtype=torch.float64):
         (2, 3, 3, 4, 1, (3, 3), 9),
         (1, 5, 7, 4, 2, (1, 1), 1),
         (3, 8, 4, 8, 4, (4, 2), 3),
+        # Smaller last regions, one of a single pixel.
+        (2, 7, 10, 8, 2, (3, 4), 4),
+        (1, 10, 13, 4, 1, (4, 2), 3),
+        # Empty ones behind them: fewer than topk are left, exactly topk, all but two.
+        (2, 4, 9, 4, 2, (3, 5), 12),
+        (1, 4, 6, 4, 1, (3, 3), 6),
+        (1, 2, 1, 4, 2, (7, 7), 4),
+        (1, 1, 1, 4, 2, (3, 3), 1),
     ],
 )
-def test_equals_the_definition(b, h, w, c, heads, regions, topk):
+@pytest.mark.parametrize("function", [routing_attention, reference.routing_attention])
+def test_equals_the_definition(function, b, h, w, c, heads, regions, topk):
     q, k, v = qkv(b, h, w, c)
-    got = routing_attention(q, k, v, heads, regions, topk, c**-0.5)
+    got = function(q, k, v, heads, regions, topk, c**-0.5)
     torch.testing.assert_close(got, definition(q, k, v, heads, regions, topk, c**-0.5), rtol=1e-10, atol=1e-12)
 
 
@@ -55,9 +66,11 @@ def test_all_regions_is_full_attention():
     torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-12)
 
 
-def test_gradients():
-    q, k, v = (x.clone().requires_grad_() for x in qkv(1, 4, 6, 4))
-    assert torch.autograd.gradcheck(lambda q, k, v: routing_attention(q, k, v, 2, (2, 3), 2, 0.5), (q, k, v))
+@pytest.mark.parametrize("function", [routing_attention, reference.routing_attention])
+@pytest.mark.parametrize(("h", "w"), [(4, 6), (5, 4)])
+def test_gradients(function, h, w):
+    q, k, v = (x.clone().requires_grad_() for x in qkv(1, h, w, 4))
+    assert torch.autograd.gradcheck(lambda q, k, v: function(q, k, v, 2, (2, 3), 2, 0.5), (q, k, v))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -72,10 +85,11 @@ def test_half_precision(dtype):
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        (dict(regions=(4, 3)), "multiples of regions"),
+        (dict(regions=(0, 3)), "regions must be at least 1"),
         (dict(num_heads=3), "num_heads must divide"),
         (dict(topk=10), "topk must be 1 to 9"),
         (dict(topk=0), "topk must be 1 to 9"),
+        (dict(backend="cuda"), "backend must be one of"),
     ],
 )
 def test_bad_arguments(kwargs, message):
@@ -92,10 +106,11 @@ def test_shapes_must_agree():
 
 @pytest.mark.parametrize("budget", [1, 2 * 4 * 24 * 8, 2**20])
 @pytest.mark.parametrize("topk", [1, 4])
-def test_memory_budget_changes_nothing(budget, topk, monkeypatch):
+@pytest.mark.parametrize("size", [(6, 9), (7, 8)])
+def test_memory_budget_changes_nothing(budget, topk, size, monkeypatch):
     """A region at a time, chunks that do not divide the regions, all at once."""
     monkeypatch.setattr(chunked, "_BUDGET", budget)
-    leaves = [x.contiguous().requires_grad_() for x in qkv(2, 6, 9, 8)]
+    leaves = [x.contiguous().requires_grad_() for x in qkv(2, *size, 8)]
     out = routing_attention(*leaves, 2, (3, 3), topk, 0.3)
     want = reference.routing_attention(*leaves, 2, (3, 3), topk, 0.3)
     torch.testing.assert_close(out, want, rtol=1e-10, atol=1e-12)
@@ -119,6 +134,18 @@ def test_gradient_of_a_much_chosen_region_in_half_precision():
     for ours, theirs in zip(got, want, strict=True):
         assert ours.dtype == torch.bfloat16
         torch.testing.assert_close(ours.double(), theirs, rtol=0.05, atol=0.02 * theirs.abs().max().item())
+
+
+def test_size_of_a_call_is_free():
+    """One script, one compiled function, which sees free sizes at its second call: even and smaller last regions."""
+    q, k, v = qkv(1, 6, 6, 8)
+    once = torch.jit.script(routing_attention)
+    compiled = torch.compile(routing_attention, backend="eager", fullgraph=True)
+    for height in (6, 5):
+        part = [x[:, :height] for x in (q, k, v)]
+        want = routing_attention(*part, 2, (3, 3), 3, 0.3)
+        for function in (once, compiled):
+            torch.testing.assert_close(function(*part, 2, (3, 3), 3, 0.3), want, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("topk", [2, 9])

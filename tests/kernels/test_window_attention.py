@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from attnzoo.kernels import window_attention
+from attnzoo.kernels.window_attention import training
 
 
 def definition(q, k, v, num_heads, window, shift=(0, 0), overlap=0, table=None, scale=None):
@@ -93,6 +94,34 @@ def test_gradients(geometry):
     assert torch.autograd.gradcheck(
         lambda q, k, v: window_attention(q, k, v, 2, window, shift, overlap), inputs[:3], fast_mode=True
     )
+
+
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize("shift", [(0, 0), (1, 2), (2, 0)])
+def test_gradients_with_the_attention_kept(shift, biased, monkeypatch):
+    """Small windows of wide heads; and the same gradients where it is computed anew."""
+    inputs = [*qkv(2, 6, 12, 16), table_for((3, 4), 0, 2)] if biased else [*qkv(2, 6, 12, 16)]
+    inputs = [x.clone().requires_grad_() for x in inputs]
+
+    def attend(q, k, v, table=None):
+        return window_attention(q, k, v, 2, (3, 4), shift, 0, table, 0.4)
+
+    assert torch.autograd.gradcheck(attend, inputs, fast_mode=True)
+    out = attend(*inputs)
+    assert "_Keeping" in out.grad_fn.name()
+    grad = torch.randn_like(out)
+    kept = torch.autograd.grad(out, inputs, grad)
+    monkeypatch.setattr(training, "KEPT_BYTES", 2 * 6 * 12 * 2 * 12 * 8 - 1)
+    out = attend(*inputs)
+    assert "_Keeping" not in out.grad_fn.name()
+    torch.testing.assert_close(kept, torch.autograd.grad(out, inputs, grad))
+
+
+@pytest.mark.parametrize(("window", "overlap"), [(8, 0), (2, 2)])
+def test_attention_larger_than_its_inputs_is_not_kept(window, overlap):
+    """64 keys to 3 * 16 channels; and overlapping windows never are."""
+    q, k, v = (x.requires_grad_() for x in qkv(1, 8, 8, 16))
+    assert "_Keeping" not in window_attention(q, k, v, 1, window, 0, overlap).grad_fn.name()
 
 
 def test_only_the_bias_learns():

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -175,7 +176,48 @@ def remove_folder(data):
     return ("train_dataloader.dataset.data_prefix.img: no folder",)
 
 
-@pytest.mark.parametrize("damage", [remove_images, remove_annotations, cut_annotations, drop_names, remove_folder])
+def change_coco(part, index, key, value):
+    """A damage: one entry of a COCO file gets another value, or loses it where that is None."""
+
+    def damage(data):
+        content = json.loads((data / "train.json").read_text())
+        if value is None:
+            del content[part][index][key]
+        else:
+            content[part][index][key] = value
+        (data / "train.json").write_text(json.dumps(content))
+        return "train_dataloader.dataset.ann_file", "train.json", f"{part}[{index}].{key}: {value}", "allowed is "
+
+    return damage
+
+
+def rename_categories(data):
+    content = json.loads((data / "train.json").read_text())
+    for category in content["categories"]:
+        category["name"] = category["name"].upper()
+    (data / "train.json").write_text(json.dumps(content))
+    return "train.json", "'RED', 'BLUE'", "allowed is names among the classes of the data set: 'red', 'blue'"
+
+
+DAMAGES = [
+    remove_images,
+    remove_annotations,
+    cut_annotations,
+    drop_names,
+    remove_folder,
+    rename_categories,
+    change_coco("images", 2, "width", 0),
+    change_coco("images", 2, "id", None),
+    change_coco("categories", 1, "name", None),
+    change_coco("annotations", 3, "image_id", 99),
+    change_coco("annotations", 3, "category_id", 7),
+    change_coco("annotations", 3, "bbox", [1, 2, 3]),
+    change_coco("annotations", 3, "bbox", [1, 2, float("nan"), 4]),
+    change_coco("annotations", 3, "area", "large"),
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_coco_data(place, capsys, damage):
     expected = damage(place / "data")
     message = refused(capsys, "train", "detector.py", folder=place)
@@ -196,6 +238,68 @@ def test_missing_maps_of_a_segmentor(place, capsys):
     shutil.rmtree(place / "data" / "maps")
     message = refused(capsys, "train", "segmentor.py", folder=place)
     assert "train_dataloader.dataset.data_prefix.seg_map_path: no folder" in message
+
+
+def test_masks_are_checked_where_they_are_needed(place, capsys):
+    change_coco("annotations", 5, "segmentation", [[1, 2, 3, 4]])(place / "data")
+    config = (place / "detector.py").read_text()
+    (place / "detector.py").write_text(config.replace("with_bbox=True", "with_bbox=True, with_mask=True"))
+    message = refused(capsys, "train", "detector.py", folder=place)
+    assert "train.json: annotations[5].segmentation: [[1, 2, 3, 4]]: allowed is polygons" in message
+
+
+def remove_map(maps):
+    (maps / "3.png").unlink()
+    return "data_prefix.seg_map_path: 1 of 8 label maps are missing", "3.png"
+
+
+def wrong_label(maps):
+    labels = np.array(Image.open(maps / "3.png"))
+    labels[0, 0] = 9
+    Image.fromarray(labels).save(maps / "3.png")
+    return "3.png: labels 9: allowed are 0 to 2, and 255 for no label", "train_dataloader.dataset"
+
+
+def wrong_size(maps):
+    Image.open(maps / "3.png").resize((32, 32)).save(maps / "3.png")
+    return ("3.png: (32, 32): allowed is 64 x 64",)
+
+
+def coloured(maps):
+    Image.open(maps / "3.png").convert("RGB").save(maps / "3.png")
+    return ("3.png: (64, 64, 3): allowed is 64 x 64, one label a pixel",)
+
+
+def no_map(maps):
+    (maps / "3.png").write_text("not an image")
+    return ("3.png: no label map that can be read",)
+
+
+@pytest.mark.parametrize("damage", [remove_map, wrong_label, wrong_size, coloured, no_map])
+def test_damaged_label_maps(place, capsys, damage):
+    expected = damage(place / "data" / "maps")
+    message = refused(capsys, "train", "segmentor.py", folder=place)
+    assert all(part in message for part in expected)
+
+
+@pytest.mark.parametrize(
+    ("config", "option", "expected"),
+    [
+        ("detector", "model.backbone.model_name=resnet_18", ["model.backbone: ", "did you mean", "resnet18"]),
+        ("detector", "model.backbone.out_indices=(2,7)", ["model.backbone: ", "(2, 7)", "from 0 to 4 are allowed"]),
+        ("detector", "model.neck.in_channels=[48,96]", ["model.neck.in_channels=[48, 96]: allowed is [48, 192]"]),
+        ("detector", "model.bbox_head.in_channels=32", ["model.bbox_head.in_channels=32: allowed is 16", "model.neck"]),
+        (
+            "segmentor",
+            "model.decode_head.in_channels=[32,64]",
+            ["model.decode_head.in_channels", "allowed is [32, 48]"],
+        ),
+        ("segmentor", "model.decode_head.in_index=[0,5]", ["model.decode_head.in_index", "0 to 1 are allowed"]),
+    ],
+)
+def test_a_model_that_does_not_fit(place, capsys, config, option, expected):
+    message = refused(capsys, "train", f"{config}.py", "--cfg-options", option, folder=place)
+    assert all(part in message for part in [f"{config}.py: ", *expected])
 
 
 def test_test_data_is_checked_by_test(trained, place, capsys):

@@ -64,7 +64,7 @@ def test_memory_grows_with_what_a_pass_keeps():
     """The backward pass needs maps that the forward pass lets go."""
 
     def peaks(backward):
-        with bench._fresh_processes() as processes:
+        with bench.fresh_processes() as processes:
             return [
                 processes.submit(bench.peak_memory, "test_convnext", True, 1, size, backward, 1, "cpu").result()
                 for size in (128, 512)

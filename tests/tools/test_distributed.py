@@ -4,9 +4,23 @@ import json
 import subprocess
 import sys
 
+import pytest
+import torch
 from tools_helpers import ENVIRONMENT, SEGMENTOR, write_config
 
+from attnzoo.tools import cli
 from attnzoo.tools.checkpoint import load_checkpoint
+from attnzoo.tools.config import load_config
+from attnzoo.tools.test import evaluate
+from attnzoo.tools.train import set_work_dir
+
+# Weight decay that shows, groups that depend on the shapes of parameters, and gradients that are always clipped.
+GROUPS = """
+optim_wrapper = dict(
+    type="OptimWrapper", optimizer=dict(type="AdamW", lr=2e-3, weight_decay=0.5), clip_grad=dict(max_norm=0.1),
+    constructor="attnzoo.LayerDecayOptimWrapperConstructor", paramwise_cfg=dict(layer_decay=0.5),
+)
+"""
 
 
 def torchrun(folder, *arguments):
@@ -16,21 +30,69 @@ def torchrun(folder, *arguments):
     return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=400, cwd=folder)
 
 
-def test_train_and_test_by_torchrun(data, tmp_path):
-    config = write_config(tmp_path / "two.py", SEGMENTOR, data, epochs=1)
-    done = torchrun(
-        tmp_path, "-m", "attnzoo.tools.train", config, "--launcher", "pytorch", "--work-dir", tmp_path / "w"
-    )
+@pytest.fixture(scope="module")
+def ddp(data, tmp_path_factory):
+    """A config, what two processes with whole models make of it in two epochs, and what they say."""
+    folder = tmp_path_factory.mktemp("ddp")
+    config = write_config(folder / "two.py", SEGMENTOR, data, epochs=2, extra=GROUPS)
+    done = torchrun(folder, "-m", "attnzoo.tools.train", config, "--launcher", "pytorch", "--work-dir", folder / "w")
     assert done.returncode == 0, done.stderr[-3000:]
-    checkpoint = tmp_path / "w" / "epoch_1.pth"
+    return config, folder / "w" / "epoch_2.pth", done.stdout
+
+
+def test_train_and_test_by_torchrun(ddp, tmp_path):
+    config, checkpoint, said = ddp
     # Eight images, two a step and process.
-    assert load_checkpoint(checkpoint)["meta"]["iter"] == 2
-    assert done.stdout.count("trained 1 epochs, 2 iterations") == 1
-    assert "mIoU" in next((tmp_path / "w").glob("*/*.log")).read_text()
-    assert not list(tmp_path.rglob("*.tmp*"))
+    assert load_checkpoint(checkpoint)["meta"]["iter"] == 4
+    assert said.count("trained 2 epochs, 4 iterations") == 1
+    assert "mIoU" in next(checkpoint.parent.glob("*/*.log")).read_text()
+    assert not list(checkpoint.parent.rglob("*.tmp*"))
 
     out = tmp_path / "metrics.json"
     arguments = [config, checkpoint, "--launcher", "pytorch", "--work-dir", tmp_path / "t", "--out", out]
     done = torchrun(tmp_path, "-m", "attnzoo.tools.test", *arguments)
     assert done.returncode == 0, done.stderr[-3000:]
     assert 0 < json.loads(out.read_text())["mIoU"] <= 100
+
+
+@pytest.mark.parametrize("blocks", [pytest.param(False, marks=pytest.mark.slow), True])
+def test_sharded_training_is_ddp(tmp_path, ddp, blocks):
+    """Sharded from the start, and resumed after one epoch: the second depends on the optimizer's state.
+
+    Sums run in another order over shards: 1e-6 is allowed, of weights whose steps are 1e-3.
+    """
+    config, expected, _ = ddp
+    options = ["strategy.type=FSDPStrategy", f"strategy.blocks={blocks}", "default_hooks.checkpoint.max_keep_ckpts=2"]
+    train = ["-m", "attnzoo.tools.train", config, "--launcher", "pytorch", "--cfg-options", *options]
+    for folder, resume in (("w", []), ("resumed", ["--resume", tmp_path / "w" / "epoch_1.pth"])):
+        done = torchrun(tmp_path, *train, "--work-dir", tmp_path / folder, *resume)
+        assert done.returncode == 0, done.stderr[-3000:]
+        checkpoint = tmp_path / folder / "epoch_2.pth"
+        content = load_checkpoint(checkpoint)
+        assert content["meta"]["iter"] == 4
+        for key, value in load_checkpoint(expected)["state_dict"].items():
+            torch.testing.assert_close(content["state_dict"][key], value, rtol=0, atol=1e-6, msg=key)
+    first = load_checkpoint(tmp_path / "w" / "epoch_1.pth")["state_dict"]
+    assert any((first[key] - value).abs().max() > 1e-3 for key, value in content["state_dict"].items())
+    assert not list(tmp_path.rglob("*.tmp*"))
+
+    cfg = load_config(config)
+    set_work_dir(cfg, str(tmp_path / "t"))
+    assert evaluate(cfg, checkpoint) == pytest.approx(evaluate(cfg, expected), abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("extra", "expected"),
+    [
+        ("strategy = dict(type='FSDPStrategy')", "strategy is for several processes"),
+        ("strategy = dict(type='FSDPStrategy', state_dict_cfg='local')", "must be 'full', got 'local'"),
+        ("strategy = dict(type='FSDPStrategy'); custom_hooks = [dict(type='EMAHook')]", "EMAHook averages whole"),
+        ("model_wrapper_cfg = dict(type='MMFullyShardedDataParallel')", "write strategy=dict(type='FSDPStrategy'"),
+    ],
+)
+def test_strategies_that_cannot_work(data, tmp_path, capsys, extra, expected):
+    config = write_config(tmp_path / "a.py", SEGMENTOR, data, extra=extra)
+    assert cli.main(["train", str(config), "--work-dir", str(tmp_path / "w")]) == 2
+    message = capsys.readouterr().err
+    assert expected in message and message.count("\n") == 1
+    assert not (tmp_path / "w").exists()

@@ -1,0 +1,11 @@
+# The figure is published, by detectron2: https://github.com/landskape-ai/triplet-attention; the recipe is mmdetection's
+# for ResNet-50.
+_base_ = "../_base_/retinanet_1x_coco.py"
+
+model = dict(
+    backbone=dict(model_name="resnet50_triplet", out_indices=(2, 3, 4), frozen_stages=1, norm_eval=True),
+    neck=dict(in_channels=[512, 1024, 2048]),
+)
+optim_wrapper = dict(
+    _delete_=True, type="OptimWrapper", optimizer=dict(type="SGD", lr=0.01, momentum=0.9, weight_decay=1e-4)
+)

@@ -1,0 +1,5 @@
+# As published: https://github.com/mlpc-ucsd/CoaT. All is decayed.
+_base_ = "../_base_/cascade-mask-rcnn_3x-ms_coco.py"
+
+model = dict(backbone=dict(model_name="coat_small", drop_path_rate=0.2), neck=dict(in_channels=[152, 320, 320, 320]))
+optim_wrapper = dict(paramwise_cfg=None)

@@ -1,0 +1,13 @@
+# As published: https://github.com/SHI-Labs/Neighborhood-Attention-Transformer.
+_base_ = "../_base_/mask-rcnn_3x-ms_coco.py"
+
+model = dict(
+    backbone=dict(
+        model_name="dinat_s_small",
+        drop_path_rate=0.35,
+        dilations=((1, 28), (1, 14), (1, 3, 1, 5, 1, 7), (1, 3)),
+        stage_norms=dict(type="layernorm2d", eps=1e-5),
+    ),
+    neck=dict(in_channels=[96, 192, 384, 768]),
+)
+optim_wrapper = dict(paramwise_cfg=dict(custom_keys=dict(rpb=dict(decay_mult=0.0))))

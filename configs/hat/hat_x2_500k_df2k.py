@@ -1,0 +1,8 @@
+# HAT ×2 on DF2K, from scratch.
+# Source: XPixelGroup/HAT, options/train/train_HAT_SRx2_from_scratch.yml.
+_base_ = ["../_base_/restoration_df2k.py", "../_base_/restoration_500k.py"]
+
+model = dict(model_name="hat_x2")
+train_dataloader = dict(dataset=dict(scale=2, data_prefix=dict(img="DF2K/DF2K_bicx2_sub")))
+val_dataloader = dict(dataset=dict(scale=2, data_prefix=dict(gt="Set5/GTmod2", img="Set5/LRbicx2")))
+test_dataloader = val_dataloader

@@ -1,0 +1,12 @@
+# HAT ×4 on DF2K, from ImageNet.
+# Source: XPixelGroup/HAT, options/train/train_HAT_SRx4_finetune_from_ImageNet_pretrain.yml.
+_base_ = ["../_base_/restoration_df2k.py", "../_base_/restoration_250k.py"]
+
+model = dict(
+    model_name="hat_x4",
+    init_cfg=dict(type="Pretrained", checkpoint="work_dirs/hat_x4_800k_imagenet/iter_800000.pth"),
+)
+train_dataloader = dict(dataset=dict(scale=4, data_prefix=dict(img="DF2K/DF2K_bicx4_sub")))
+val_dataloader = dict(dataset=dict(scale=4, data_prefix=dict(gt="Set5/GTmod4", img="Set5/LRbicx4")))
+test_dataloader = val_dataloader
+optim_wrapper = dict(optimizer=dict(lr=1e-5))

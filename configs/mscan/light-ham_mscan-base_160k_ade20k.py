@@ -1,0 +1,7 @@
+# As published: https://github.com/Visual-Attention-Network/SegNeXt.
+_base_ = "../_base_/light-ham_160k_ade20k.py"
+
+model = dict(
+    backbone=dict(model_name="mscan_base", drop_path_rate=0.1),
+    decode_head=dict(in_channels=[128, 320, 512], channels=512, ham_channels=512, ham_kwargs=dict(MD_R=64)),
+)

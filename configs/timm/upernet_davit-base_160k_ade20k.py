@@ -1,0 +1,10 @@
+# The figure is published (https://github.com/dingmyu/davit), the recipe is that of DaViT-T: the repository has no
+# other. All is decayed.
+_base_ = "../_base_/upernet_160k_ade20k.py"
+
+model = dict(
+    backbone=dict(model_name="davit_base", drop_path_rate=0.3, stage_norms=dict(type="layernorm2d", eps=1e-5)),
+    decode_head=dict(in_channels=[128, 256, 512, 1024]),
+    auxiliary_head=dict(in_channels=512),
+)
+optim_wrapper = dict(paramwise_cfg=None)

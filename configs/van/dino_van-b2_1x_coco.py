@@ -1,0 +1,6 @@
+# No recipe is published for this pair: DINO's own.
+_base_ = "../_base_/dino_1x_coco.py"
+
+model = dict(
+    backbone=dict(model_name="van_b2", drop_path_rate=0.1, norm_eps=1e-5), neck=dict(in_channels=[128, 320, 512])
+)

@@ -1,0 +1,8 @@
+# As published: https://github.com/Visual-Attention-Network/VAN-Segmentation.
+_base_ = "../_base_/upernet_160k_ade20k.py"
+
+model = dict(
+    backbone=dict(model_name="van_b0", drop_path_rate=0.1, norm_eps=1e-5),
+    decode_head=dict(in_channels=[32, 64, 160, 256]),
+    auxiliary_head=dict(in_channels=160),
+)

@@ -1,0 +1,77 @@
+"""Multi-scale deformable attention in three dimensions: a map whose pixels are spread over depth.
+
+Li et al., "DFA3D: 3D Deformable Attention For 2D-to-3D Feature Lifting", ICCV 2023 (https://arxiv.org/abs/2307.12972).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .. import _dispatch
+from ..deformable_attention import operator
+from .reference import deformable_attention_3d_reference
+
+__all__ = ["deformable_attention_3d"]
+
+
+def deformable_attention_3d(
+    value: Tensor,
+    depth: Tensor,
+    spatial_shapes: Tensor | Sequence[Sequence[int]],
+    level_start_index: Tensor | Sequence[int],
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+    backend: str = "auto",
+) -> Tensor:
+    """Each query and head sums a few trilinear samples of the volume `value * depth`, which is never built.
+
+    A pixel's value holds at every depth, scaled by the pixel's distribution over D depth bins:
+    `volume[y, x, z] = value[y, x] * depth[y, x, z]`. Centres of pixels and bins lie at halves: bin `k` of D is at
+    `(k + 0.5) / D`. Samples beyond the volume fade to zero over one pixel or bin; nothing is renormalised. With a
+    single bin that holds 1 everywhere and samples at its centre, z = 0.5, this is `deformable_attention`, whose
+    remarks on GPUs hold here too.
+
+    Args:
+        value: `(B, K, M, C)` float, the L maps one after the other, M heads of C channels; K positions in all.
+        depth: `(B, K, M, D)` float, or `(B, K, 1, D)` for all heads alike; usually sums to 1 over D.
+        spatial_shapes: `(L, 2)` int, `(height, width)` of each level.
+        level_start_index: `(L,)` int, first position of each level in K; levels do not overlap.
+        sampling_locations: `(B, Q, M, L, P, 3)` float, `(x, y, z)` from 0 to 1 across the volume, P samples per level.
+        attention_weights: `(B, Q, M, L, P)` float, usually summing to 1 over `(L, P)`.
+        backend: "auto", "triton" or "torch"; see `attnzoo.kernels.use_backend`.
+
+    Returns:
+        `(B, Q, M * C)`, of `value`'s dtype; 16-bit floats are computed in float32 and rounded once.
+
+    Raises:
+        ValueError: If shapes do not fit each other, or a level lies outside `value` or overlaps another.
+        RuntimeError: If Triton is asked for and cannot run.
+    """
+    operator.check(value, spatial_shapes, level_start_index, sampling_locations, attention_weights, depth)
+    reason = _why_not(value, depth, spatial_shapes, level_start_index, sampling_locations, attention_weights)
+    if _dispatch.use_triton("deformable_attention_3d", backend, value.device, reason):
+        levels = operator.levels_on(spatial_shapes, level_start_index, value.device)
+        return operator.deformable_attention(value, depth, *levels, sampling_locations, attention_weights)
+    dtype = torch.promote_types(value.dtype, torch.float32)
+    plain = operator.as_lists(spatial_shapes, level_start_index)
+    output = deformable_attention_3d_reference(
+        value.to(dtype), depth.to(dtype), *plain, sampling_locations.to(dtype), attention_weights.to(dtype)
+    )
+    return output.to(value.dtype)
+
+
+def _why_not(
+    value: Tensor,
+    depth: Tensor,
+    spatial_shapes: Tensor | Sequence[Sequence[int]],
+    level_start_index: Tensor | Sequence[int],
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+) -> str | None:
+    return operator.why_not(value, sampling_locations, attention_weights, depth)
+
+
+_dispatch.register("deformable_attention_3d", _why_not)

@@ -1,0 +1,76 @@
+"""The definition of deformable attention in three dimensions in plain PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def deformable_attention_3d_reference(
+    value: Tensor,
+    depth: Tensor,
+    spatial_shapes: Sequence[Sequence[int]],
+    level_start_index: Sequence[int],
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+) -> Tensor:
+    """Gathers the four pixels around every sample and scales them; arguments as `deformable_attention_3d`.
+
+    Levels are summed one by one, so that no more than one level's samples is alive at a time in inference.
+    """
+    batch, positions, heads, channels = value.shape
+    queries, points = sampling_locations.shape[1], sampling_locations.shape[4]
+    groups, bins = depth.shape[2:]
+    rows, scores = value.flatten(0, 2), depth.flatten()
+    head = torch.arange(heads, device=value.device)[:, None]
+    first = torch.arange(batch, device=value.device)[:, None, None, None, None] * positions
+    output = value.new_zeros(batch * queries * heads, 1, channels)
+    for level, ((height, width), start) in enumerate(zip(spatial_shapes, level_start_index, strict=True)):
+        # From here on shapes are (B, Q, M, P), and (B, Q, M, P, 4 corners).
+        x, y, z = (
+            place * size - 0.5
+            for place, size in zip(sampling_locations[:, :, :, level].unbind(-1), (width, height, bins), strict=True)
+        )
+        inside = (x > -1) & (x < width) & (y > -1) & (y < height) & (z > -1) & (z < bins)
+        x, y, z = (torch.where(inside, place, 0)[..., None] for place in (x, y, z))
+        corner = torch.arange(4, device=value.device)
+        column, row, lower = x.detach().floor() + corner % 2, y.detach().floor() + corner // 2, z.detach().floor()
+        share = (1 - (x - column).abs()) * (1 - (y - row).abs()) * attention_weights[:, :, :, level, :, None]
+        share = share.where(
+            inside[..., None] & (column >= 0) & (column < width) & (row >= 0) & (row < height), share.new_zeros(())
+        )
+        pixel = (first + start + row.clamp(0, height - 1) * width + column.clamp(0, width - 1)).long()
+        curve = (pixel * groups + head[..., None] % groups) * bins
+        score = torch.zeros_like(share)
+        for bin in (lower, lower + 1):
+            part = (1 - (z - bin).abs()) * scores[curve + bin.clamp(0, bins - 1).long()]
+            score = score + part.where((bin >= 0) & (bin < bins), part.new_zeros(()))
+        chosen = rows.index_select(0, (pixel * heads + head[..., None]).flatten()).view(-1, 4 * points, channels)
+        with torch.autocast(value.device.type, enabled=False):
+            output = output + (share * score).view(-1, 1, 4 * points) @ chosen
+    return output.view(batch, queries, heads * channels)
+
+
+def by_volume(
+    value: Tensor,
+    depth: Tensor,
+    spatial_shapes: Sequence[Sequence[int]],
+    level_start_index: Sequence[int],
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+) -> Tensor:
+    """The same from the volume itself, by grid_sample: what the operator is there to avoid, to compare with."""
+    batch, _, heads, channels = value.shape
+    queries, bins = sampling_locations.shape[1], depth.shape[3]
+    grids = (2 * sampling_locations - 1).transpose(1, 2).flatten(0, 1)
+    weights = attention_weights.transpose(1, 2).flatten(0, 1)
+    output = value.new_zeros(batch * heads, channels, queries)
+    for level, ((height, width), start) in enumerate(zip(spatial_shapes, level_start_index, strict=True)):
+        pixels = slice(start, start + height * width)
+        volume = torch.einsum("bkmc,bkmd->bmcdk", value[:, pixels], depth[:, pixels].expand(-1, -1, heads, -1))
+        volume = volume.reshape(batch * heads, channels, bins, height, width)
+        samples = torch.nn.functional.grid_sample(volume, grids[:, None, :, level], align_corners=False)
+        output = output + (samples[:, :, 0] * weights[:, None, :, level]).sum(-1)
+    return output.view(batch, heads * channels, queries).transpose(1, 2)

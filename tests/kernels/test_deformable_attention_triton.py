@@ -1,0 +1,267 @@
+"""Triton's deformable attention, in two and in three dimensions, against its definition."""
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from kernel_helpers import DEVICE, assert_near
+
+from attnzoo import kernels
+from attnzoo.kernels import _dispatch, deformable_attention, deformable_attention_3d
+from attnzoo.kernels.deformable_attention import operator, work
+
+LEVELS = [(2, 3), (3, 1)]
+STARTS = [0, 6]
+
+
+def tensors(levels=LEVELS, batch=1, queries=3, heads=2, channels=3, points=2, bins=0, groups=1, dtype=torch.float32):
+    """Locations within and around the maps; positions of value beyond the last level, which nothing reads."""
+    positions = sum(h * w for h, w in levels) + 1
+    depth = torch.randn(batch, positions, groups, bins).softmax(-1) if bins else None
+    places = torch.rand(batch, queries, heads, len(levels), points, 3 if bins else 2) * 1.6 - 0.3
+    given = {
+        "value": torch.randn(batch, positions, heads, channels).to(dtype),
+        "depth": None if depth is None else depth.to(dtype),
+        "locations": places,
+        "weights": torch.rand(batch, queries, heads, len(levels), points),
+    }
+    return {name: x.to(DEVICE) for name, x in given.items() if x is not None}
+
+
+def run(given, backend, levels=LEVELS):
+    """The result and every gradient, by name."""
+    starts = [sum(h * w for h, w in levels[:i]) for i in range(len(levels))]
+    leaves = {name: x.detach().requires_grad_() for name, x in given.items()}
+    value, *depth, places, weights = leaves.values()
+    function = deformable_attention_3d if depth else deformable_attention
+    out = function(value, *depth, levels, starts, places, weights, backend=backend)
+    shares = torch.linspace(-1, 1, out.numel(), device=out.device).view_as(out).sin()
+    grads = torch.autograd.grad((out.float() * shares).sum(), list(leaves.values()))
+    return {"out": out.detach()} | {f"gradient of {name}": x for name, x in zip(leaves, grads, strict=True)}
+
+
+def compare(given, levels=LEVELS, tolerance=1e-5):
+    exact = {name: x.double() for name, x in given.items()}
+    got, want = run(given, "triton", levels), run(exact, "torch", levels)
+    for name in want:
+        assert_near(name, got[name], want[name], tolerance)
+
+
+@pytest.fixture(params=[False, True], ids=["atomic", "sorted"])
+def deterministic(request):
+    torch.use_deterministic_algorithms(request.param)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+SHAPES = [
+    pytest.param(dict(batch=2), id="2d"),
+    pytest.param(dict(bins=5, groups=2), id="3d"),
+    pytest.param(dict(bins=4, heads=3, channels=6), id="3d-shared-depth"),
+    pytest.param(dict(levels=[(4, 3)], heads=1, channels=17, queries=66, points=1), id="2d-one-level"),
+]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_result_and_every_gradient(shape, deterministic, poisoned):
+    compare(tensors(**shape), shape.get("levels", LEVELS))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("bins", [0, 4])
+def test_half_precision(dtype, bins):
+    given = tensors([(2, 2)], bins=bins, queries=2, dtype=dtype)
+    got = run(given, "triton", [(2, 2)])
+    assert got["out"].dtype == got["gradient of value"].dtype == dtype
+    assert got["gradient of locations"].dtype == torch.float32
+    # The result is rounded once, its gradient as it comes in once more.
+    compare(given, [(2, 2)], 4 * torch.finfo(dtype).eps)
+
+
+@settings(max_examples=3, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    levels=st.lists(st.tuples(st.integers(1, 5), st.integers(1, 6)), min_size=1, max_size=3),
+    heads=st.integers(1, 3),
+    channels=st.integers(1, 9),
+    points=st.integers(1, 3),
+    queries=st.integers(1, 4),
+    bins=st.sampled_from([0, 1, 3]),
+    shared=st.booleans(),
+)
+def test_any_shape(levels, heads, channels, points, queries, bins, shared):
+    groups = 1 if shared else heads
+    given = tensors(levels, 1, queries, heads, channels, points, bins, groups)
+    compare(given, levels)
+
+
+def test_strided_arguments():
+    given = tensors(batch=2)
+    strided = {name: x.transpose(0, 1).contiguous().transpose(0, 1) for name, x in given.items()}
+    assert not strided["value"].is_contiguous()
+    expected = run(given, "torch")
+    for name, x in run(strided, "triton").items():
+        assert_near(name, x, expected[name], 1e-5)
+
+
+@pytest.mark.parametrize("bins", [0, 4])
+def test_levels_in_any_order(bins, deterministic):
+    given = tensors(bins=bins)
+    value, *depth, places, weights = given.values()
+    levels = torch.tensor(LEVELS[::-1], device=DEVICE), torch.tensor(STARTS[::-1], device=DEVICE)
+    function = deformable_attention_3d if bins else deformable_attention
+    outs = []
+    for backend in ("triton", "torch"):
+        leaf = value.clone().requires_grad_()
+        out = function(leaf, *depth, *levels, places, weights, backend=backend)
+        outs.append((out.detach(), *torch.autograd.grad(out.square().sum(), leaf)))
+    for name, got, want in zip(("out", "gradient"), *outs, strict=True):
+        assert_near(name, got, want, 1e-5)
+
+
+@pytest.mark.parametrize("bins", [0, 4])
+def test_places_that_no_map_has_count_for_nothing(bins, deterministic):
+    """Far out, infinite and not a number, and exactly where samples begin to fade, one pixel before the map."""
+    given = tensors([(3, 4)], queries=6, heads=1, points=1, bins=bins)
+    places = given["locations"].fill_(0.5)
+    edge = torch.tensor([-0.5 / 4, -0.5 / 3, -0.5 / max(bins, 1)][: places.shape[-1]])
+    for query, (axis, place) in enumerate(
+        [(0, edge[0]), (1, edge[1]), (-1, edge[-1]), (0, 1e30), (1, -torch.inf), (0, torch.nan)]
+    ):
+        places[0, query, 0, 0, 0, axis] = place
+    got = run(given, "triton", [(3, 4)])
+    for name in ("out", "gradient of value", "gradient of locations", "gradient of weights"):
+        assert not got[name].any(), name
+    # grid_sample has no answer to the last three.
+    given = {name: x if name in ("value", "depth") else x[:, :3] for name, x in given.items()}
+    twin = run(given, "torch", [(3, 4)])
+    assert not twin["gradient of locations"].any() and not twin["gradient of value"].any()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="the interpreter adds in order anyway")
+def test_atomic_gradients_agree_with_sorted_ones_at_real_sizes():
+    levels = [(100, 167), (50, 84), (25, 42), (13, 21)]
+    given = tensors(levels, 2, 22223, 8, 32, 4, dtype=torch.bfloat16)
+    atomic = run(given, "triton", levels)
+    torch.use_deterministic_algorithms(True)
+    try:
+        first, second = (run(given, "triton", levels) for _ in range(2))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for name, x in first.items():
+        assert torch.equal(x, second[name]), name
+        assert_near(name, atomic[name], x, 2e-2)
+
+
+def test_sorted_gradients_are_the_same_in_every_run():
+    given = tensors([(2, 2)], bins=3)
+    torch.use_deterministic_algorithms(True)
+    try:
+        first, second = (run(given, "triton", [(2, 2)]) for _ in range(2))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for name in first:
+        assert torch.equal(first[name], second[name]), name
+
+
+@pytest.mark.parametrize("empty", [dict(batch=0), dict(queries=0)], ids=str)
+def test_empty(empty, deterministic):
+    got = run(tensors(**empty), "triton")
+    assert got["out"].numel() == 0 and not got["gradient of value"].any()
+
+
+def test_can_run():
+    given = tensors(bins=4)
+    levels = (LEVELS, STARTS)
+
+    def arguments(**replaced):
+        value, depth, places, weights = {**given, **replaced}.values()
+        return value, depth, *levels, places, weights
+
+    can_run = kernels.can_run
+    assert can_run("deformable_attention_3d", *arguments())
+    assert not can_run("deformable_attention_3d", *arguments(value=given["value"].double()))
+    wide = given["value"].repeat(1, 1, 1, 100)
+    with pytest.raises(RuntimeError, match="300 channels, it needs 256 at most"):
+        can_run("deformable_attention_3d", *arguments(value=wide), raise_error=True)
+    with pytest.raises(RuntimeError, match="400 bins, it needs 256 at most"):
+        can_run("deformable_attention_3d", *arguments(depth=given["depth"].repeat(1, 1, 1, 100)), raise_error=True)
+    with pytest.raises(RuntimeError, match="Triton cannot run: dtype is torch"):
+        deformable_attention_3d(*arguments(locations=given["locations"].double()), backend="triton")
+    assert not can_run("deformable_attention", given["value"].to("meta"), *levels, *list(given.values())[2:])
+
+
+class Sampler(torch.nn.Module):
+    """Levels as tensors, as mmdet's models pass them."""
+
+    def __init__(self, backend="triton"):
+        super().__init__()
+        self.backend = backend
+        self.register_buffer("sizes", torch.tensor(LEVELS))
+        self.register_buffer("starts", torch.tensor(STARTS))
+
+    def forward(self, value, *rest):
+        *depth, places, weights = rest
+        function = deformable_attention_3d if depth else deformable_attention
+        return function(value, *depth, self.sizes, self.starts, places, weights, backend=self.backend)
+
+
+@pytest.mark.parametrize("bins", [0, 4])
+def test_compiles_to_one_graph_for_every_batch(bins):
+    torch._dynamo.reset()
+    compiled = torch.compile(Sampler().to(DEVICE), fullgraph=True, backend="aot_eager")
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for batch in (2, 3):
+            given = list(tensors(batch=batch, queries=1, points=1, bins=bins).values())
+            for x in given:
+                torch._dynamo.mark_dynamic(x, 0)
+                x.requires_grad_()
+            out = compiled(*given)
+            grads = torch.autograd.grad(out.sum(), given)
+            want = Sampler("torch").to(DEVICE)(*given)
+            assert_near("out", out, want, 1e-5)
+            for got, exact in zip(grads, torch.autograd.grad(want.sum(), given), strict=True):
+                assert_near("gradient", got, exact, 1e-5)
+
+
+def test_exports_plain_pytorch():
+    class Fixed(torch.nn.Module):
+        def forward(self, value, places, weights):
+            return deformable_attention(value, LEVELS, STARTS, places, weights, backend="triton")
+
+    given = tuple(tensors().values())
+    program = torch.export.export(Fixed(), given)
+    names = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+    assert names and all(name.startswith("aten.") or "getitem" in name for name in names)
+    assert_near("out", program.module()(*given), Fixed()(*given), 1e-5)
+
+
+@pytest.mark.parametrize("bins", [0, 3])
+def test_operator_is_registered_well(bins):
+    value, *depth, places, weights = (x.requires_grad_() for x in tensors(queries=1, points=1, bins=bins).values())
+    levels = operator.levels_on(LEVELS, STARTS, value.device)
+    arguments = (value, depth[0] if depth else None, *levels, places, weights)
+    torch.library.opcheck(torch.ops.attnzoo.deformable_attention.default, arguments)
+
+
+def test_the_context_chooses():
+    value, places, weights = tensors(queries=1).values()
+    with _dispatch.use_backend("triton"), pytest.raises(RuntimeError, match="deformable_attention: Triton cannot run"):
+        deformable_attention(value.double(), LEVELS, STARTS, places, weights)
+    with _dispatch.use_backend("torch"):
+        deformable_attention(value.double(), LEVELS, STARTS, places, weights)
+
+
+def test_work():
+    """Two images, 10 positions, 3 queries, 2 heads of 4 channels, 2 levels of 5 points."""
+    samples, value, out = 2 * 3 * 2 * 10, 2 * 10 * 2 * 4, 2 * 3 * 2 * 4
+    forward = work.forward(2, 10, 3, 2, 4, 2, 5, torch.float16)
+    # Value and result in 16 bits; two coordinates and a weight a sample in 32.
+    assert forward.bytes == 2 * (value + out) + 4 * 3 * samples
+    # Four corners, a multiply-add a channel each.
+    assert forward.flops == samples * 4 * 4 * 2
+    backward = work.backward(2, 10, 3, 2, 4, 2, 5, torch.float16)
+    assert backward.bytes == 2 * (2 * value + out) + 4 * 6 * samples
+    assert backward.flops == 2 * forward.flops
+    spread = work.forward(2, 10, 3, 2, 4, 2, 5, torch.float16, bins=6, groups=1)
+    assert spread.bytes == forward.bytes + 2 * 2 * 10 * 6 + 4 * samples
+    assert spread.flops == forward.flops + samples * 4 * 2 * 2

@@ -1,0 +1,223 @@
+"""Triton's depth-wise and gated point-wise convolution against PyTorch's."""
+
+import copy
+import importlib
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from kernel_helpers import DEVICE, assert_near
+from torch import nn
+
+from attnzoo import kernels
+from attnzoo.kernels import depthwise_conv, large_kernel_attention, pointwise_conv
+from attnzoo.kernels.large_kernel_attention import operator, work
+from attnzoo.kernels.large_kernel_attention import reference as definition
+
+
+def draw(*shapes, dtype=torch.float32):
+    return [torch.randn(*shape).to(DEVICE, dtype) for shape in shapes]
+
+
+def channels_last(x):
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def compare(function, tensors, tolerance=1e-5, exact=None):
+    """Result and every gradient by Triton against those in plain PyTorch in float64."""
+    results = []
+    for way, dtype in (("triton", None), ("torch", torch.float64)):
+        leaves = [x.detach().to(dtype or x.dtype).requires_grad_() for x in tensors]
+        out = function(*leaves, backend=way) if way == "triton" or exact is None else exact(*leaves)
+        shares = torch.linspace(-1, 1, out.numel(), dtype=torch.float64, device=out.device).sin().view(out.shape)
+        results.append((out, *torch.autograd.grad(out, leaves, shares.to(out.dtype))))
+    for i, (got, want) in enumerate(zip(*results, strict=True)):
+        assert got.dtype == tensors[0].dtype
+        assert_near("out" if i == 0 else f"gradient {i - 1}", got, want, tolerance)
+    return results[0][0]
+
+
+def depthwise(dilation):
+    def function(x, weight, *bias, backend):
+        return depthwise_conv(x, weight, bias[0] if bias else None, dilation, backend)
+
+    return function
+
+
+@pytest.mark.parametrize(
+    ("kernel", "dilation", "size"),
+    [
+        ((3, 3), 1, (5, 9)),
+        ((7, 7), 3, (4, 10)),
+        ((1, 11), 1, (3, 13)),
+        ((11, 1), 2, (10, 3)),
+        pytest.param((31, 31), 1, (5, 3), marks=pytest.mark.slow),
+    ],
+)
+def test_depthwise_and_every_gradient(kernel, dilation, size, poisoned):
+    x, weight, bias = draw((2, 3, *size), (3, 1, *kernel), (3,))
+    out = compare(depthwise(dilation), [channels_last(x), weight, bias])
+    assert out.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_channels_and_pixels_beyond_a_tile(poisoned, monkeypatch):
+    """35 channels, tiles of 32; two strips of pixels."""
+    monkeypatch.setattr(importlib.import_module("attnzoo.kernels.large_kernel_attention.triton"), "_STRIP", 64)
+    x, weight, bias = draw((2, 35, 5, 9), (35, 1, 1, 1), (35,))
+    compare(depthwise(1), [channels_last(x), weight, bias])
+
+
+@settings(max_examples=3, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    kernel=st.tuples(st.sampled_from([1, 3, 5]), st.sampled_from([1, 3, 9])),
+    size=st.tuples(st.integers(1, 7), st.integers(1, 7)),
+    dilation=st.integers(1, 3),
+    channels=st.integers(1, 5),
+    batch=st.integers(1, 2),
+)
+def test_any_shape(kernel, size, dilation, channels, batch):
+    compare(depthwise(dilation), draw((batch, channels, *size), (channels, 1, *kernel)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(dtype):
+    x, weight, bias, matrix, shift = draw((1, 4, 5, 6), (4, 1, 3, 3), (4,), (4, 4, 1, 1), (4,), dtype=dtype)
+    compare(depthwise(1), [x, weight, bias], 4 * torch.finfo(dtype).eps)
+    compare(pointwise_conv, [x, matrix, shift, x.flip(2)], 4 * torch.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("biased", [True, False])
+def test_gated_pointwise_and_every_gradient(biased, poisoned):
+    x, weight, bias, gate = draw((2, 35, 5, 7), (66, 35, 1, 1), (66,), (2, 66, 5, 7))
+
+    def function(x, weight, gate, *bias, backend):
+        return pointwise_conv(x, weight, bias[0] if bias else None, gate, backend)
+
+    out = compare(function, [x, weight, gate, *[bias] * biased])
+    assert out.is_contiguous(memory_format=torch.channels_last)
+
+
+def attention_operands(channels=3, size=(4, 5), batch=1):
+    return draw(
+        (batch, channels, *size),
+        (channels, 1, 3, 3),
+        (channels,),
+        (channels, 1, 3, 3),
+        (channels,),
+        (channels, channels, 1, 1),
+        (channels,),
+    )
+
+
+def test_attention_and_every_gradient(poisoned):
+    compare(large_kernel_attention, attention_operands(), exact=definition.large_kernel_attention)
+
+
+def test_equal_in_every_run():
+    operands = [x.requires_grad_() for x in attention_operands()]
+    results = []
+    for _ in range(2):
+        out = large_kernel_attention(*operands, backend="triton")
+        results.append((out, *torch.autograd.grad(out.sum(), operands)))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("empty", [(0, 3, 4, 4), (2, 3, 0, 4)], ids=str)
+def test_empty(empty):
+    x, weight = (x.requires_grad_() for x in draw(empty, (3, 1, 3, 3)))
+    out = depthwise_conv(x, weight, backend="triton")
+    out.sum().backward()
+    assert out.shape == empty and x.grad.shape == empty and not weight.grad.any()
+
+
+def test_autocast():
+    """As PyTorch's: convolutions in 16 bits, their product with the gate in the gate's dtype, gradients in float32."""
+    operands = [x.requires_grad_() for x in attention_operands()]
+    with torch.autocast(DEVICE, torch.bfloat16):
+        out = large_kernel_attention(*operands, backend="triton")
+        want = definition.large_kernel_attention(*operands)
+    assert out.dtype == want.dtype == torch.float32
+    assert_near("out", out, want, 0.05)
+    out.sum().backward()
+    assert all(x.grad.dtype == torch.float32 for x in operands)
+
+
+def test_meta_tensors():
+    operands = [x.to("meta") for x in attention_operands()]
+    assert large_kernel_attention(*operands).shape == operands[0].shape
+    with pytest.raises(RuntimeError, match="tensors are on meta"):
+        large_kernel_attention(*operands, backend="triton")
+
+
+def test_can_run():
+    x, weight = draw((1, 2, 4, 4), (2, 1, 3, 3))
+    assert kernels.can_run("depthwise_conv", x, weight)
+    assert kernels.can_run("large_kernel_attention", *attention_operands())
+    assert not kernels.can_run("large_kernel_attention", *(x.double() for x in attention_operands()))
+    with pytest.raises(RuntimeError, match="33 x 3 taps, it needs odd sides of 31 at most"):
+        kernels.can_run("depthwise_conv", x, torch.zeros(2, 1, 33, 3), raise_error=True)
+    with pytest.raises(RuntimeError, match="there is no gate"):
+        kernels.can_run("pointwise_conv", x, torch.zeros(2, 2, 1, 1), raise_error=True)
+    with pytest.raises(RuntimeError, match="depthwise_conv: Triton cannot run: tensors differ"):
+        depthwise_conv(x, weight.half(), backend="triton")
+    with pytest.raises(ValueError, match="backend must be one of"):
+        depthwise_conv(x, weight, backend="cudnn")
+
+
+class Gate(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.backend = "triton"
+        self.parameters_of = nn.ParameterList(attention_operands()[1:])
+
+    def forward(self, x):
+        return large_kernel_attention(x, *self.parameters_of, backend=self.backend)
+
+
+def test_compiles_to_one_graph_for_every_batch():
+    torch._dynamo.reset()
+    gate = Gate().to(DEVICE)
+    plain = copy.deepcopy(gate)
+    plain.backend = "torch"
+    compiled = torch.compile(gate, fullgraph=True, backend="aot_eager")
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for batch in (2, 3):
+            x = draw((batch, 3, 5, 4))[0].requires_grad_()
+            torch._dynamo.mark_dynamic(x, 0)
+            for function, results in ((compiled, got := []), (plain, want := [])):
+                out = function(x)
+                results += [out, *torch.autograd.grad(out.square().sum(), [x, *function.parameters()])]
+            for a, b in zip(got, want, strict=True):
+                assert_near("compiled", a, b, 1e-5)
+
+
+def test_exports_plain_pytorch():
+    gate, x = Gate().to(DEVICE), draw((2, 3, 5, 4))[0]
+    program = torch.export.export(gate, (x,))
+    names = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+    assert names and all(name.startswith("aten.") for name in names)
+    assert_near("out", program.module()(x), gate(x), 1e-5)
+
+
+def test_operators_are_registered_well():
+    x, weight, bias, matrix = (x.requires_grad_() for x in draw((1, 3, 4, 4), (3, 1, 3, 3), (3,), (3, 3, 1, 1)))
+    torch.library.opcheck(torch.ops.attnzoo.depthwise_conv.default, (channels_last(x), weight, bias, 1))
+    torch.library.opcheck(torch.ops.attnzoo.gated_pointwise_conv.default, (x, matrix, None, x.flip(3)))
+    assert operator.MAX_KERNEL == 31
+
+
+def test_work():
+    """Maps of 2 x 3 x 4 x 5 = 120 numbers."""
+    shape = (2, 3, 4, 5)
+    found = work.depthwise_forward(shape, (5, 5), torch.float32)
+    assert (found.bytes, found.flops) == (4 * (240 + 3 * 26), 120 * 50)
+    found = work.depthwise_backward(shape, (5, 5), torch.float32)
+    assert (found.bytes, found.flops) == (4 * (360 + 3 * 51), 120 * 100)
+    # A pixel takes 3 x 3 multiply-adds.
+    found = work.gated_forward(shape, torch.float16)
+    assert (found.bytes, found.flops) == (2 * (360 + 9 + 3), 40 * 9 * 2)
+    found = work.gated_backward(shape, torch.float16)
+    assert (found.bytes, found.flops) == (2 * (600 + 18 + 3), 40 * 27 * 2)
+    assert work.forward(shape, torch.float16).flops == 120 * (50 + 98) + 40 * 18
+    assert work.backward(shape, torch.float16).flops == 120 * (100 + 196) + 40 * 54

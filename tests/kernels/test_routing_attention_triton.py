@@ -1,0 +1,217 @@
+"""Triton's kernels against the definition; without a GPU in Triton's interpreter, hence the small maps."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kernel_helpers import DEVICE, assert_near
+
+from attnzoo.kernels import can_run, routing_attention
+from attnzoo.kernels.routing_attention import operator, reference, work
+
+triton = pytest.importorskip("attnzoo.kernels.routing_attention.triton")
+pytestmark = pytest.mark.skipif(
+    not can_run("routing_attention", *[torch.zeros(1, 1, 1, 1, device=DEVICE)] * 3, 1, (1, 1), 1, 1.0),
+    reason="neither a GPU nor Triton's interpreter",
+)
+
+
+def qkv(b, h, w, c, dtype=torch.float32):
+    """Views of one tensor, as a projection gives them; contiguous they are not."""
+    return torch.randn(b, h, w, 3 * c, device=DEVICE).to(dtype).chunk(3, -1)
+
+
+def chosen(q, k, regions, topk):
+    inside = reference.tokens_inside(q, *regions)
+    return reference.route(reference.to_regions(q, *regions), reference.to_regions(k, *regions), topk, inside)
+
+
+def outputs_and_gradients(function, q, k, v, *args):
+    leaves = [x.detach().requires_grad_() for x in (q, k, v)]
+    out = function(*leaves, *args)
+    weight = torch.linspace(-1, 1, out.numel(), device=out.device).view(out.shape).to(out.dtype)
+    return {"out": out, **dict(zip("qkv", torch.autograd.grad((out * weight).sum(), leaves), strict=True))}
+
+
+def check(q, k, v, heads, regions, topk, scale, tolerance=1e-5):
+    args = heads, regions, topk, scale
+    want = outputs_and_gradients(reference.routing_attention, *(x.double() for x in (q, k, v)), *args)
+    got = outputs_and_gradients(routing_attention, q, k, v, *args, "triton")
+    for name in want:
+        assert got[name].dtype == q.dtype
+        if want[name].any():
+            assert_near(name, got[name], want[name], tolerance)
+        else:
+            # Of a single key the weight is 1 whatever its score.
+            assert got[name].abs().max() <= tolerance, name
+
+
+@pytest.mark.parametrize(
+    ("b", "h", "w", "c", "heads", "regions", "topk"),
+    [
+        # Regions smaller than a tile share it.
+        (2, 6, 4, 6, 2, (3, 2), 4),
+        # Tiles and a bit, of queries and of keys.
+        (1, 11, 14, 5, 1, (2, 1), 1),
+        # Smaller last regions; heads of more than a tile's least channels.
+        (1, 7, 8, 34, 2, (2, 3), 3),
+        # Empty ones: no key region, and no query region, is left for some.
+        (1, 4, 2, 4, 1, (3, 3), 7),
+        (2, 1, 1, 4, 1, (2, 2), 3),
+    ],
+)
+def test_equals_the_definition(b, h, w, c, heads, regions, topk, poisoned):
+    check(*qkv(b, h, w, c), heads, regions, topk, 0.4)
+
+
+def test_any_strides(poisoned):
+    q = torch.randn(1, 4, 6, 5, device=DEVICE).transpose(1, 3)
+    k = torch.randn(2, 6, 4, 10, device=DEVICE)[:1, ::1, :, ::2].transpose(1, 2).reshape(1, 5, 6, 4)
+    v = torch.randn(1, 1, 6, 4, device=DEVICE).expand(1, 5, 6, 4)
+    check(q, k, v, 2, (2, 2), 2, 0.4)
+
+
+@settings(max_examples=5, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_drawn_shapes(data):
+    rows, cols = data.draw(st.integers(1, 3), "rows"), data.draw(st.integers(1, 3), "columns")
+    topk = data.draw(st.integers(1, max(rows * cols - 1, 1)), "topk")
+    height, width = data.draw(st.integers(1, 9), "height"), data.draw(st.integers(1, 9), "width")
+    heads, dim = data.draw(st.integers(1, 2), "heads"), data.draw(st.integers(1, 20), "head dimension")
+    torch.manual_seed(0)
+    check(*qkv(1, height, width, heads * dim), heads, (rows, cols), topk, dim**-0.5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(dtype):
+    """Regions far apart, lest rounding choose others than the definition in float64."""
+    q, k, v = qkv(1, 4, 6, 16)
+    for region, (i, j) in enumerate([(0, 0), (0, 1), (1, 0), (1, 1)]):
+        for x in (q, k):
+            x[:, 2 * i : 2 * i + 2, 3 * j : 3 * j + 3, region] += 2 + region
+    check(*(x.to(dtype) for x in (q, k, v)), 2, (2, 2), 2, 0.25, 6 * torch.finfo(dtype).eps)
+
+
+@pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
+def test_large_scores_overflow_nothing(poisoned):
+    """Keys off the map score zero, far above or below all others; what overflows there is not stored."""
+    for sign in (1, -1):
+        q, k, v = qkv(1, 3, 3, 16)
+        q, k = q.abs() * 30, k.abs() * 30 * sign
+        got = outputs_and_gradients(routing_attention, q, k, v, 1, (2, 2), 2, 1.0, "triton")
+        assert all(x.isfinite().all() for x in got.values())
+        assert_near("out", got["out"], reference.routing_attention(q, k, v, 1, (2, 2), 2, 1.0), 1e-4)
+
+
+def test_same_bits_again():
+    q, k, v = qkv(1, 5, 6, 8)
+    first, second = (outputs_and_gradients(routing_attention, q, k, v, 1, (2, 2), 3, 0.4, "triton") for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize(("h", "w", "regions", "topk"), [(6, 9, (3, 3), 4), (5, 7, (3, 2), 3), (4, 3, (3, 2), 6)])
+def test_routing(h, w, regions, topk, poisoned):
+    q, k, _ = qkv(2, h, w, 70)
+    assert torch.equal(triton.route(q, k, regions, topk).long(), chosen(q, k, regions, topk))
+
+
+def test_routing_ties_go_as_in_the_definition():
+    q, k, _ = (torch.ones(1, 4, 6, 8, device=DEVICE) for _ in range(3))
+    assert torch.equal(triton.route(q, k, (2, 3), 4).long(), chosen(q, k, (2, 3), 4))
+
+
+def test_means_are_summed_in_float32():
+    x = torch.full((1, 64, 64, 1), 1.0, device=DEVICE, dtype=torch.float16)
+    x[:, ::2] = 60000
+    assert triton.region_means(x, (1, 1)).item() == pytest.approx(30000.5, rel=1e-3)
+
+
+def test_inverted_index(poisoned):
+    index = torch.stack([torch.randperm(66)[:2] for _ in range(2 * 66)]).view(2, 66, 2).int().to(DEVICE)
+    lists, numbers = triton.inverted_index(index)
+    for n in range(2):
+        for key in range(66):
+            want = [query for query in range(66) if key in index[n, query].tolist()]
+            assert lists[n, key, : numbers[n, key]].tolist() == want
+
+
+def test_refusals():
+    q = torch.zeros(1, 4, 4, 130, device=DEVICE)
+    assert can_run("routing_attention", q, q, q, 5, (2, 2), 2, 1.0)
+    for x, heads, message in (
+        (q, 2, "head dimension is 65, it takes up to 64"),
+        (q.double(), 5, "dtype is torch.float64"),
+        (q.to("meta"), 5, "tensors are on meta"),
+    ):
+        assert not can_run("routing_attention", x, x, x, heads, (2, 2), 2, 1.0)
+        with pytest.raises(RuntimeError, match=message):
+            routing_attention(x, x, x, heads, (2, 2), 2, 1.0, "triton")
+
+
+def test_operator_is_well_formed():
+    q, k, v = (x.contiguous().requires_grad_() for x in qkv(1, 3, 2, 4))
+    torch.library.opcheck(operator.forward, (q, k, v, 2, [2, 2], 2, 0.4))
+
+
+def test_compiles_once_for_all_batches():
+    compiled = torch.compile(routing_attention, fullgraph=True, dynamic=True, backend="aot_eager")
+    for batch in (2, 3):
+        with torch._dynamo.config.patch(error_on_recompile=batch == 3):
+            q, k, v = qkv(batch, 3, 4, 4)
+            got = outputs_and_gradients(compiled, q, k, v, 1, (2, 2), 2, 0.4, "triton")
+        want = outputs_and_gradients(reference.routing_attention, q, k, v, 1, (2, 2), 2, 0.4)
+        for name in want:
+            assert_near(name, got[name], want[name], 1e-5)
+
+
+class Routed(torch.nn.Module):
+    def forward(self, q, k, v):
+        return routing_attention(q, k, v, 2, (2, 2), 2, 0.4, "triton")
+
+
+def test_export_holds_plain_operators():
+    program = torch.export.export(Routed(), tuple(qkv(2, 4, 5, 4)))
+    targets = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
+    assert any("scaled_dot_product_attention" in target for target in targets)
+    assert not any("attnzoo" in target for target in targets)
+
+
+def test_work():
+    """By hand: 2 images of 4 x 6 pixels, 8 channels; 6 regions of 4 pixels; each chooses 3, so 12 keys a query."""
+    shape, regions, topk = (2, 4, 6, 8), (2, 3), 3
+    # q and k in bfloat16, 36 indices out; a sum of 2 * 384 elements, 36 products of 8 channels an image.
+    assert work.routing(shape, regions, topk, torch.bfloat16) == work.Work(
+        2 * 384 * 2 + 36 * 4, 2 * 384 + 2 * 2 * 36 * 8
+    )
+    # q, k, v, out; log-sum-exp of 2 heads; 48 queries by 12 keys by 8 channels, twice.
+    attention = work.Work(4 * 384 * 2 + 96 * 4 + 36 * 4, 2 * 2 * 48 * 12 * 8)
+    routing = work.routing(shape, regions, topk, torch.bfloat16)
+    assert work.forward(shape, 2, regions, topk, torch.bfloat16) == routing + attention
+    # 36 entries in and out, 12 numbers.
+    assert work.inverted_index(2, regions, topk) == work.Work((36 + 36 + 12) * 4, 0)
+    backward = work.Work(8 * 384 * 2 + 96 * 4 + 36 * 4, 5 * 2 * 48 * 12 * 8)
+    assert work.backward(shape, 2, regions, topk, torch.bfloat16) == work.inverted_index(2, regions, topk) + backward
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("size", "c", "heads", "topk"), [(133, 64, 2, 1), (64, 128, 4, 4), (35, 256, 8, 16)])
+def test_real_sizes(dtype, size, c, heads, topk):
+    """Against the definition for the same choice of regions, in memory for inputs, outputs and gradients."""
+    q, k, v = (x.requires_grad_() for x in qkv(4, size, size, c, dtype))
+    regions, scale = (7, 7), c**-0.5
+    index = triton.route(q, k, regions, topk)
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    out, lse = triton.attention_forward(q, k, v, index, heads, regions, scale)
+    grads = triton.attention_backward(torch.ones_like(out), q, k, v, index, out, lse, heads, regions, scale)
+    assert torch.cuda.max_memory_allocated() - before <= 1.2 * 4 * out.numel() * out.element_size() + 2**20
+    exact = [x.detach().double().requires_grad_() for x in (q, k, v)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reference, "route", lambda *_: index.long())
+        want = reference.routing_attention(*exact, heads, regions, topk, scale)
+    want_grads = torch.autograd.grad(want.sum(), exact)
+    tolerance = 1e-4 if dtype == torch.float32 else 6 * torch.finfo(dtype).eps
+    for name, got, expected in zip(["out", *"qkv"], [out, *grads], [want, *want_grads], strict=True):
+        assert_near(name, got, expected, tolerance)

@@ -1,0 +1,117 @@
+"""`attnzoo bench kernels`: that all forms of an operator are the same function, what is measured and what is said."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from attnzoo.tools import bench_kernels, cli, kernel_cases
+from attnzoo.tools.errors import UserError
+from attnzoo.tools.kernel_cases import FORMS, OPERATORS, cases
+
+SMALL = {
+    "routing_attention": (56, 56),
+    "window_attention": (32, 16),
+    "neighborhood_attention": (112, 112),
+    "deformable_attention": (64, 96),
+    "deformable_attention_3d": (32, 32),
+    "large_kernel_attention": (32, 48),
+}
+
+
+def small(operator):
+    """The operator's cases at a small size, uncompiled."""
+    return list(cases(operator, (SMALL[operator],), 1, lambda function: function))
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_every_form_is_the_same_function(operator, monkeypatch):
+    """Of each kind of case the first; Triton's kernels have tests of their own."""
+    monkeypatch.setattr(kernel_cases, "QUERIES_3D", 50)
+    kinds = {}
+    for case in small(operator):
+        kinds.setdefault(case.setting.partition(" stage ")[0] + case.setting[-12:], case)
+    for case in kinds.values():
+        assert set(case.forms) <= set(FORMS) and {"triton", "definition", "compiled definition"} <= set(case.forms)
+        others = ("triton", "flex", "natten", "mmcv")
+        forms = {name: form for name, form in case.forms.items() if name not in others}
+        tensors = case.tensors(torch.float32, "cpu")
+        errors, failed = bench_kernels.check(case, forms, tensors, "float32")
+        assert not failed, (case.setting, failed)
+        assert errors.keys() == forms.keys() and max(errors.values()) < 1e-4
+        if "flex" in case.forms:
+            # It has no gradients on the CPU.
+            with torch.no_grad():
+                plain = [x.detach() for x in tensors]
+                torch.testing.assert_close(case.forms["flex"](*plain), case.forms["definition"](*plain))
+        forward, backward = case.work(torch.float32)
+        assert min(forward.flops, backward.flops) > 0 and 0 < forward.bytes < backward.bytes
+
+
+def test_what_is_wrong_is_found():
+    case = small("deformable_attention")[1]
+    tensors = case.tensors(torch.float32, "cpu")
+    wrong = {"sdpa": lambda *x: case.forms["definition"](*x) * 1.01}
+    _, failed = bench_kernels.check(case, wrong, tensors, "float32")
+    assert failed == {"sdpa": "error 1.0e-02"}
+    with pytest.raises(UserError, match=r"DINO decoder.*twin fails: error 1\.0e-02"):
+        bench_kernels.check(case, {"twin": wrong["sdpa"]}, tensors, "float32")
+    # A gradient alone, too.
+    wrong = {"twin": lambda value, *x: case.forms["definition"](value.detach() + 0 * value, *x)}
+    with pytest.raises(UserError, match="twin fails: error"):
+        bench_kernels.check(replace(case), wrong, tensors, "float32")
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    """One small run through the command line, and what it printed."""
+    path = tmp_path_factory.mktemp("bench") / "kernels.json"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bench_kernels, "_CPU_IMAGE", SMALL["deformable_attention_3d"])
+        patch.setattr(kernel_cases, "QUERIES_3D", 50)
+        command = ["bench", "kernels", "--operators", "deformable_attention_3d", "--cpu", "--repeat", "2"]
+        assert cli.main([*command, "--json", str(path)]) == 0
+    return json.loads(path.read_text())
+
+
+def test_measures_on_the_cpu(report):
+    rows = report["results"]["operators"]
+    assert [row["pass"] for row in rows] == ["forward", "backward"]
+    for row in rows:
+        assert row["forms"].keys() == {"twin", "definition"}
+        for took in row["forms"].values():
+            assert len(took["milliseconds"]) == 2 and 0 < took["q1"] <= took["median"] <= took["q3"]
+            assert took["error"] < 1e-4 and took["peak_bytes"] >= 0
+        # The volume that the twin never builds: (8 heads x 32 channels x 64 bins) at each of 21 positions.
+        assert row["forms"]["definition"]["peak_bytes"] > 16 * 8 * 32 * 64 * 4
+        assert row["h100_roofline_milliseconds"] > 0
+    assert report["versions"]["torch"] and report["device"] and report["clock"] == "wall"
+    assert [step["model"] for step in report["results"]["steps"]] == list(bench_kernels.STEPS)
+
+
+def test_says_what_is_not_measured(report):
+    rows = report["results"]["operators"]
+    line = bench_kernels.table(rows).splitlines()[2]
+    # Triton, compiled definition, sdpa, flex, natten, mmcv and the share of the roofline.
+    assert line.count("not measured") == 7
+    assert f"{rows[0]['forms']['twin']['median']:.3g}" in line
+    assert bench_kernels.steps_table(report["results"]["steps"]).count("not measured") == 4 * len(bench_kernels.STEPS)
+
+
+def test_static_table():
+    row = dict(operator="x", kernel="_k", case="c", dtype="bf16", warps=4, stages=2, capability=80)
+    rows = [row | dict(registers=64, shared=1024, spilled=spilled) for spilled in (0, 8)]
+    assert bench_kernels.static_table(rows).endswith("2 compilations, 1 with spills")
+
+
+def test_static_needs_a_compiler(capsys, monkeypatch):
+    monkeypatch.setattr("attnzoo.kernels._dispatch.INTERPRETED", True)
+    assert cli.main(["bench", "kernels", "--static"]) == 2
+    assert "TRITON_INTERPRET=1 interprets: unset it" in capsys.readouterr().err
+
+
+def test_unknown_operator():
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["bench", "kernels", "--operators", "attention"])
+    assert stop.value.code == 2
