@@ -7,6 +7,7 @@ import timm
 import torch
 
 import attnzoo
+from attnzoo.backbones.modules._plugin import Plugin
 
 # Few blocks, every kind of layer. The first pattern that fits a name counts.
 _SHALLOW = {
@@ -37,14 +38,24 @@ def restores(name: str) -> bool:
 
 
 def one_of_a_kind() -> list[str]:
-    """Of the models of a family that are made of the same kinds of modules, the smallest; none that is part of one."""
+    """Of the models of a family that are made of the same kinds of modules, the smallest; none that is part of one.
+
+    Plug-in attention at the same place counts as the same: its modules have their own tests.
+    """
     kinds: dict[frozenset, tuple[int, str]] = {}
     for name in attnzoo.list_models():
         model = shallow(name, device="meta")
         size = sum(p.numel() for p in model.parameters())
+        modules = dict(model.named_modules())
+        plugins = tuple(f"{key}." for key, module in modules.items() if isinstance(module, Plugin))
         kind = frozenset(
-            (re.sub(r"\d+", "", name.split("_")[0]), re.sub(r"\d+", "#", key), type(module))
-            for key, module in model.named_modules()
+            (
+                re.sub(r"\d+", "", name.split("_")[0]),
+                re.sub(r"\d+", "#", key),
+                Plugin if isinstance(module, Plugin) else type(module),
+            )
+            for key, module in modules.items()
+            if not key.startswith(plugins)
         )
         kinds[kind] = min(kinds.get(kind, (size, name)), (size, name))
     return [name for kind, (_, name) in kinds.items() if not any(kind < other for other in kinds)]
