@@ -75,6 +75,7 @@ def report(tmp_path_factory):
     return json.loads(path.read_text())
 
 
+@pytest.mark.slow
 def test_measures_on_the_cpu(report):
     rows = report["results"]["operators"]
     assert [row["pass"] for row in rows] == ["forward", "backward"]
@@ -90,6 +91,7 @@ def test_measures_on_the_cpu(report):
     assert [step["model"] for step in report["results"]["steps"]] == list(bench_kernels.STEPS)
 
 
+@pytest.mark.slow
 def test_says_what_is_not_measured(report):
     rows = report["results"]["operators"]
     line = bench_kernels.table(rows).splitlines()[2]
