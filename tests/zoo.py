@@ -38,7 +38,7 @@ def restores(name: str) -> bool:
 
 
 def one_of_a_kind() -> list[str]:
-    """Of the models of a family that are made of the same kinds of modules, the smallest; none that is part of one.
+    """Of the models of a class that are made of the same kinds of modules, the smallest; none that is part of one.
 
     Plug-in attention at the same place counts as the same: its modules have their own tests.
     """
@@ -50,7 +50,7 @@ def one_of_a_kind() -> list[str]:
         plugins = tuple(f"{key}." for key, module in modules.items() if isinstance(module, Plugin))
         kind = frozenset(
             (
-                re.sub(r"\d+", "", name.split("_")[0]),
+                type(model),
                 re.sub(r"\d+", "#", key),
                 Plugin if isinstance(module, Plugin) else type(module),
             )
