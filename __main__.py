@@ -1,7 +1,5 @@
 """`python -m attnzoo`."""
 
-import sys
+from .tools.cli import console
 
-from .tools.cli import main
-
-sys.exit(main())
+console()

@@ -7,9 +7,12 @@ A command is a module of this folder with `add_arguments(parser)`, `run(args) ->
 from __future__ import annotations
 
 import argparse
+import atexit
 import importlib
+import os
 import sys
 from types import ModuleType
+from typing import NoReturn
 
 from .config import nearest
 from .errors import UserError
@@ -90,5 +93,22 @@ def main(argv: list[str] | None = None) -> int:
         return 130
 
 
+def console(argv: list[str] | None = None) -> NoReturn:
+    """Run one command and end the process with its exit code.
+
+    Args:
+        argv: As of `main`.
+    """
+    code = main(argv)
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        # One of torchrun's processes ends without taking the interpreter apart: a thread of gloo that still lets go
+        # of its last tensors would then abort it, and a run that has succeeded would be reported as failed.
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    console()

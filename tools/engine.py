@@ -206,8 +206,9 @@ def check_optimizer(cfg: Any) -> None:
         raise UserError(f"{cfg.filename}: optim_wrapper.optimizer.type: no optimizer {name!r}{close}")
 
 
-def start_distributed(cfg: Any, launcher: str) -> None:
-    """Prepare `cfg` and the process group for a launcher, also without a GPU.
+@contextmanager
+def distributed(cfg: Any, launcher: str) -> Iterator[None]:
+    """Prepare `cfg` and the process group for a launcher, also without a GPU, and end the group with the block.
 
     Args:
         cfg: The config; `launcher` and, on the CPU, `model_wrapper_cfg` are set.
@@ -218,17 +219,20 @@ def start_distributed(cfg: Any, launcher: str) -> None:
     """
     cfg.launcher = launcher
     _check_strategy(cfg)
-    if launcher == "none" or torch.cuda.is_available():
-        return
     # mmengine's own start selects a CUDA device, and its own wrapper names one.
-    torch.distributed.init_process_group("gloo")
-    if cfg.get("model_wrapper_cfg") is None and not cfg.get("strategy"):
-        cfg.model_wrapper_cfg = dict(
-            type="MMDistributedDataParallel",
-            device_ids=None,
-            broadcast_buffers=False,
-            find_unused_parameters=cfg.get("find_unused_parameters", False),
-        )
+    if launcher != "none" and not torch.cuda.is_available():
+        torch.distributed.init_process_group("gloo")
+        if cfg.get("model_wrapper_cfg") is None and not cfg.get("strategy"):
+            cfg.model_wrapper_cfg = dict(
+                type="MMDistributedDataParallel",
+                device_ids=None,
+                broadcast_buffers=False,
+                find_unused_parameters=cfg.get("find_unused_parameters", False),
+            )
+    yield
+    # Not after an error: NCCL's end waits for what is under way, which another process may never answer.
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _check_strategy(cfg: Any) -> None:

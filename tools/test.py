@@ -67,10 +67,14 @@ def run(args: argparse.Namespace) -> int:
     set_work_dir(cfg, args.work_dir)
     # Strategies shard a training; to evaluate, each process holds the model.
     cfg.strategy = None
-    from .engine import start_distributed
+    from mmengine.dist import is_main_process
 
-    start_distributed(cfg, args.launcher)
-    metrics = evaluate(cfg, args.checkpoint)
+    from .engine import distributed
+
+    with distributed(cfg, args.launcher):
+        metrics = evaluate(cfg, args.checkpoint)
+        if not is_main_process():
+            return 0
     width = max(map(len, metrics), default=0)
     for name, value in metrics.items():
         print(f"{name:<{width}}  {value:10.4f}")
@@ -82,6 +86,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    from .cli import main
+    from .cli import console
 
-    sys.exit(main(["test", *sys.argv[1:]]))
+    console(["test", *sys.argv[1:]])

@@ -129,16 +129,16 @@ def run(args: argparse.Namespace) -> int:
             raise UserError("--amp needs a CUDA device")
         cfg.optim_wrapper.type = "AmpOptimWrapper"
         cfg.optim_wrapper.setdefault("loss_scale", "dynamic")
-    from .engine import start_distributed
+    from .engine import distributed
 
-    start_distributed(cfg, args.launcher)
-    runner = train(cfg)
-    if runner.rank == 0:
-        print(f"trained {runner.epoch} epochs, {runner.iter} iterations: {last_checkpoint(cfg.work_dir)}")
+    with distributed(cfg, args.launcher):
+        runner = train(cfg)
+        if runner.rank == 0:
+            print(f"trained {runner.epoch} epochs, {runner.iter} iterations: {last_checkpoint(cfg.work_dir)}")
     return 0
 
 
 if __name__ == "__main__":
-    from .cli import main
+    from .cli import console
 
-    sys.exit(main(["train", *sys.argv[1:]]))
+    console(["train", *sys.argv[1:]])

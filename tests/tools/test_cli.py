@@ -1,5 +1,6 @@
 """The table of commands, list and info, and what is imported for them."""
 
+import os
 import subprocess
 import sys
 
@@ -76,3 +77,21 @@ def test_info_prints_the_published_accuracy(capsys):
 
 def test_info_of_a_model_of_timm():
     assert describe("resnet18")["parameters"] == "11.69 M"
+
+
+@pytest.mark.parametrize("by_torchrun", [True, False])
+def test_processes_of_torchrun_are_not_taken_apart(by_torchrun):
+    """What threads do while the interpreter is taken apart can abort a process whose work is done."""
+    program = (
+        "import atexit, sys; from attnzoo.tools.cli import console\n"
+        "class Last:\n"
+        "    def __del__(self): print('taken apart', flush=True)\n"
+        "last = Last(); atexit.register(print, 'at exit'); console(['nothing'])"
+    )
+    environment = dict(os.environ)
+    environment.pop("TORCHELASTIC_RUN_ID", None)
+    if by_torchrun:
+        environment["TORCHELASTIC_RUN_ID"] = "1"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    assert done.returncode == 2 and "no command 'nothing'" in done.stderr
+    assert done.stdout.split("\n")[:-1] == ["at exit"] + ["taken apart"] * (not by_torchrun)
