@@ -236,13 +236,21 @@ def fresh_processes() -> ProcessPoolExecutor:
     return ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1)
 
 
-def _multiply_adds(name: str, features: bool, size: int) -> int:
+def multiply_adds(name: str, features: bool, height: int, width: int) -> int:
+    """Of a forward pass over one image, counted without computing it.
+
+    Args:
+        name: of a timm model.
+        features: count the backbone without its classifier.
+        height: of the image, in pixels.
+        width: of the image, in pixels.
+    """
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
     with torch.device("meta"):
         model = build(name, features, "meta").eval()
-        image = torch.empty(1, 3, size, size)
+        image = torch.empty(1, 3, height, width)
     with FlopCounterMode(display=False) as flops, torch.inference_mode():
         model(image)
     return flops.get_total_flops() // 2
@@ -270,7 +278,7 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
                 "model": name,
                 "size": size,
                 "parameters": sum(p.numel() for p in model.parameters()),
-                "multiply_adds": _multiply_adds(name, args.features, size),
+                "multiply_adds": multiply_adds(name, args.features, size, size),
                 **{kind: {"milliseconds": []} for kind in kinds},
             }
             rows.append(row)

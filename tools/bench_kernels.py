@@ -35,6 +35,7 @@ what is measured:
   memory        the most that a pass takes beyond its tensors: what CUDA's allocator counts, or growth of the resident
                 set in a process of its own
   roofline      the least time in which an H100 could do the work (kernels/*/work.py), over the time of Triton
+  part          a step of Triton's backward pass alone: the routing's inverted index
   steps         whole models: forward and backward in bfloat16 (autocast)
 
 Without a GPU there is the twin beside the definition, in float32, and the rest is not measured. --static needs none:
@@ -92,6 +93,8 @@ def run(args: argparse.Namespace) -> int:
     else:
         results = measure(args)
         print(table(results))
+        if parts := parts_table(results):
+            print("\n" + parts)
         steps = [] if args.no_steps else measure_steps(args)
         if steps:
             print("\n" + steps_table(steps))
@@ -227,6 +230,12 @@ def _measure_case(
             else:
                 row["forms"][name]["peak_bytes"] = _peak_on_gpu(forms[name], tensors, kind == "backward")
         rows.append(row)
+    rows[-1]["parts"] = {name: {"least_bytes": least} for name, (_, least) in case.parts.items()}
+    if args.device != "cpu":
+        for name, (prepare, _) in case.parts.items():
+            call = prepare(*tensors)
+            values = [watch(call) for _ in range(args.repeat + 1)][1:]
+            rows[-1]["parts"][name] |= {"milliseconds": values, **bench.spread(values)}
     return rows
 
 
@@ -361,6 +370,22 @@ def table(rows: list[dict[str, Any]]) -> str:
         )
         lines.append(cells)
     return bench.markdown(heads, lines, left=5)
+
+
+def parts_table(rows: list[dict[str, Any]]) -> str:
+    """Markdown of the steps within forward + backward that are timed alone, empty where there are none."""
+    lines = []
+    for row in rows:
+        for name, part in row.get("parts", {}).items():
+            cells = [name, row["setting"], "x".join(map(str, row["image"])), row["dtype"], str(part["least_bytes"])]
+            if "median" in part:
+                cells.append(f"{part['median']:.3g} ({part['q1']:.3g}-{part['q3']:.3g})")
+                cells.append(f"{part['median'] / row['forms']['triton']['median']:.1%}")
+            else:
+                cells += ["not measured"] * 2
+            lines.append(cells)
+    heads = ["part", "of", "image", "dtype", "bytes at least", "triton (ms)", "of forward + backward"]
+    return bench.markdown(heads, lines, left=4) if lines else ""
 
 
 def measure_steps(args: argparse.Namespace) -> list[dict[str, Any]]:

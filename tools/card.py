@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import list_models
+from . import bench
 from .config import nearest
 from .errors import UserError
 from .files import atomic_path
@@ -48,7 +49,6 @@ def card(family: str) -> str:
     """
     import timm
     import torch
-    from torch.utils.flop_counter import FlopCounterMode
 
     known = families()
     if family not in known:
@@ -66,15 +66,13 @@ def card(family: str) -> str:
     ]
     for name in known[family]:
         with torch.device("meta"):
-            model: Any = timm.create_model(name).eval()
-            image = torch.empty(1, *model.pretrained_cfg["input_size"])
-        with FlopCounterMode(display=False) as flops, torch.inference_mode():
-            model(image)
+            model: Any = timm.create_model(name)
         cfg = model.pretrained_cfg
+        _, height, width = cfg["input_size"]
         cells = [
             f"`{name}`",
             f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f}",
-            f"{flops.get_total_flops() / 2e9:.2f} at {image.shape[-1]}",
+            f"{bench.multiply_adds(name, False, height, width) / 1e9:.2f} at {width}",
             ", ".join(str(stage["num_chs"]) for stage in model.feature_info),
             cfg["license"],
             f"[{cfg['paper_ids']}](https://arxiv.org/abs/{cfg['paper_ids'].removeprefix('arXiv:')})",

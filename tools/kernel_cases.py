@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +39,8 @@ class Case:
         image: (height, width) in pixels.
         shapes: of the tensors, by name; all of them learn.
         scales: of the tensors' normal numbers, 1 if not named; 0 is for numbers from 0 to 1.
+        parts: by name, steps of "triton" that are timed alone too: what, called with the tensors, makes the call that
+            is timed, and the bytes it must move at least.
         forms: by column, called with the tensors.
         work: gives the least work of forward and backward pass for a dtype.
     """
@@ -50,6 +52,7 @@ class Case:
     forms: dict[str, Callable[..., torch.Tensor]]
     work: Callable[[Any], tuple[Work, Work]]
     scales: dict[str, float]
+    parts: dict[str, tuple[Callable[..., Callable[[], Any]], int]] = field(default_factory=dict)
 
     def tensors(self, dtype: torch.dtype, device: str) -> list[torch.Tensor]:
         """The tensors, drawn alike at every call; feature maps (B, C, H, W) in channels_last."""
@@ -119,7 +122,15 @@ def _routing(image: tuple[int, int], batch: int, compiler: Callable) -> Iterator
             },
             _work(work.forward, work.backward, *count),
             {},
+            {"inverted index": (partial(_invert, topk=topk), work.inverted_index(batch, (7, 7), topk).bytes)},
         )
+
+
+def _invert(q: torch.Tensor, k: torch.Tensor, _: torch.Tensor, topk: int) -> Callable[[], Any]:
+    """The call that lists for each key region the query regions that chose it."""
+    from ..kernels.routing_attention import triton
+
+    return partial(triton.inverted_index, triton.route(q.detach(), k.detach(), (7, 7), topk))
 
 
 def _window(image: tuple[int, int], batch: int, compiler: Callable) -> Iterator[Case]:

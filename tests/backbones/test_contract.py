@@ -210,6 +210,14 @@ def test_fx(name):
             assert torch.equal(*graph(x).values(), model(x))
 
 
+# Of each family's file one, the others take minutes.
+FIRST_OF_FAMILY = {timm.model_entrypoint(name).__module__: name for name in reversed(ONE_OF_A_KIND)}.values()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name if name in FIRST_OF_FAMILY else pytest.param(name, marks=pytest.mark.slow) for name in ONE_OF_A_KIND],
+)
 def test_export_keeps_sizes_free(name):
     """An exported graph serves other sizes and batches, the unpadded 224 and the padded rest alike."""
     model = shallow(name, features_only=True).eval()

@@ -101,6 +101,24 @@ def test_says_what_is_not_measured(report):
     assert bench_kernels.steps_table(report["results"]["steps"]).count("not measured") == 4 * len(bench_kernels.STEPS)
 
 
+def test_parts_table():
+    part = dict(least_bytes=640)
+    row = dict(setting="BiFormer-S stage 1", image=(512, 512), dtype="bfloat16", parts={"inverted index": part})
+    (line,) = bench_kernels.parts_table([dict(row, parts={}), row]).splitlines()[2:]
+    assert "640" in line and line.count("not measured") == 2
+    part |= dict(median=0.02, q1=0.01, q3=0.03)
+    (line,) = bench_kernels.parts_table([row | dict(forms=dict(triton=dict(median=0.5)))]).splitlines()[2:]
+    assert "0.02 (0.01-0.03)" in line and "4.0%" in line
+    assert bench_kernels.parts_table([dict(row, parts={})]) == ""
+
+
+def test_parts_run():
+    case = small("routing_attention")[1]
+    ((prepare, least),) = case.parts.values()
+    _, numbers = prepare(*case.tensors(torch.float32, "cpu"))()
+    assert numbers.sum() == 49 * 4 and least == (2 * 49 * 4 + 49) * 4
+
+
 def test_static_table():
     row = dict(operator="x", kernel="_k", case="c", dtype="bf16", warps=4, stages=2, capability=80)
     rows = [row | dict(registers=64, shared=1024, spilled=spilled) for spilled in (0, 8)]
