@@ -65,6 +65,13 @@ def resize_map(x: torch.Tensor, height: int, width: int) -> torch.Tensor:
     Returns:
         (B, C, height, width), in the memory format of `x`; equal to `x` where it has that size already.
     """
+    if torch.jit.is_scripting():
+        traced = False
+    else:
+        traced = torch.compiler.is_compiling()
+    # A branch on the size would bind a graph to it.
+    if not traced and x.shape[2] == height and x.shape[3] == width:
+        return x
     return F.interpolate(x, [height, width], mode="bilinear", align_corners=False)
 
 

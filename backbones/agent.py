@@ -174,8 +174,8 @@ class AgentAttention(nn.Module):
             to_map = torch.cat((to_token, to_map), 2)
             to_agents = torch.cat((from_token.transpose(1, 2), to_agents), 1)
         agents = self._heads(pool_agents(tokens, height, width, rows, cols))
-        gathered = _attend(agents, self._heads(k), self._heads(v), to_map)
-        x = _attend(self._heads(q), agents, gathered, to_agents).transpose(1, 2).flatten(2)
+        gathered = attend(agents, self._heads(k), self._heads(v), to_map)
+        x = attend(self._heads(q), agents, gathered, to_agents).transpose(1, 2).flatten(2)
         local = self.lepe(values.unflatten(1, [height, width])).flatten(1, 2)
         if self.ac_bias is not None:
             local = F.pad(local, [0, 0, 1, 0])
@@ -192,9 +192,14 @@ def _table(*shape: int, device=None, dtype=None) -> nn.Parameter:
     return table
 
 
-def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+@register_notrace_function
+def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     """Softmax attention with a bias that the batch shares; (B, heads, N, D), bias (heads, N, M)."""
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype).unsqueeze(0))
+    bias = bias.to(q.dtype).unsqueeze(0)
+    if bias.requires_grad and not q.is_cuda:
+        # PyTorch's own would do the same on the CPU, and look for rows without any key besides.
+        return ((q * q.shape[-1] ** -0.5) @ k.transpose(2, 3) + bias).softmax(-1) @ v
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
 
 
 def _agents(
