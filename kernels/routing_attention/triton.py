@@ -383,17 +383,23 @@ def _invert_options(count: int) -> dict[str, Any]:
     return {"BLOCK": _block(count, 64, 256), "num_warps": 2}
 
 
-def _attention_options(tokens: int, head_dim: int, dtype: torch.dtype, precision: str, whole: bool) -> dict[str, Any]:
-    """What fixes an attention kernel's machine code: tiles that leave no register spilled on sm_80 and sm_90."""
+def _attention_options(
+    tokens: int, head_dim: int, dtype: torch.dtype, precision: str, whole: bool, keys: bool = False
+) -> dict[str, Any]:
+    """What fixes an attention kernel's machine code: tiles that leave no register spilled on sm_80 and sm_90.
+
+    With `keys` that of the gradients of keys and values, which holds most.
+    """
     block_d = _block(head_dim, 16, 64)
+    row = block_d * dtype.itemsize
     if dtype == torch.float32 and precision == "ieee":
-        # Without tensor cores each thread holds its operands' rows and columns whole.
+        # Without tensor cores each thread holds its operands' rows and columns whole, and no loads ahead of their use.
         block, listed = _block(tokens, 16, min(block_d, 32)), 32 if block_d <= 32 else 16
-        warps = block // 4
+        warps, stages = block // 4, 1
     else:
-        small = block_d * dtype.itemsize <= 64
-        block, listed = _block(tokens, 16, 64), 64 if small else 32
-        warps = block // 16 if small or (block == 16 and block_d * dtype.itemsize == 128) else block // 8
+        block, listed = _block(tokens, 16, 64), 64 if row == 64 and not keys else 16 if row == 256 and keys else 32
+        warps = block // 16 if row <= 64 or (block == 16 and row == 128) else block // 8
+        stages = 1 if row == 256 else 2
     return {
         "HEAD_DIM": head_dim,
         "BLOCK_D": block_d,
@@ -402,7 +408,7 @@ def _attention_options(tokens: int, head_dim: int, dtype: torch.dtype, precision
         "BLOCK_LISTED": listed,
         "PRECISION": precision,
         "num_warps": warps,
-        "num_stages": 2,
+        "num_stages": stages,
     }
 
 
@@ -519,7 +525,8 @@ def attention_backward(
     strides = (*_strides(q), *_strides(k), *_strides(v))
     scale = scale / _LN_2.value
     lists, numbers = inverted_index(index)
-    options = _attention_options(tokens, head_dim, q.dtype, _dispatch.dot_precision(), _whole(q, regions))
+    kind = (tokens, head_dim, q.dtype, _dispatch.dot_precision(), _whole(q, regions))
+    options = _attention_options(*kind)
     grid = (index.shape[0] * index.shape[1] * triton.cdiv(tokens, options["BLOCK"]), num_heads)
     with _dispatch.device_of(q):
         _query_gradient_kernel[grid](
@@ -554,7 +561,7 @@ def attention_backward(
             num_heads,
             *geometry,
             *strides,
-            **options,
+            **_attention_options(*kind, keys=True),
         )
     return grad_q, grad_k, grad_v
 
@@ -570,10 +577,11 @@ def static_cases() -> list[StaticCase]:
             for precision in ("ieee", "tf32") if dtype == torch.float32 else ("ieee",):
                 for head_dim in (16, 32, 64):
                     for tokens in (16, 32, 64):
-                        options = _attention_options(tokens, head_dim, dtype, precision, whole)
+                        kind = (tokens, head_dim, dtype, precision, whole)
                         label = f"head_dim {head_dim}, {tokens} tokens{ragged}"
                         label += f", {precision}" if dtype == torch.float32 else ""
                         for kernel in (_forward_kernel, _query_gradient_kernel, _key_gradient_kernel):
+                            options = _attention_options(*kind, keys=kernel is _key_gradient_kernel)
                             cases.append(_case(kernel, name, label, options))
     return cases
 
