@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from timm.layers import LayerNorm2d, calculate_drop_path_rates, register_notrace_function, to_2tuple
 from torch import nn
 
-from ._layers import DepthwiseConv, TokenBlock, init_weights
+from ._layers import DepthwiseConv, TokenBlock, init_weights, pad_to_least
 from ._pyramid import PyramidBackbone, PyramidStage
 
 
@@ -188,8 +188,20 @@ class CSwinTransformer(PyramidBackbone):
         self.apply(init_weights)
 
 
+class StridedConv(nn.Conv2d):
+    """Convolution of overlapping patches, of which even one pixel makes one."""
+
+    def __init__(self, in_dim: int, dim: int, kernel_size: int, stride: int, padding: int, device=None, dtype=None):
+        super().__init__(in_dim, dim, kernel_size, stride, padding, device=device, dtype=dtype)
+        self.least = kernel_size - 2 * padding
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) -> (B, D, (H + 2 * padding - kernel_size) // stride + 1, the same of W)."""
+        return self._conv_forward(pad_to_least(x, self.least), self.weight, self.bias)
+
+
 def _conv_norm(in_dim: int, dim: int, kernel_size: int, stride: int, padding: int, **dd) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(in_dim, dim, kernel_size, stride, padding, **dd), LayerNorm2d(dim, eps=1e-5, **dd))
+    return nn.Sequential(StridedConv(in_dim, dim, kernel_size, stride, padding, **dd), LayerNorm2d(dim, eps=1e-5, **dd))
 
 
 # Published keys of the body; what the published block holds of its attention is our attention's.

@@ -42,6 +42,26 @@ def pad_to_multiple(x: torch.Tensor, multiple: int) -> torch.Tensor:
 
 
 @register_notrace_function
+def pad_to_least(x: torch.Tensor, least: int) -> torch.Tensor:
+    """Zero-pads a map at the right and the bottom where a convolution would not find a single place on it.
+
+    Args:
+        x: (B, C, H, W).
+        least: pixels that a side must have.
+
+    Returns:
+        (B, C, max(H, least), max(W, least)); `x` itself where it is large enough, and in an exported graph.
+    """
+    if torch.jit.is_scripting():
+        exporting = False
+    else:
+        exporting = torch.compiler.is_exporting()
+    if not exporting and (x.shape[2] < least or x.shape[3] < least):
+        x = F.pad(x, (0, max(least - x.shape[3], 0), 0, max(least - x.shape[2], 0)))
+    return x
+
+
+@register_notrace_function
 def crop(x: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """The top left part of a map, undoing `pad_to_multiple`; (B, H, W, C) -> (B, height, width, C)."""
     x = x[:, :height, :width]

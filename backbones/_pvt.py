@@ -4,9 +4,9 @@ Pyramid Vision Transformer, https://arxiv.org/abs/2102.12122, https://github.com
 class token and the final norm, as Agent attention and InLine attention use it.
 
 Each stage adds a learned position embedding, of the grid at `img_size`, resized bilinearly to the map. Odd sizes are
-floored at each patch embedding, as in the published code: the last rows and columns fall away. The published code
-leaves the embedding unresized in every stage whose map has as many cells as the first stage's at 224 (3136: it raises
-at 448x448); ours is always resized.
+floored at each patch embedding, as in the published code: the last rows and columns fall away; a map smaller than one
+patch, where the published code fails, is zero-padded to one. The published code leaves the embedding unresized in every
+stage whose map has as many cells as the first stage's at 224 (3136: it raises at 448x448); ours is always resized.
 """
 
 from collections.abc import Callable
@@ -17,14 +17,14 @@ import torch.nn.functional as F
 from timm.layers import calculate_drop_path_rates
 from torch import nn
 
-from ._layers import TokenBlock, init_weights, resize_map
+from ._layers import TokenBlock, init_weights, pad_to_least, resize_map
 from ._pyramid import PyramidBackbone, PyramidStage
 
 __all__ = ["RENAMES", "PyramidVisionTransformer"]
 
 
 class PatchEmbed(nn.Module):
-    """Patches, LayerNorm, position embedding; (B, C, H, W) -> (B, D, H // patch_size, W // patch_size).
+    """Patches, LayerNorm, position embedding; (B, C, H, W) -> (B, D, H // patch_size, W // patch_size), at least 1.
 
     Args:
         in_chans: channels of the input.
@@ -39,14 +39,15 @@ class PatchEmbed(nn.Module):
         super().__init__()
         dd = {"device": device, "dtype": dtype}
         self.grid = grid
+        self.patch_size = patch_size
         self.proj = nn.Conv2d(in_chans, dim, patch_size, stride=patch_size, **dd)
         self.norm = nn.LayerNorm(dim, eps=1e-5, **dd)
         self.pos_embed = nn.Parameter(torch.empty(1, grid[0] * grid[1], dim, **dd))
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, C, H, W) -> (B, D, H // patch_size, W // patch_size)."""
-        x = self.norm(self.proj(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        """(B, C, H, W) -> (B, D, H // patch_size, W // patch_size), at least 1."""
+        x = self.norm(self.proj(pad_to_least(x, self.patch_size)).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         pos_embed = self.pos_embed.unflatten(1, self.grid).permute(0, 3, 1, 2)
         return x + resize_map(pos_embed, x.shape[2], x.shape[3])
 
@@ -57,7 +58,7 @@ class SpatialReductionAttention(nn.Module):
     Args:
         dim: channels.
         num_heads: divides `dim`.
-        sr_ratio: stride of the reduction; 1 for none. The map must be as large.
+        sr_ratio: stride of the reduction; 1 for none.
         proj_drop: dropout behind the output projection.
         device: of the parameters.
         dtype: of the parameters.
@@ -67,6 +68,7 @@ class SpatialReductionAttention(nn.Module):
         super().__init__()
         dd = {"device": device, "dtype": dtype}
         self.num_heads = num_heads
+        self.sr_ratio = sr_ratio
         self.q = nn.Linear(dim, dim, **dd)
         self.kv = nn.Linear(dim, 2 * dim, **dd)
         self.sr = nn.Conv2d(dim, dim, sr_ratio, stride=sr_ratio, **dd) if sr_ratio > 1 else None
@@ -78,7 +80,8 @@ class SpatialReductionAttention(nn.Module):
         """(B, height * width, C) -> the same."""
         q = self.q(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         if self.sr is not None:
-            x = self.sr(x.unflatten(1, (height, width)).permute(0, 3, 1, 2)).flatten(2).transpose(1, 2)
+            x = pad_to_least(x.unflatten(1, (height, width)).permute(0, 3, 1, 2), self.sr_ratio)
+            x = self.sr(x).flatten(2).transpose(1, 2)
         k, v = self.kv(self.norm(x)).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         x = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         return self.proj_drop(self.proj(x))

@@ -28,17 +28,17 @@ from timm.models._manipulate import checkpoint
 from torch import nn
 
 from ._checkpoint import keep_classifier, trunk_of
-from ._layers import DepthwiseConv2d
+from ._layers import DepthwiseConv2d, pad_to_least
 
 __all__ = ["CoaT"]
 
 
 class PatchEmbed(layers.PatchEmbed):
-    """Convolution of adjoining patches and a norm; what does not fill a patch is left out."""
+    """Convolution of adjoining patches and a norm; what does not fill a patch is left out, but for the first."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, C, H, W) -> (B, h, w, D)."""
-        return self.norm(self.proj(x).permute(0, 2, 3, 1))
+        """(B, C, H, W) -> (B, h, w, D), h and w at least 1."""
+        return self.norm(self.proj(pad_to_least(x, self.patch_size[0])).permute(0, 2, 3, 1))
 
 
 class ConvPosEnc(original.ConvPosEnc):

@@ -5,10 +5,10 @@ Fast Vision Transformers with HiLo Attention, https://arxiv.org/abs/2205.13213, 
 
 Any image size is taken as the published dense-prediction code takes it: the image is zero-padded right and bottom to a
 multiple of 4; HiLo zero-pads its normed input right and bottom to a multiple of the window, unmasked, and crops;
-merging floors odd sizes. Images below 29 pixels leave nothing to the last stage and raise PyTorch's error of a kernel
-larger than its input. The published detection code returns LayerNorms (eps 1e-5) of stages 1 to 3, the segmentation
-code of all four, while the un-normed maps go on (the mm adapter's `stage_norms`); both keep the classification
-weights, detection also with `local_ws=(0, 0, 4, 1)`.
+merging floors odd sizes, but a single row or column, where the published code fails, is zero-padded to two. The
+published detection code returns LayerNorms (eps 1e-5) of stages 1 to 3, the segmentation code of all four, while the
+un-normed maps go on (the mm adapter's `stage_norms`); both keep the classification weights, detection also with
+`local_ws=(0, 0, 4, 1)`.
 
 The offsets of the merging start at zero; the published recipe trains `stages.*.downsample.offset.weight` at 0.01 times
 the learning rate of the rest, and `offset.bias` at the full rate.
@@ -27,7 +27,7 @@ from torch import nn
 
 from ..kernels import window_attention
 from ._checkpoint import keep_classifier, trunk_of
-from ._layers import DepthwiseConv, PatchConv, init_weights, pad_to_multiple
+from ._layers import DepthwiseConv, PatchConv, init_weights, pad_to_least, pad_to_multiple
 from ._pyramid import PyramidBackbone, PyramidStage
 
 __all__ = ["LITv2"]
@@ -172,7 +172,10 @@ def sample_patches(x: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
 
 
 class DeformableMerge(nn.Module):
-    """Deformable token merging: 2x2 patches, read at learned places, become one token; odd sizes are floored."""
+    """Deformable token merging: 2x2 patches, read at learned places, become one token.
+
+    Odd sizes are floored, but for 1.
+    """
 
     def __init__(self, in_dim: int, dim: int, device=None, dtype=None):
         super().__init__()
@@ -183,7 +186,8 @@ class DeformableMerge(nn.Module):
         self.act = nn.GELU()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, C, H, W) -> (B, D, H//2, W//2)."""
+        """(B, C, H, W) -> (B, D, H//2, W//2), at least 1."""
+        x = pad_to_least(x, 2)
         return self.act(self.norm(self.conv(sample_patches(x, self.offset(x)))))
 
 

@@ -233,8 +233,8 @@ def _measure_case(
     rows[-1]["parts"] = {name: {"least_bytes": least} for name, (_, least) in case.parts.items()}
     if args.device != "cpu":
         for name, (prepare, _) in case.parts.items():
-            call = prepare(*tensors)
-            values = [watch(call) for _ in range(args.repeat + 1)][1:]
+            part = prepare(*tensors)
+            values = [watch(part) for _ in range(args.repeat + 1)][1:]
             rows[-1]["parts"][name] |= {"milliseconds": values, **bench.spread(values)}
     return rows
 

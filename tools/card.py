@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from .. import list_models
-from . import bench
 from .config import nearest
 from .errors import UserError
 from .files import atomic_path
@@ -49,6 +48,8 @@ def card(family: str) -> str:
     """
     import timm
     import torch
+
+    from . import bench
 
     known = families()
     if family not in known:

@@ -109,6 +109,18 @@ def test_any_size(name, size):
             assert side // stride <= got <= math.ceil(side / stride)
 
 
+def test_smaller_than_any_stride(name):
+    """Stages whose map would be empty have one pixel."""
+    model = shallow(name, features_only=True).eval()
+    for size in ((1, 1), (5, 18), (20, 31)):
+        with torch.inference_mode():
+            maps = model(torch.randn(1, 3, *size))
+        for x, stride in zip(maps, model.feature_info.reduction(), strict=True):
+            assert x.isfinite().all()
+            for got, side in zip(x.shape[2:], size, strict=True):
+                assert max(side // stride, 1) <= got <= math.ceil(side / stride)
+
+
 @pytest.mark.parametrize("out_indices", [(0,), (-2,), (0, -1), (-1,)])
 @pytest.mark.parametrize("feature_cls", [None, "getter"])
 def test_features_of_any_stages(name, out_indices, feature_cls):

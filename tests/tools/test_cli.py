@@ -95,3 +95,16 @@ def test_processes_of_torchrun_are_not_taken_apart(by_torchrun):
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
     assert done.returncode == 2 and "no command 'nothing'" in done.stderr
     assert done.stdout.split("\n")[:-1] == ["at exit"] + ["taken apart"] * (not by_torchrun)
+
+
+def test_every_command_can_be_the_first_imported():
+    program = (
+        "import importlib, sys; from attnzoo.tools.cli import COMMANDS\n"
+        "for module, _ in COMMANDS.values():\n"
+        "    for loaded in [name for name in sys.modules if name.startswith('attnzoo.tools.')]:\n"
+        "        del sys.modules[loaded]\n"
+        "        vars(sys.modules['attnzoo.tools']).pop(loaded.split('.')[2], None)\n"
+        "    importlib.import_module(f'attnzoo.tools.{module}')"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
