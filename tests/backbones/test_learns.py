@@ -38,7 +38,13 @@ def digits():
     return train_test_split(images, torch.tensor(labels), test_size=0.2, random_state=0, stratify=labels)
 
 
-@pytest.mark.parametrize("name", NARROW)
+# The same attention as another's, on another body.
+SLOW = ("agent_cswin_small", "agent_deit_base", "agent_pvt_small", "coat_tiny", "inline_deit_tiny", "inline_swin_tiny")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in NARROW]
+)
 def test_learns_digits(name, digits):
     train_images, test_images, train_labels, test_labels = digits
     model = timm.create_model(name, in_chans=1, num_classes=10, **NARROW[name])

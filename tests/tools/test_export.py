@@ -22,9 +22,9 @@ SIZE = (96, 128)
 FAST = {
     "mask_rcnn-van": lambda: two_stage("van", masks=True),
     "ham-mscan": lambda: segmentor("ham", "mscan"),
-    "uper-van": lambda: segmentor("uper", "van"),
 }
 SLOW = {
+    "uper-van": lambda: segmentor("uper", "van"),
     "gfl-biformer": lambda: dense("gfl", "biformer"),
     "retina-van": lambda: dense("retina", "van"),
     "fsaf-van": lambda: dense("fsaf", "van"),
