@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
-from .card import families
 from .config import one_line
 from .errors import UserError
 from .files import atomic_path, write_json
 from .info import check_model
+from .list_models import families
 from .machine import cpu_name
 from .progress import bar
 

@@ -8,10 +8,11 @@ import inspect
 from pathlib import Path
 from typing import Any
 
-from .. import list_models
+from . import bench
 from .config import nearest
 from .errors import UserError
 from .files import atomic_path
+from .list_models import families
 
 EPILOG = """\
 examples:
@@ -28,15 +29,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--write", action="store_true", help=f"write to {CARD_ROOT} instead of printing")
 
 
-def families() -> dict[str, list[str]]:
-    """The zoo's models by family."""
-    import timm
-
-    ours = set(list_models())
-    modules = {timm.model_entrypoint(name).__module__.rsplit(".", 1)[-1] for name in ours}
-    return {family: [m for m in timm.list_models(module=family) if m in ours] for family in sorted(modules)}
-
-
 def card(family: str) -> str:
     """The card of a family in Markdown.
 
@@ -48,8 +40,6 @@ def card(family: str) -> str:
     """
     import timm
     import torch
-
-    from . import bench
 
     known = families()
     if family not in known:

@@ -397,7 +397,11 @@ def _attention_options(
         block, listed = _block(tokens, 16, min(block_d, 32)), 32 if block_d <= 32 else 16
         warps, stages = block // 4, 1
     else:
-        block, listed = _block(tokens, 16, 64), 64 if row == 64 and not keys else 16 if row == 256 and keys else 32
+        block = _block(tokens, 16, 64)
+        if keys:
+            listed = 16 if row == 256 else 32
+        else:
+            listed = 64 if row == 64 else 32
         warps = block // 16 if row <= 64 or (block == 16 and row == 128) else block // 8
         stages = 1 if row == 256 else 2
     return {

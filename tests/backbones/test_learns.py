@@ -26,6 +26,7 @@ NARROW = {
     "inline_swin_tiny": dict(HEADS, img_size=32),
     "litv2_small": HEADS,
     "mscan_tiny": PYRAMID,
+    "dinat_mini": dict(HEADS, dilations=((2,), (1,), (1,), (1,)), kernel_size=3),
     "van_b0": PYRAMID,
 }
 
