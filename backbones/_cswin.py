@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from timm.layers import LayerNorm2d, calculate_drop_path_rates, register_notrace_function, to_2tuple
 from torch import nn
 
+from ..kernels.tracing import is_exporting
 from ._layers import DepthwiseConv, TokenBlock, init_weights, pad_to_least
 from ._pyramid import PyramidBackbone, PyramidStage
 
@@ -32,7 +33,7 @@ def pad_to_stripes(qkv: torch.Tensor, rows: int, cols: int) -> tuple[torch.Tenso
     if torch.jit.is_scripting():
         exporting = False
     else:
-        exporting = torch.compiler.is_exporting()
+        exporting = is_exporting()
     # A branch on the size would bind an exported graph to the example's.
     if exporting or pad_h > 0 or pad_w > 0:
         qkv = F.pad(qkv, (0, 0, 0, 0, left, pad_w - left, top, pad_h - top))

@@ -6,6 +6,7 @@ from timm.layers import DropPath, Mlp, register_notrace_function, register_notra
 from torch import nn
 
 from ..kernels import depthwise_conv, large_kernel_attention, pointwise_conv
+from ..kernels.tracing import is_exporting
 
 # Tokens that `TokenMlp` computes at a time.
 _STRIP = 512
@@ -34,7 +35,7 @@ def pad_to_multiple(x: torch.Tensor, multiple: int) -> torch.Tensor:
     if torch.jit.is_scripting():
         exporting = False
     else:
-        exporting = torch.compiler.is_exporting()
+        exporting = is_exporting()
     # A branch on the size would bind an exported graph to the example's.
     if exporting or pad_h > 0 or pad_w > 0:
         x = F.pad(x, (0, 0, 0, pad_w, 0, pad_h))
@@ -55,7 +56,7 @@ def pad_to_least(x: torch.Tensor, least: int) -> torch.Tensor:
     if torch.jit.is_scripting():
         exporting = False
     else:
-        exporting = torch.compiler.is_exporting()
+        exporting = is_exporting()
     if not exporting and (x.shape[2] < least or x.shape[3] < least):
         x = F.pad(x, (0, max(least - x.shape[3], 0), 0, max(least - x.shape[2], 0)))
     return x
@@ -68,7 +69,7 @@ def crop(x: torch.Tensor, height: int, width: int) -> torch.Tensor:
     if torch.jit.is_scripting():
         exporting = False
     else:
-        exporting = torch.compiler.is_exporting()
+        exporting = is_exporting()
     # Whether the part is contiguous depends on the size, and asking would bind an exported graph to the example's.
     return x.clone(memory_format=torch.contiguous_format) if exporting else x
 

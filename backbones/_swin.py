@@ -18,6 +18,7 @@ from timm.layers import LayerNorm2d, calculate_drop_path_rates, register_notrace
 from torch import nn
 
 from ..kernels import window_attention
+from ..kernels.tracing import is_exporting
 from ._layers import PatchConv, TokenBlock, crop, init_weights, pad_to_multiple
 from ._pyramid import PyramidBackbone, PyramidStage
 
@@ -41,7 +42,7 @@ def attend_in_windows(
     if torch.jit.is_scripting():
         exporting = False
     else:
-        exporting = torch.compiler.is_exporting()
+        exporting = is_exporting()
     if single and shift > 0:
         if exporting:
             # Both, for a branch on the size would bind an exported graph to the example's.

@@ -30,6 +30,7 @@ from timm.layers import register_notrace_function, to_2tuple
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import nn
 
+from ..kernels.tracing import is_exporting
 from . import _cswin, _pvt, _swin
 from ._checkpoint import fit_tables, fuse_qkv, keep_classifier, trunk_of
 from ._deit import DeiT
@@ -48,7 +49,7 @@ def pool_agents(x: torch.Tensor, height: int, width: int, rows: int, cols: int) 
     if torch.jit.is_scripting():
         exporting = False
     else:
-        exporting = torch.compiler.is_exporting()
+        exporting = is_exporting()
     if exporting:
         # Products with matrices of averages: ONNX has no adaptive pooling, its decomposition binds it to one size.
         x = F.linear(x.transpose(2, 3), _averages(height, rows, x)).transpose(2, 3)

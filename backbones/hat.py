@@ -28,6 +28,7 @@ from timm.models._manipulate import checkpoint, checkpoint_seq
 from torch import nn
 
 from ..kernels import window_attention
+from ..kernels.tracing import is_exporting
 from ._checkpoint import trunk_of
 from ._layers import init_weights
 
@@ -55,7 +56,7 @@ def reflect_to_multiple(x: torch.Tensor, multiple: int) -> torch.Tensor:
             needed, period = padded > size, 2 * max(size - 1, 1)
         else:
             # A branch on the size would bind an exported graph to the example's.
-            needed = torch.compiler.is_exporting() or padded > size
+            needed = is_exporting() or padded > size
             period = 2 * cast(int, torch.sym_max(size - 1, 1))
         if needed:
             index = torch.arange(padded, device=x.device) % period

@@ -19,6 +19,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import nn
 
+from ..kernels.tracing import is_exporting
 from . import _pvt, _swin
 from ._checkpoint import fit_tables, fuse_qkv, keep_classifier, trunk_of
 from ._deit import DeiT
@@ -110,7 +111,7 @@ def _local(v: torch.Tensor, kernels: torch.Tensor, bias: torch.Tensor, height: i
     if torch.jit.is_scripting():
         exporting = False
     else:
-        exporting = torch.compiler.is_exporting()
+        exporting = is_exporting()
     if exporting:
         # A convolution of as many groups as the batch asks for has no place in an ONNX graph.
         # Explicit copies: whether a view is contiguous depends on the batch, and asking would bind the graph to it.

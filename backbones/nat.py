@@ -38,6 +38,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import nn
 
 from ..kernels import neighborhood_attention
+from ..kernels.tracing import is_exporting
 from . import _swin
 from ._checkpoint import keep_classifier, trunk_of
 from ._layers import PatchConv, init_weights
@@ -59,7 +60,7 @@ def pad_to_window(x: torch.Tensor, window: int) -> torch.Tensor:
         exporting = False
         pad_h, pad_w = max(window - x.shape[1], 0), max(window - x.shape[2], 0)
     else:
-        exporting = torch.compiler.is_exporting()
+        exporting = is_exporting()
         pad_h = torch.sym_max(window - x.shape[1], 0)  # type: ignore[assignment]
         pad_w = torch.sym_max(window - x.shape[2], 0)  # type: ignore[assignment]
     # A branch on the size would bind an exported graph to the example's.
@@ -74,7 +75,7 @@ def crop(x: torch.Tensor, height: int, width: int) -> torch.Tensor:
     if torch.jit.is_scripting():
         exporting = False
     else:
-        exporting = torch.compiler.is_exporting()
+        exporting = is_exporting()
     # A slice that takes all of the example's map would bind an exported graph to sizes where it does.
     if exporting:
         x = x.index_select(1, torch.arange(height, device=x.device))

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 
 import torch
 
+from .tracing import is_exporting
+
 BACKENDS = ("auto", "triton", "torch")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Triton's interpreter multiplies the bits of bfloat16 numbers as integers.
@@ -101,7 +103,7 @@ def use_triton(operator: str, backend: str, device: torch.device, reason: str | 
     chosen = _checked(backend, "backend")
     if chosen == "auto":
         chosen = _checked(_current[0], _ENVIRONMENT)
-    if chosen == "torch" or torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export() or torch.jit.is_tracing():
+    if chosen == "torch" or is_exporting() or torch.onnx.is_in_onnx_export() or torch.jit.is_tracing():
         return False
     if chosen == "triton" and reason is not None:
         raise RuntimeError(f"{operator}: Triton cannot run: {reason}; backend='auto' or 'torch' would")

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
+from ..tracing import is_exporting
+
 
 def _padded(size: int, parts: int) -> int:
     """The side of a map whose parts are all whole.
@@ -11,7 +13,7 @@ def _padded(size: int, parts: int) -> int:
     Of an exported graph, a side that is free must be a multiple: a branch on it would bind the graph to the example's.
     """
     if not torch.jit.is_scripting():
-        free = torch.compiler.is_exporting() and not statically_known_true(size % parts != 0)
+        free = is_exporting() and not statically_known_true(size % parts != 0)
         if free:
             return size
     rest = size % parts

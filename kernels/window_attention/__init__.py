@@ -3,6 +3,7 @@
 import torch
 
 from .. import _dispatch
+from ..tracing import is_exporting
 from .operator import attention
 from .reference import attend, attend_exported, position_bias
 from .training import attend_with_gradients
@@ -132,7 +133,7 @@ def window_attention(
         # A bias in another precision would take the attention off its fast path.
         bias = position_bias(bias_table.to(q.dtype), window, (window[0] + overlap, window[1] + overlap))
     if not torch.jit.is_scripting():
-        if torch.compiler.is_exporting():
+        if is_exporting():
             return attend_exported(q, k, v, bias, num_heads, window, shifts, overlap, scale)
         learns = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, bias))
         if learns or torch.compiler.is_compiling():
