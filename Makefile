@@ -6,7 +6,7 @@ READY := .venv/.ready
 # Two OpenMP threads that wait for each other by spinning cost more than they bring on a busy machine.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help demo test test-slow lint format clean
+.PHONY: help demo test test-slow test-hostile lint format clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -27,6 +27,12 @@ test: $(READY)  ## the test suite, one process a core
 
 test-slow: $(READY)  ## what takes minutes
 	$(BIN)/python -m pytest -m slow
+
+test-hostile: $(READY)  ## thousands of hostile inputs, drawn at random
+	rm -f work_dirs/hostile.jsonl && mkdir -p work_dirs
+	ATTNZOO_CAMPAIGN=whole ATTNZOO_CAMPAIGN_REPORT="$(CURDIR)/work_dirs/hostile.jsonl" OMP_NUM_THREADS=1 \
+		$(BIN)/python -m pytest -n auto --timeout=5400 tests/hostile
+	cat work_dirs/hostile.jsonl
 
 lint: $(READY)  ## ruff's format and lint, mypy
 	$(BIN)/ruff format --check .
