@@ -6,7 +6,9 @@ READY := .venv/.ready
 # Two OpenMP threads that wait for each other by spinning cost more than they bring on a busy machine.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help demo test test-slow test-hostile lint format clean
+OLDEST := .venv-oldest
+
+.PHONY: help demo test test-slow test-hostile test-oldest lint format clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -28,6 +30,16 @@ test: $(READY)  ## the test suite, one process a core
 test-slow: $(READY)  ## what takes minutes
 	$(BIN)/python -m pytest -m slow
 
+$(OLDEST)/.ready: setup.cfg tests/oldest.txt
+	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --editable '.[dev]' --constraint tests/oldest.txt
+	$(OLDEST)/bin/python -m pip install --force-reinstall --no-deps 'opencv-python-headless<4.13'
+	touch $@
+
+test-oldest: $(OLDEST)/.ready  ## contract, golden, adapter, checkpoint and export tests at the lowest versions
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n auto --dist worksteal tests/backbones tests/heads \
+		tests/kernels tests/test_package.py tests/tools/test_checkpoint.py tests/tools/test_export.py
+
 test-hostile: $(READY)  ## thousands of hostile inputs, drawn at random
 	rm -f work_dirs/hostile.jsonl && mkdir -p work_dirs
 	ATTNZOO_CAMPAIGN=whole ATTNZOO_CAMPAIGN_REPORT="$(CURDIR)/work_dirs/hostile.jsonl" OMP_NUM_THREADS=1 \
@@ -46,4 +58,4 @@ format: $(READY)  ## let ruff rewrite
 	$(BIN)/ruff check --fix .
 
 clean:  ## the environment and what was built
-	rm -rf .venv build dist *.egg-info work_dirs
+	rm -rf .venv .venv-oldest build dist *.egg-info work_dirs

@@ -1,6 +1,7 @@
 """The package as its users get it."""
 
 import configparser
+import re
 import subprocess
 import sys
 import zipfile
@@ -28,6 +29,16 @@ def test_setup_lists_every_package():
     listed = set(setup["options"]["packages"].split())
     inits = [path for folder in FOLDERS for path in (ROOT / folder).rglob("__init__.py")]
     assert listed == {"attnzoo", *(f"attnzoo.{'.'.join(p.parent.relative_to(ROOT).parts)}" for p in inits)}
+
+
+def test_the_oldest_versions_are_the_declared_ones():
+    """What `make test-oldest` installs is what setup.cfg allows at the least."""
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    wanted = [setup["options"]["install_requires"], *(setup["options.extras_require"][key] for key in ("mm", "onnx"))]
+    floors = dict(re.findall(r"^([\w-]+)>=([\d.]+)", "\n".join(wanted), re.MULTILINE))
+    pinned = dict(re.findall(r"^([\w-]+)==([\d.]+)$", (ROOT / "tests" / "oldest.txt").read_text(), re.MULTILINE))
+    assert floors == pinned
 
 
 def test_wheel(tmp_path):
@@ -91,7 +102,7 @@ def test_imports_run_downwards():
                     assert floors.get(name, 0) <= floor, f"{path}: imports {name}"
 
 
-@pytest.mark.parametrize("target", ["demo", "test", "test-slow", "lint"])
+@pytest.mark.parametrize("target", ["demo", "test", "test-slow", "test-hostile", "test-oldest", "lint"])
 def test_make_knows_the_target(target):
     result = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
