@@ -1,5 +1,6 @@
 """The files that `torch.save` writes, and whether one is whole: the archive of today and the stream of before 1.6."""
 
+import io
 import struct
 import zipfile
 from collections.abc import Iterable
@@ -54,8 +55,7 @@ def check_archive(file: BinaryIO, size: int, stand_ins: Iterable[str]) -> None:
                 what = "no record of it" if found is None else f"its record has {found}"
                 raise Refused(f"damaged: its pickle describes a storage of {nbytes} bytes, and there is {what}")
 
-        with archive.open(f"{top}data.pkl") as pickled:
-            Survey(stand_ins, check_storage).walk(pickled)  # type: ignore[arg-type]
+        Survey(stand_ins, check_storage).walk(io.BytesIO(archive.read(f"{top}data.pkl")))
 
 
 def _directory(file: BinaryIO, size: int) -> tuple[int, int]:
@@ -85,6 +85,20 @@ def _directory(file: BinaryIO, size: int) -> tuple[int, int]:
     return start, count
 
 
+class _Bounded:
+    """A file that is asked for no more bytes than it has: Python makes room for as many as are asked for."""
+
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        self._file = file
+        self._size = size
+        self.readline = file.readline
+
+    def read(self, count: int) -> bytes:
+        if count > self._size - self._file.tell():
+            raise EOFError(f"{count} bytes are asked for beyond the end of the file")
+        return self._file.read(count)
+
+
 def check_stream(file: BinaryIO, size: int, stand_ins: Iterable[str]) -> None:
     """Check a file of PyTorch before 1.6: five pickles and the bytes of the storages, to the end of the file.
 
@@ -98,21 +112,21 @@ def check_stream(file: BinaryIO, size: int, stand_ins: Iterable[str]) -> None:
     if file.read(5) == b"ustar":
         raise Refused("a .tar file of PyTorch before 0.2, which PyTorch only reads by running code in it")
     file.seek(0)
-    total = 0
 
     def check_storage(key: str, nbytes: int) -> None:
         if nbytes > size:
             raise Refused(f"truncated: its pickle describes a storage of {nbytes} bytes, and the file has {size}")
 
     survey = Survey(stand_ins, check_storage)
-    if survey.walk(file) != _MAGIC or survey.walk(file) != _PROTOCOL:
+    bounded = _Bounded(file, size)
+    if survey.walk(bounded) != _MAGIC or survey.walk(bounded) != _PROTOCOL:
         raise Refused("truncated, or not a checkpoint")
-    system = survey.walk(file)
+    system = survey.walk(bounded)
     if not isinstance(system, dict) or system.get("little_endian") is not True:
         raise Refused("written on a machine of another byte order")
-    survey.walk(file)
+    survey.walk(bounded)
     storages = {key: storage for key, storage in survey.storages.items() if not key.startswith("part ")}
-    keys = survey.walk(file)
+    keys = survey.walk(bounded)
     if type(keys) is not list or len(keys) != len(storages) or not all(key in storages for key in keys):
         raise Refused("damaged: its list of storages is not that of its pickle")
     total = file.tell() + sum(8 + storage.count * storage.item_size for storage in storages.values())

@@ -12,7 +12,7 @@ import pickletools
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -249,8 +249,11 @@ class Survey:
         self._check_storage = check_storage
         self.storages: dict[str, _Storage] = {}
 
-    def walk(self, file: BinaryIO) -> Any:
+    def walk(self, file: Any) -> Any:
         """Check the pickle at the file's position, and leave that behind it.
+
+        Args:
+            file: With `read` and `readline`.
 
         Returns:
             Its outline: plain values and containers are what they are.
@@ -387,6 +390,8 @@ class Survey:
         if (storage.item_size, storage.count) != (size, count):
             raise Refused(f"its pickle describes the storage {_short(key)} in two ways")
         self._check_storage(key, size * count)
+        if view and kind.path.endswith("UntypedStorage"):
+            raise Refused("holds a tensor of a dtype that PyTorch cannot read from files in the format before 1.6")
         if not view or view[0] is None:
             return storage
         # Of PyTorch before 0.4: a part of another storage.
@@ -429,6 +434,8 @@ def _rebuilt_of_dtype(
     """`torch._utils._rebuild_tensor_v3`, of dtypes that have no class of storages."""
     if not isinstance(storage, _Storage) or not isinstance(dtype, _Name) or not _is_dtype(dtype.path):
         raise Refused("its pickle holds a tensor without a storage or dtype")
+    if dtype.path.startswith(("torch.q", "torch.bits")):
+        raise Refused("holds a quantized tensor; weights must be plain tensors")
     item_size = getattr(torch, dtype.path.rpartition(".")[2]).itemsize
     part = _Storage(storage.key, item_size, storage.count * storage.item_size // item_size)
     return _rebuilt(part, offset, size, stride, grad, hooks, metadata)

@@ -216,6 +216,8 @@ def _sha256(path: Path) -> str:
 
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_COMPLEX = (torch.complex64, torch.complex128)
+_WHOLE = (torch.bool, *(getattr(torch, f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64)))
 
 
 def check_weights(state: dict[str, Tensor], model: nn.Module) -> None:
@@ -236,19 +238,24 @@ def check_weights(state: dict[str, Tensor], model: nn.Module) -> None:
         value = state.get(key)
         if not isinstance(own, Tensor) or value is None or own.is_meta:
             continue
-        kinds = f"{key!r} is {_kind(value)}, where the model has {_kind(own)}"
-        number = own.is_floating_point() or own.is_complex()
-        same = value.dtype == own.dtype
-        if not same and (
-            value.dtype not in _FLOATS if own.is_floating_point() else value.is_complex() != own.is_complex()
-        ):
-            raise CheckpointError(kinds)
-        cast = value.to(own.dtype)
-        if not same and not number and not torch.equal(cast.to(value.dtype), value):
-            raise CheckpointError(kinds)
+        cast = _cast(value, own.dtype)
+        if cast is None:
+            raise CheckpointError(f"{key!r} is {_kind(value)}, where the model has {_kind(own)}")
         if not cast.isfinite().all() and (key in parameters or own.isfinite().all()):
-            kind = "NaN" if cast.isnan().any() else f"a number too large for {_kind(own)}"
-            raise CheckpointError(f"{key!r} holds {kind}: weights must be finite")
+            found = "NaN" if cast.isnan().any() else f"a number that is infinite as {_kind(own)}"
+            raise CheckpointError(f"{key!r} holds {found}: weights must be finite")
+
+
+def _cast(value: Tensor, dtype: torch.dtype) -> Tensor | None:
+    """`value` as a model of that dtype holds it; None where that would be another kind of number."""
+    if value.dtype == dtype:
+        return value
+    if dtype.is_floating_point or dtype.is_complex:
+        return value.to(dtype) if value.dtype in (_FLOATS if dtype.is_floating_point else _COMPLEX) else None
+    if value.dtype not in _FLOATS + _WHOLE:
+        return None
+    cast = value.to(dtype)
+    return cast if torch.equal(cast.to(value.dtype), value) else None
 
 
 def _kind(tensor: Tensor) -> str:

@@ -25,8 +25,11 @@ UNREAD = ("pavi://", r"(\S+\:)?s3://", r"(\S+\:)?petrel://")
 def _history(state: dict[str, Any]) -> HistoryBuffer:
     """A log buffer of its numbers alone: what it says of the statistics' functions would hold for all buffers."""
     length, values, counts = (state.get(name) for name in ("max_length", "_log_history", "_count_history"))
-    arrays = isinstance(values, np.ndarray) and isinstance(counts, np.ndarray) and values.shape == counts.shape
-    if not arrays or np.ndim(values) != 1 or type(length) is not int:
+    if (
+        not (isinstance(values, np.ndarray) and isinstance(counts, np.ndarray) and type(length) is int)
+        or values.ndim != 1
+        or values.shape != counts.shape
+    ):
         raise CheckpointError("holds a log buffer that is not one of mmengine's")
     made = HistoryBuffer(max_length=length)
     made._log_history, made._count_history = values, counts
