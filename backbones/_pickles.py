@@ -370,7 +370,7 @@ class Survey:
     def _build(self, value: Any, state: Any) -> None:
         if type(value) is _Table:
             # PyTorch puts any attributes there, also such as hide the methods of a dict.
-            if type(state) is not dict or state.keys() - {"_metadata"}:
+            if type(state) is not dict or state.keys() != {"_metadata"} or not isinstance(state["_metadata"], dict):
                 raise Refused("its pickle gives a dict attributes")
             value.parts = (state,)
         elif type(value) is _Made and value.path in self._stand_ins:

@@ -182,7 +182,10 @@ def _with_weights(content: dict[Any, Any]) -> dict[Any, Any]:
 
 def _downloaded(url: str, map_location: Any) -> dict[Any, Any]:
     """Read the file at an address from PyTorch's folder of checkpoints, where it comes when it has been read once."""
-    name = urllib.parse.urlparse(url).path.rpartition("/")[2]
+    try:
+        name = urllib.parse.urlparse(url).path.rpartition("/")[2]
+    except ValueError as error:
+        raise CheckpointError(f"{url}: no address: {error}") from error
     if name in ("", ".", ".."):
         raise CheckpointError(f"{url}: names no file")
     path = Path(torch.hub.get_dir(), "checkpoints", name)

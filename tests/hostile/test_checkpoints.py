@@ -251,16 +251,23 @@ def tar(path: Path, pickled: bytes) -> None:
             file.addfile(entry, io.BytesIO(pickled))
 
 
-def packed(path: Path, pickled: bytes, records: dict[str, bytes], rng: random.Random) -> None:
-    kind = rng.randrange(10)
-    if kind < 5:
-        archive(path, pickled, records, rng, odd=kind == 4)
-    elif kind < 8:
-        stream(path, pickled, records, rng, odd=kind == 7)
-    elif kind == 8:
+KINDS = ("archive", "archive", "archive", "odd archive", "stream", "stream", "odd stream", "tar", "bare")
+
+
+def packed(kind: str, path: Path, pickled: bytes, records: dict[str, bytes], rng: random.Random) -> None:
+    if kind.endswith("archive"):
+        archive(path, pickled, records, rng, kind.startswith("odd"))
+    elif kind.endswith("stream"):
+        stream(path, pickled, records, rng, kind.startswith("odd"))
+    elif kind == "tar":
         tar(path, pickled)
     else:
         path.write_bytes(pickled)
+
+
+def weight(kind: str) -> bytes:
+    """A true tensor for that kind of file."""
+    return tensor(storage("FloatStorage", "0", 24, more=b"N" if kind.endswith("stream") else b""), 0, (6, 4), (4, 1))
 
 
 # The draws.
@@ -351,16 +358,18 @@ def hostile(rng: random.Random, mark: Path, values: list[bytes]) -> bytes:
 
 
 def draw_code(rng: random.Random, path: Path, mark: Path) -> str:
-    good = tensor(storage("FloatStorage", "0", 24), 0, (6, 4), (4, 1))
-    payload = hostile(rng, mark, [good])
+    kind = rng.choice(KINDS)
+    good = weight(kind)
+    harmless = rng.random() < 0.1
+    payload = array(dtype("f8"), (3,), bytes(24)) if harmless else hostile(rng, mark, [good])
     for _ in range(rng.randrange(3)):
         payload = rng.choice(
             (
                 lambda p: row(p),
                 lambda p: b"]" + p + b"a",
                 lambda p: table(x=p),
-                lambda p: b"}" + p + number(1) + b"s",
-                lambda p: HOOKS + table(_metadata=p) + b"b",
+                lambda p: b"}" + number(1) + p + b"s",
+                lambda p: HOOKS + table(_metadata=table(x=p)) + b"b",
                 lambda p: named("argparse", "Namespace") + b")\x81" + table(x=p) + b"b",
                 lambda p: p + b"q\x07h\x07\x86",
             )
@@ -369,8 +378,11 @@ def draw_code(rng: random.Random, path: Path, mark: Path) -> str:
     pickled = rng.choice((whole, payload, table(extra=payload, state_dict=table(weight=good))))
     if rng.random() < 0.5:
         pickled = bytes([0x80, rng.choice((2, 2, 2, 0, 1, 3, 4, 5, 77))]) + pickled
-    packed(path, pickled + b".", {"0": bytes(96)}, rng)
-    return "code: refused" if read(path, mark) is None else "code: only plain values read"
+    packed(kind, path, pickled + b".", {"0": bytes(96)}, rng)
+    content = read(path, mark)
+    if harmless and content is None and kind in ("archive", "stream") and b"state_dict" in pickled:
+        raise Failed("what is harmless was refused")
+    return "code: refused" if content is None else "code: only plain values read"
 
 
 def mutated(rng: random.Random, true: dict, lies: dict) -> dict:
@@ -534,7 +546,7 @@ def draw_program(rng: random.Random, path: Path, mark: Path) -> str:
         archive(path, b"".join(steps), RECORDS, rng)
         return "programs: refused" if read(path, mark) is None else "programs: plain values read"
     pickled = b"\x80\x02" + rng.choice((body, table(state_dict=table(weight=pieces[6]())) + body, table(x=body))) + b"."
-    packed(path, pickled, {"0": bytes(96)}, rng)
+    packed(rng.choice(KINDS), path, pickled, {"0": bytes(96)}, rng)
     return "programs: refused" if read(path, mark) is None else "programs: plain values read"
 
 
