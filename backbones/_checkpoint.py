@@ -7,24 +7,68 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .checkpoints import PLACES
+
+# As attnzoo.Backbone, and published dense BiFormer code, name the norms behind stages.
+STAGE_NORMS = "extra_norms."
+_WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.)+|(?:_fsdp_wrapped_module|_checkpoint_wrapped_module|_orig_mod)\.")
+
 
 def trunk_of(state_dict: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], bool]:
-    """Takes a published file's wrapping off.
+    """Takes the wrapping off a published file, or off one of a model that was trained with attnzoo's adapters.
 
     Args:
-        state_dict: as published; may stand below a key `model`, `state_dict`, `params_ema` or `params`.
+        state_dict: as published; may stand below one of the keys of `PLACES`.
 
     Returns:
-        The backbone's tensors without `module.` and `backbone.` prefixes, and whether they came from a detector or
-        segmentor, whose backbone has no classifier.
+        The backbone's tensors without prefixes (the very dict where there is nothing to take off), and whether they
+        came from a detector or segmentor, whose backbone has no classifier.
+
+    Raises:
+        ValueError: if two tensors have the same name without prefixes.
     """
-    for key in ("state_dict", "model", "params_ema", "params"):
+    state_dict, dense, adapted = unwrapped(state_dict)
+    if adapted:
+        state_dict = {key: value for key, value in state_dict.items() if not key.startswith(STAGE_NORMS)}
+    return state_dict, dense
+
+
+def unwrapped(state_dict: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], bool, bool]:
+    """As `trunk_of`, with the adapter's stage norms, and whether the adapter (`attnzoo.Backbone`) wrote the file."""
+    for key in PLACES:
         inner = state_dict.get(key)
         if isinstance(inner, dict):
             state_dict = inner
-    state_dict = {key.removeprefix("module."): value for key, value in state_dict.items()}
+            if key == "ema_state_dict":  # mmengine counts its averages there
+                state_dict = {name: value for name, value in inner.items() if name != "steps"}
+            break
+    state_dict = without_wrappers(state_dict)
     trunk = {key.removeprefix("backbone."): value for key, value in state_dict.items() if key.startswith("backbone.")}
-    return (trunk, True) if trunk else (state_dict, False)
+    dense = bool(trunk)
+    state_dict = trunk or state_dict
+    adapted = "model." in {key[:6] for key in state_dict} and all(
+        key.startswith(("model.", STAGE_NORMS)) for key in state_dict
+    )
+    if adapted:
+        state_dict = {key.removeprefix("model."): value for key, value in state_dict.items()}
+    return state_dict, dense or adapted, adapted
+
+
+def without_wrappers(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Takes off what data parallelism, sharding, checkpointing and compilation put into names.
+
+    Raises:
+        ValueError: if two tensors have the same name without it.
+    """
+    names = {key: _WRAPPERS.sub("", key) for key in state_dict}
+    if all(key == name for key, name in names.items()):
+        return state_dict
+    first: dict[str, str] = {}
+    for key, name in names.items():
+        if name in first:
+            raise ValueError(f"{first[name]!r} and {key!r} are both there, of which only one can be {name!r}")
+        first[name] = key
+    return {name: state_dict[key] for key, name in names.items()}
 
 
 def keep_classifier(

@@ -350,9 +350,9 @@ def checkpoint_filter_fn(state_dict: dict[str, torch.Tensor], model: nn.Module) 
     Tables of another input size are resized to the model's. The `norm0` to `norm3` of a dense Swin are the mm adapter's
     and left out, and so are the published index and mask buffers.
     """
-    if any(".lepe." in key for key in state_dict):
-        return state_dict
     state_dict, dense = trunk_of(state_dict)
+    if any(".lepe." in key for key in state_dict):
+        return keep_classifier(state_dict, model, ("norm.", "head.")) if dense else state_dict
     renames = next(renames for body, renames in _RENAMES if isinstance(model, body))
     out = {}
     for key, value in state_dict.items():

@@ -168,9 +168,9 @@ def _mobilenet_name(key: str, model: AttentionMobileNet) -> str:
 
 def checkpoint_filter_fn(state_dict: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
     """Renames a published checkpoint (classifier or backbone of a detector) to our keys; returns ours untouched."""
-    if state_dict.keys() <= model.state_dict().keys():
-        return state_dict
     state_dict, dense = trunk_of(state_dict)
+    if state_dict.keys() <= model.state_dict().keys():
+        return keep_classifier(state_dict, model, ("fc.", "classifier.", "conv_head.", "bn2.")) if dense else state_dict
     if isinstance(model, AttentionMobileNet):
         out = {_mobilenet_name(key, model): value for key, value in state_dict.items()}
     else:

@@ -254,9 +254,9 @@ def checkpoint_filter_fn(state_dict: dict[str, torch.Tensor], model: nn.Module) 
 
     The `extra_norms` of a detector or segmentor are the mm adapter's and left out.
     """
-    if "stem.0.weight" in state_dict:
-        return state_dict
     state_dict, dense = trunk_of(state_dict)
+    if "stem.0.weight" in state_dict:
+        return keep_classifier(state_dict, model, ("norm.", "head.")) if dense else state_dict
     out = {}
     for key, value in state_dict.items():
         if key.startswith("extra_norms."):

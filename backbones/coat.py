@@ -305,9 +305,9 @@ def checkpoint_filter_fn(state_dict: dict[str, torch.Tensor], model: nn.Module) 
     Published checkpoints have norms that are never used. Layers shared between blocks stand under several names; one
     is enough.
     """
+    state_dict, dense = trunk_of(state_dict)
     if state_dict.keys() == model.state_dict().keys():
         return state_dict
-    state_dict, dense = trunk_of(state_dict)
     # Below `backbone.`, Detectron2 puts `bottom_up.backbone.` and Deformable DETR `0.backbone.`.
     prefix = next((key.removesuffix("cls_token1") for key in state_dict if key.endswith("cls_token1")), "")
     dense = dense or prefix != ""

@@ -517,11 +517,9 @@ def checkpoint_filter_fn(state_dict: dict[str, torch.Tensor], model: nn.Module) 
     Raises:
         ValueError: if the checkpoint enlarges by another factor than the model.
     """
-    if "model.stem.weight" in state_dict:  # as attnzoo.Restorer keeps it
-        state_dict = {key.removeprefix("model."): value for key, value in state_dict.items()}
+    state_dict, _ = trunk_of(state_dict)
     if "stem.weight" in state_dict:
         return state_dict
-    state_dict, _ = trunk_of(state_dict)
     model = cast(HAT, model)
     upscale = _upscale_of(state_dict)
     if model.restores and "conv_last.weight" in state_dict and upscale != model.upscale:

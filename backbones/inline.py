@@ -215,9 +215,9 @@ def checkpoint_filter_fn(state_dict: dict[str, torch.Tensor], model: nn.Module) 
 
     Tables of another input size are resized to the model's. The published index and mask buffers are left out.
     """
-    if any(".kernels." in key for key in state_dict):
-        return state_dict
     state_dict, dense = trunk_of(state_dict)
+    if any(".kernels." in key for key in state_dict):
+        return keep_classifier(state_dict, model, ("norm.", "head.")) if dense else state_dict
     renames = next(renames for body, renames in _RENAMES if isinstance(model, body))
     out = {}
     for key, value in state_dict.items():

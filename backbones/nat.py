@@ -280,9 +280,9 @@ def checkpoint_filter_fn(state_dict: dict[str, torch.Tensor], model: nn.Module) 
     The bias tables of another `kernel_size` are resized (bicubic, as the authors did for 11x11 windows). A detector's
     or segmentor's `norm0` to `norm3` are the mm adapter's and left out.
     """
-    if "stem.0.weight" in state_dict:
-        return state_dict
     state_dict, dense = trunk_of(state_dict)
+    if "stem.0.weight" in state_dict:
+        return keep_classifier(state_dict, model, ("norm.", "head.")) if dense else state_dict
     own = model.state_dict()
     # The body of DiNAT_s is Swin's, names included.
     renames = _swin.RENAMES if "patch_embed.proj.weight" in state_dict else _RENAMES

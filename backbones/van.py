@@ -236,9 +236,9 @@ _RENAMES = [
 
 def checkpoint_filter_fn(state_dict: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
     """Renames a published checkpoint (classifier, detector or segmentor) to our keys; returns ours untouched."""
-    if "stem.0.weight" in state_dict:
-        return state_dict
     state_dict, dense = trunk_of(state_dict)
+    if "stem.0.weight" in state_dict:
+        return keep_classifier(state_dict, model, ("head.",)) if dense else state_dict
     out = {}
     for key, value in state_dict.items():
         for pattern, new in _RENAMES:

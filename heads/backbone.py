@@ -15,11 +15,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..backbones import attach
-from .pickles import read_state_dict
+from ..backbones._checkpoint import STAGE_NORMS, unwrapped
+from ..backbones.checkpoints import CheckpointError, check_weights
+from .checkpoints import pretrained, read_state_dict
 from .registry import MODELS
-
-# As the published dense BiFormer code keeps them; a family whose code has another prefix names it in its module.
-_STAGE_NORM_PREFIX = "extra_norms."
 
 
 @MODELS.register_module()
@@ -51,8 +50,8 @@ class Backbone(BaseModule):
             checkpoint without any is loaded.
         drop_path_rate: Stochastic depth; the model's own default if None.
         with_cp: Recompute activations in the backward pass to save memory.
-        init_cfg: None, or `dict(type="Pretrained", checkpoint=path)` to load weights in `init_weights`; see
-            `load_checkpoint`.
+        init_cfg: None, or `dict(type="Pretrained", checkpoint=path)`, where wanted with `prefix` and `map_location`, to
+            load weights in `init_weights`; see `load_checkpoint`.
         **model_kwargs: Passed to `timm.create_model`, e.g. `depths`, `in_chans`, or what frees the image size of timm's
             models that are bound to one: `strict_img_size=False` for Swin, `dynamic_img_size=True` for plain ViTs, with
             `dynamic_img_pad=True` beside it for sides that are no multiples of the patch.
@@ -91,8 +90,8 @@ class Backbone(BaseModule):
         **model_kwargs: Any,
     ) -> None:
         super().__init__(init_cfg)
-        if init_cfg is not None and (init_cfg.get("type") != "Pretrained" or "checkpoint" not in init_cfg):
-            raise ValueError(f"init_cfg={init_cfg}: allowed are None and dict(type='Pretrained', checkpoint=path)")
+        if init_cfg is not None:
+            pretrained(init_cfg)
         if not isinstance(model_kwargs.get("pretrained", False), bool):
             raise ValueError(
                 f"pretrained={model_kwargs['pretrained']!r}: allowed are False and True (timm's own weights); a base "
@@ -187,10 +186,11 @@ class Backbone(BaseModule):
     def init_weights(self) -> None:
         """Load the checkpoint that `init_cfg` names; timm models initialise themselves when they are made."""
         if self.init_cfg:
-            self.load_checkpoint(self.init_cfg["checkpoint"])
+            options = pretrained(self.init_cfg)
+            self.load_checkpoint(options.pop("checkpoint"), **options)
         self.is_init = True
 
-    def load_checkpoint(self, path: str | Path) -> None:
+    def load_checkpoint(self, path: str | Path, prefix: str | None = None, map_location: Any = "cpu") -> None:
         """Load weights of a classifier, detector or segmentor.
 
         The checkpoint may have the original repository's layout, timm's, or be one that was trained with this adapter.
@@ -199,23 +199,27 @@ class Backbone(BaseModule):
         has them and keep their initial values where it has none.
 
         Args:
-            path: A local file that `torch.load(weights_only=True)` or safetensors reads.
+            path: A file of `torch.save` or safetensors, or its address (http or https).
+            prefix: Take the tensors below it alone; without, `backbone.` where there are such.
+            map_location: As of `torch.load`.
 
         Raises:
             FileNotFoundError: No such file.
-            RuntimeError: It is no checkpoint, or keys are missing, unexpected or of another shape (they are named).
+            RuntimeError: It is no checkpoint, or keys are missing, unexpected or of another shape (they are named), or
+                a tensor is of another kind of number or not finite.
         """
-        state = read_state_dict(Path(path))
-        if any(key.startswith("backbone.") for key in state):
-            state = {key.removeprefix("backbone."): v for key, v in state.items() if key.startswith("backbone.")}
+        try:
+            state, _, _ = unwrapped(read_state_dict(path, prefix, map_location))
+        except ValueError as error:
+            raise CheckpointError(f"{path}: {error}") from error
+        state = dict(state)
         whole = create_model(self.model_name, **{**self.model_kwargs, "pretrained": False})
         family = sys.modules[type(whole).__module__]
         norms = {}
-        for prefix in {_STAGE_NORM_PREFIX, getattr(family, "STAGE_NORM_PREFIX", _STAGE_NORM_PREFIX)}:
-            for key in [key for key in state if re.fullmatch(rf"{re.escape(prefix)}\d+\.(weight|bias)", key)]:
-                norms[f"extra_norms.{key.removeprefix(prefix)}"] = state.pop(key)
-        if state and all(key.startswith("model.") for key in state):
-            state = {key.removeprefix("model."): value for key, value in state.items()}
+        # A family whose published dense code names them otherwise says so in its module.
+        for name in {STAGE_NORMS, getattr(family, "STAGE_NORM_PREFIX", STAGE_NORMS)}:
+            for key in [key for key in state if re.fullmatch(rf"{re.escape(name)}\d+\.(weight|bias)", key)]:
+                norms[f"extra_norms.{key.removeprefix(name)}"] = state.pop(key)
 
         attention = {key: state.pop(key) for key in self.attention_keys & state.keys()}
         if not attention:
@@ -237,7 +241,10 @@ class Backbone(BaseModule):
         else:
             state.update({f"extra_norms.{key}": value for key, value in self.extra_norms.state_dict().items()})
         try:
+            check_weights(state, self)
             self.load_state_dict(state)
+        except CheckpointError as error:
+            raise CheckpointError(f"{path}: {error}") from error
         except RuntimeError as error:
             raise RuntimeError(f"{path}: no checkpoint of {self.model_name!r} with these arguments: {error}") from error
 

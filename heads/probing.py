@@ -17,8 +17,9 @@ from typing import Any, Protocol
 import safetensors.torch
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
 from torch import Tensor, nn
+
+from ..backbones.checkpoints import check_weights, read_safetensors
 
 __all__ = [
     "EfficientProbing",
@@ -259,11 +260,15 @@ def load_head(path: str | os.PathLike) -> tuple[ProbeHead, dict[str, Any]]:
     if not Path(path).is_file():
         raise FileNotFoundError(f"no head {str(path)!r}")
     try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata()
-        head = ProbeHead(**json.loads(metadata["head"]))
-        facts = json.loads(metadata["facts"])
-        head.load_state_dict(safetensors.torch.load_file(path))
-    except Exception as error:  # safetensors raises an error of its own kind
+        state, metadata = read_safetensors(path)
+        config, facts = json.loads(metadata["head"]), json.loads(metadata["facts"])
+        shape = (config["num_classes"], config["channels"])
+        # Before a head is made as large as the text says.
+        if tuple(state["classifier.weight"].shape) != shape or config["num_queries"] > config["channels"]:
+            raise ValueError(f"its classifier is not {shape[0]} x {shape[1]}")
+        head = ProbeHead(**config)
+        check_weights(state, head)
+        head.load_state_dict(state)
+    except Exception as error:  # of the file, of JSON, of arguments that are none
         raise ValueError(f"{path}: not a head written by attnzoo probe: {error}") from error
     return head.eval(), facts

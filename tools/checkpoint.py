@@ -4,86 +4,37 @@ from __future__ import annotations
 
 import importlib
 import os
-import pickle
 import re
-import warnings
 from collections.abc import Callable, Iterable
-from pathlib import Path
+from contextlib import suppress
 from typing import Any
 
-import torch
 from torch import nn
 
-from .config import one_line
+from ..backbones._checkpoint import without_wrappers
+from ..backbones.checkpoints import CheckpointError, check_weights, read_checkpoint
 from .errors import UserError
 
 
-def _known_classes() -> list[Any]:
-    try:
-        return importlib.import_module("..heads.pickles", __package__).known_classes()
-    except ImportError:
-        return []
-
-
-def load_checkpoint(path: str | os.PathLike, map_location: Any = "cpu") -> dict[str, Any]:
+def load_checkpoint(path: str | os.PathLike, map_location: Any = "cpu") -> dict[Any, Any]:
     """Read a checkpoint; code in it is never run.
 
     Args:
-        path: A file of safetensors or of `torch.save`: a bare state dict, or one under `state_dict`, `model`,
-            `params_ema` or `params`.
+        path: As of `read_checkpoint` of `attnzoo.backbones.checkpoints`.
         map_location: As of `torch.load`.
 
     Returns:
-        The content of the file, with the weights under `state_dict` and a dict, possibly empty, under `meta`.
+        What `read_checkpoint` returns.
 
     Raises:
-        UserError: if the file is missing, truncated, no checkpoint, or a pickle that wants to run code.
+        UserError: if the file is missing, damaged, no checkpoint, or a pickle that wants to run code.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"no checkpoint {str(path)!r}")
-    if path.suffix == ".safetensors":
-        content: Any = _read_safetensors(path)
-    else:
-        content = _read_pickle(path, map_location)
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: holds a {type(content).__name__}, not a checkpoint")
-    places = ("state_dict", "model", "params_ema", "params")
-    nested = next((content[key] for key in places if isinstance(content.get(key), dict)), None)
-    state = content if nested is None else nested
-    if not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise UserError(f"{path}: holds no weights (a dict of tensors, or one under 'state_dict' or 'model')")
-    meta = content.get("meta")
-    meta = dict(meta) if nested is not None and isinstance(meta, dict) else {}
-    # mmengine executes the Python text that old checkpoints carry here, for nothing but a count of GPUs.
-    meta.pop("config", None)
-    return {**(content if nested is not None else {}), "state_dict": state, "meta": meta}
-
-
-def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
+    with suppress(ImportError):  # without mmengine there are no log buffers of its to read
+        importlib.import_module("..heads.checkpoints", __package__)
     try:
-        return load_file(path)
-    except (SafetensorError, ValueError) as error:
-        raise UserError(f"{path}: truncated, or not a safetensors file ({one_line(error)})") from error
-
-
-def _read_pickle(path: Path, map_location: Any) -> Any:
-    try:
-        with torch.serialization.safe_globals(_known_classes()), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what torch warns of is refused below
-            return torch.load(path, map_location=map_location, weights_only=True)
-    except pickle.UnpicklingError as error:
-        wanted = re.search(r"GLOBAL ([\w.]+) (?:was not|whose module)", str(error))
-        if wanted:
-            reason = f"refused, its pickle asks for {wanted.group(1)!r}, which no checkpoint needs"
-        else:
-            reason = "truncated, not a checkpoint, or a pickle that could run code; it was not run"
-        raise UserError(f"{path}: {reason}") from error
-    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: truncated, or not a checkpoint ({one_line(error, 160)})") from error
+        return read_checkpoint(path, map_location)
+    except (CheckpointError, FileNotFoundError) as error:
+        raise UserError(str(error)) from error
 
 
 def _some(keys: Iterable[str]) -> str:
@@ -114,15 +65,16 @@ def load_into(
         What `load_checkpoint` returns.
 
     Raises:
-        UserError: as `load_checkpoint`, or naming the first keys that are missing, unexpected or of another shape.
+        UserError: as `load_checkpoint`, or naming the first keys that are missing, unexpected or of another shape, or
+            the first tensor that is of another kind of number or not finite.
     """
     checkpoint = load_checkpoint(path)
-    state = {key.removeprefix("module."): value for key, value in checkpoint["state_dict"].items()}
-    if convert is not None:
-        try:
+    try:
+        state = without_wrappers(checkpoint["state_dict"])
+        if convert is not None:
             state = convert(state)
-        except ValueError as error:
-            raise UserError(f"{path}: {error}") from error
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from error
     own = model.state_dict()
     missing = [key for key in own if key not in state]
     unexpected = [key for key in state if key not in own]
@@ -139,5 +91,9 @@ def load_into(
             f"{path}: not a checkpoint of this {type(model).__name__}: of {len(own)} keys {summary}"
             f"{_origin(checkpoint['meta'])}"
         )
+    try:
+        check_weights(state, model)
+    except CheckpointError as error:
+        raise UserError(f"{path}: {error}") from error
     model.load_state_dict(state)
     return checkpoint

@@ -21,11 +21,11 @@ from mmengine.logging import MMLogger
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import HOOKS, MODELS, OPTIMIZERS, STRATEGIES, init_default_scope
 from mmengine.runner import FlexibleRunner, Runner
-from mmengine.runner.checkpoint import CheckpointLoader
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.fsdp.wrap import lambda_auto_wrap_policy
 
+from ..heads import checkpoints
 from .channels import check_channels
 from .checkpoint import load_checkpoint
 from .config import nearest, one_line
@@ -167,12 +167,8 @@ class ProgressHook(Hook):
             self._bars.pop(mode).close()
 
 
-def _load_from_local(filename: str, map_location: Any) -> dict[str, Any]:
-    return load_checkpoint(Path(filename).expanduser(), map_location or "cpu")
-
-
-# mmengine falls back to `weights_only=False`, which runs what a hostile pickle asks for.
-CheckpointLoader.register_scheme(prefixes="", loader=_load_from_local, force=True)
+# As importing heads does, with the errors of the commands.
+checkpoints.register(load_checkpoint)
 
 
 def build_model(cfg: Any) -> nn.Module:

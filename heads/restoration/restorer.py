@@ -11,9 +11,10 @@ from mmengine.model import BaseDataPreprocessor, BaseModel
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
+from ...backbones.checkpoints import check_weights
 from ...backbones.tiling import restore_tiled
 from ..backbone import create_model
-from ..pickles import read_state_dict
+from ..checkpoints import pretrained, read_state_dict
 from ..registry import MODELS
 
 
@@ -46,7 +47,8 @@ class Restorer(BaseModel):
             whole image at once if None.
         overlap: Pixels around a tile that are restored with it.
         init_cfg: None, or `dict(type="Pretrained", checkpoint=path)` to start from the weights of a file, with
-            `model_name=name` if they are those of another model; see `load_checkpoint`.
+            `model_name=name` if they are those of another model, and `prefix` and `map_location` where wanted; see
+            `load_checkpoint`.
         data_preprocessor: A config; `attnzoo.RestorationPreprocessor` if None.
         **model_kwargs: Passed to `timm.create_model`, e.g. `drop_path_rate` or `depths`.
 
@@ -71,16 +73,7 @@ class Restorer(BaseModel):
     ) -> None:
         super().__init__(data_preprocessor or dict(type="attnzoo.RestorationPreprocessor"), init_cfg)
         if init_cfg is not None:
-            keys = set(init_cfg)
-            if init_cfg.get("type") != "Pretrained" or not {"checkpoint"} < keys <= {
-                "type",
-                "checkpoint",
-                "model_name",
-            }:
-                raise ValueError(
-                    f"init_cfg={init_cfg}: allowed are None and dict(type='Pretrained', checkpoint=path), the latter "
-                    "with model_name=name for the weights of another model"
-                )
+            pretrained(init_cfg, "model_name")
         self.model_name = model_name
         self.model_kwargs = model_kwargs
         self.model = _create_restorer(model_name, **model_kwargs)
@@ -129,10 +122,17 @@ class Restorer(BaseModel):
     def init_weights(self) -> None:
         """Load the checkpoint that `init_cfg` names; timm models initialise themselves when they are made."""
         if self.init_cfg:
-            self.load_checkpoint(self.init_cfg["checkpoint"], self.init_cfg.get("model_name"))
+            options = pretrained(self.init_cfg, "model_name")
+            self.load_checkpoint(options.pop("checkpoint"), **options)
         self._is_init = True
 
-    def load_checkpoint(self, path: str | Path, model_name: str | None = None) -> None:
+    def load_checkpoint(
+        self,
+        path: str | Path,
+        model_name: str | None = None,
+        prefix: str | None = None,
+        map_location: Any = "cpu",
+    ) -> None:
         """Load weights, of this model or of one that enlarges by another factor.
 
         From another factor the body and what is alike in the reconstruction is taken: its first and last convolution,
@@ -140,19 +140,25 @@ class Restorer(BaseModel):
         so the published ×4 models start from ×2.
 
         Args:
-            path: A published file or a checkpoint of ours: of both the averaged weights, where there are such.
+            path: A published file or a checkpoint of ours, or its address (http or https): of both the averaged
+                weights, where there are such.
             model_name: Whose weights they are; this model's if None.
+            prefix: Take the tensors below it alone.
+            map_location: As of `torch.load`.
 
         Raises:
             FileNotFoundError: No such file.
-            RuntimeError: It is no checkpoint of that model, or that model has another body.
+            RuntimeError: It is no checkpoint of that model, or that model has another body, or a tensor is of another
+                kind of number or not finite.
         """
-        state = read_state_dict(Path(path))
+        state = read_state_dict(path, prefix, map_location)
         model_name = model_name or self.model_name
         other = model_name != self.model_name
         source = _create_restorer(model_name, **self.model_kwargs) if other else self.model
         try:
-            source.load_state_dict(sys.modules[type(source).__module__].checkpoint_filter_fn(state, source))
+            state = sys.modules[type(source).__module__].checkpoint_filter_fn(state, source)
+            check_weights(state, source)
+            source.load_state_dict(state)
             if other:
                 self._take_over(source)
         except (RuntimeError, ValueError) as error:

@@ -1,8 +1,10 @@
 """The probe's parts: attentive pooling against its definition, frozen backbones of every kind, training, files."""
 
 import copy
+import json
 
 import pytest
+import safetensors.torch
 import timm
 import torch
 import zoo
@@ -194,6 +196,28 @@ def test_a_head_survives_its_file(pooling, tmp_path):
     assert facts == {"model": "van_b0", "classes": ["a", "b", "c"]} and not loaded.training
     x = torch.randn(4, 5, 48)
     assert torch.equal(loaded(x), head.eval()(x))
+
+
+@pytest.mark.parametrize(
+    ("config", "change"),
+    [
+        (dict(channels=2**40), {}),
+        (dict(num_classes=2**40), {}),
+        (dict(num_queries=2**40), {}),
+        (dict(num_queries=0), {}),
+        (dict(pooling="max"), {}),
+        ({}, {"classifier.weight": torch.full((3, 48), torch.nan)}),
+        ({}, {"classifier.bias": torch.ones(3, dtype=torch.int64)}),
+    ],
+    ids=str,
+)
+def test_a_head_that_lies_is_refused(config, change, tmp_path):
+    head = ProbeHead(48, 3)
+    state = {**head.state_dict(), **change}
+    facts = {"head": json.dumps({**head.config, **config}), "facts": "{}"}
+    safetensors.torch.save_file(state, tmp_path / "head.safetensors", facts)
+    with pytest.raises(ValueError, match=r"head\.safetensors: not a head written by attnzoo probe"):
+        load_head(tmp_path / "head.safetensors")
 
 
 def test_a_file_that_is_no_head_is_named(tmp_path):

@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from loopback import served
 from PIL import Image
 from tools_helpers import DETECTOR, ENVIRONMENT, SEGMENTOR, attnzoo, listing, write_config
 
@@ -135,6 +136,70 @@ def test_hostile_start_weights(place, capsys):
     message = refused(capsys, "train", "detector.py", "--cfg-options", "load_from=bad.pth", folder=place)
     assert "bad.pth: refused" in message
     assert not (place / "ran").exists()
+
+
+@pytest.fixture
+def site(place, tmp_path_factory, monkeypatch):
+    """A server's folder and its address; PyTorch's folder of checkpoints is empty and not in `place`."""
+    folder = tmp_path_factory.mktemp("site")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path_factory.mktemp("home")))
+    with served(folder) as address:
+        yield folder, address
+    assert not (place / "ran").exists(), "a checkpoint ran code"
+
+
+@pytest.mark.parametrize("fault", ["hostile", "truncated", "absent"])
+@pytest.mark.parametrize("command", ["load_from", "resume", "init_cfg", "test", "predict"])
+def test_bad_checkpoints_at_an_address(trained, place, site, capsys, command, fault):
+    folder, address = site
+    honest = trained["detector"][1]
+    if fault == "hostile":
+        torch.save({**load_checkpoint(honest), "extra": MakesFolder(place / "ran")}, folder / "bad.pth")
+    elif fault == "truncated":
+        (folder / "bad.pth").write_bytes(honest.read_bytes()[:-1000])
+    url = f"{address}/bad.pth"
+    arguments = {
+        "load_from": ["train", "detector.py", "--cfg-options", f"load_from={url}"],
+        "resume": ["train", "detector.py", "--resume", url],
+        "init_cfg": [
+            "train", "detector.py", "--cfg-options",
+            "model.init_cfg.type=Pretrained", f"model.init_cfg.checkpoint={url}",
+        ],
+        "test": ["test", "detector.py", url],
+        "predict": ["predict", "detector.py", url, "data/images"],
+    }[command]  # fmt: skip
+    message = refused(capsys, *arguments, folder=place)
+    assert url in message
+    assert {"hostile": "mkdir", "truncated": "truncated", "absent": "404"}[fault] in message
+
+
+def test_good_checkpoints_at_an_address(trained, place, site):
+    folder, address = site
+    shutil.copy(trained["detector"][1], folder / "good.pth")
+    url = f"{address}/good.pth"
+    options = ["--cfg-options", "train_cfg.max_epochs=9", "val_evaluator=None", "val_dataloader=None", "val_cfg=None"]
+    assert cli.main(["train", "detector.py", "--work-dir", "a", "--resume", url, *options]) == 0
+    assert load_checkpoint(place / "a" / "epoch_9.pth")["meta"]["epoch"] == 9
+    assert cli.main(["test", "detector.py", url, "--work-dir", "b", "--out", "metrics.json"]) == 0
+
+
+@pytest.mark.parametrize("command", ["test", "predict", "export"])
+def test_weights_of_nan(trained, place, capsys, command):
+    content = load_checkpoint(trained["detector"][1])
+    key = next(key for key in content["state_dict"] if key.endswith("weight"))
+    content["state_dict"][key].fill_(torch.nan)
+    torch.save(content, place / "bad.pth")
+    arguments = {
+        "test": ["test", "detector.py", "bad.pth"],
+        "predict": ["predict", "detector.py", "bad.pth", "data/images"],
+        "export": ["export", "detector.py", "bad.pth", "--out", "a.onnx"],
+    }[command]
+    before = listing(place)
+    assert cli.main(arguments) == 2
+    # The steps of an export are told before.
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message == f"attnzoo: error: bad.pth: {key!r} holds NaN: weights must be finite"
+    assert listing(place) == before
 
 
 @pytest.mark.parametrize("content", ["text", "half", "empty"])

@@ -146,3 +146,26 @@ def test_other_architecture_is_summed_up(tmp_path):
     assert "1 of another shape (weight (2, 4) for (2, 3))" in message
     assert "written with config 'gfl_van', backbone van_b0" in message
     assert torch.equal(model.weight, before)
+
+
+def test_weights_that_are_not_finite_are_refused_by_name(tmp_path):
+    torch.save({**WEIGHTS, "bias": torch.tensor([1.0, torch.nan])}, tmp_path / "a.pth")
+    model = nn.Linear(3, 2)
+    before = model.weight.clone()
+    with pytest.raises(UserError, match=r"a\.pth: 'bias' holds NaN"):
+        load_into(model, tmp_path / "a.pth")
+    assert torch.equal(model.weight, before)
+
+
+def test_two_tensors_of_one_name_are_refused(tmp_path):
+    torch.save({**WEIGHTS, "module.bias": torch.zeros(2)}, tmp_path / "a.pth")
+    with pytest.raises(UserError, match=r"a\.pth: 'bias' and 'module\.bias' are both there"):
+        load_into(nn.Linear(3, 2), tmp_path / "a.pth")
+
+
+def test_sharded_and_compiled_models_leave_no_prefix(tmp_path):
+    for prefix in ("_fsdp_wrapped_module.", "module._orig_mod.", "_orig_mod.module."):
+        torch.save({f"{prefix}{key}": value for key, value in WEIGHTS.items()}, tmp_path / "a.pth")
+        model = nn.Linear(3, 2)
+        load_into(model, tmp_path / "a.pth")
+        assert torch.equal(model.bias, WEIGHTS["bias"])

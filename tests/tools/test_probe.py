@@ -1,5 +1,6 @@
 """attnzoo probe: on scikit-learn's digits, on image folders, with weights, and what it refuses."""
 
+import argparse
 import dataclasses
 import json
 
@@ -178,6 +179,15 @@ def test_timms_own_weights(monkeypatch, tmp_path):
     assert torch.equal(build("test_resnet", pretrained=True).state_dict()["conv1.0.weight"], state["conv1.0.weight"])
     with pytest.raises(UserError, match=r"van_b0: no weights of timm's can be had .*; --checkpoint takes a file"):
         build("van_b0", pretrained=True)
+
+
+def test_the_official_release_of_van_is_read(tmp_path):
+    """It pickles its `argparse.Namespace`."""
+    weights = timm.create_model("van_b0").state_dict()
+    torch.save({"state_dict": weights, "args": argparse.Namespace(model="van_b0")}, tmp_path / "van.pth")
+    model = build("van_b0", tmp_path / "van.pth")
+    names = [key for key in weights if not key.startswith("head.")]
+    assert all(torch.equal(model.state_dict()[key], weights[key]) for key in names)
 
 
 def test_several_backbones_make_a_table(folder, tmp_path, capsys):
