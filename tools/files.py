@@ -34,6 +34,17 @@ def is_disk_error(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in _NOT_WRITTEN
 
 
+@contextmanager
+def naming(path: str | os.PathLike) -> Iterator[None]:
+    """Give the errors of a full or failing disk the name of what was to be written, where they have none."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and is_disk_error(error):
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
+
+
 def check_outputs(
     outputs: Iterable[str | os.PathLike], inputs: Iterable[str | os.PathLike] = (), *, overwrite: bool = True
 ) -> None:
@@ -47,9 +58,9 @@ def check_outputs(
     Raises:
         UserError: naming the first output that is an input, no regular file, or there already.
     """
-    inputs = [Path(path) for path in inputs]
+    read = [Path(path) for path in inputs]
     for output in map(Path, outputs):
-        for path in inputs:
+        for path in read:
             if _is_same(output, path):
                 raise UserError(f"{output}: is read by this command, which would replace it: name another output")
         if output.exists() and not output.is_dir() and not output.is_file():
@@ -92,16 +103,13 @@ def atomic_path(path: str | os.PathLike, inputs: Iterable[str | os.PathLike] = (
     try:
         # Whoever meets the file later knows by the lock whether its process lives.
         _lock(descriptor)
-        yield temporary
-        if not temporary.stat().st_size:
-            raise OSError(errno.EIO, "nothing was written", str(path))
-        _sync(temporary)
-        os.replace(temporary, path)
-        _sync(path.parent)
-    except OSError as error:
-        if error.filename is None and is_disk_error(error):
-            raise OSError(error.errno, error.strerror, str(path)) from error
-        raise
+        with naming(path):
+            yield temporary
+            if not temporary.stat().st_size:
+                raise OSError(errno.EIO, "nothing was written", str(path))
+            _sync(temporary)
+            os.replace(temporary, path)
+            _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
         os.close(descriptor)
@@ -244,14 +252,14 @@ def remove_files(folder: str | os.PathLike, names: Iterable[str | os.PathLike]) 
         folder: Where they stand.
         names: Relative to it; those that are not there are passed over.
     """
-    folder, names = Path(folder), [Path(name) for name in names]
-    for name in names:
+    root, files = Path(folder), [Path(name) for name in names]
+    for file in files:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            (folder / name).unlink()
-    parents = {parent for name in names for parent in name.parents} | {Path()}
+            (root / file).unlink()
+    parents = {parent for file in files for parent in file.parents} | {Path()}
     for parent in sorted(parents, key=lambda path: len(path.parts), reverse=True):
         with contextlib.suppress(OSError):
-            (folder / parent).rmdir()
+            (root / parent).rmdir()
 
 
 def claim(folder: str | os.PathLike, owner: str, known: Iterable[str] = ()) -> None:
