@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import secrets
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,13 +95,18 @@ def build(
         images={split: root / split for split in SPLITS},
         seg_maps={split: root / "seg_maps" / split for split in SPLITS},
     )
-    if _is_complete(root, parameters):
+    lock = root.with_name(f".{root.name}.lock")
+    complete = _is_complete(root, parameters)
+    # A lock that lies there is a living process's, or a killed one's that has left more.
+    if complete and not lock.exists():
         return digits
-    _check_replaceable(root)
-    with locked(root.with_name(f".{root.name}.lock"), str(root)) as alone, naming(root):
+    if not complete:
+        _check_replaceable(root)
+    with suppress(UserError) if complete else nullcontext(), locked(lock, str(root)) as alone, naming(root):
         for left in root.parent.glob(f".{root.name}.*.partial") if alone else ():
             _remove(left)
-        _build(root, parameters)
+        if not _is_complete(root, parameters):
+            _build(root, parameters)
     return digits
 
 
