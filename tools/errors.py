@@ -1,5 +1,6 @@
 """The one error of the commands that is the user's to mend, and what tells it from others."""
 
+import os
 import sys
 import sysconfig
 from pathlib import Path
@@ -7,7 +8,7 @@ from traceback import walk_tb
 
 _LIBRARIES = ("attnzoo", "mmengine", "mmcv", "mmdet", "mmseg", "timm", "torch", "torchvision")
 _INSTALLED = tuple(
-    str(Path(sysconfig.get_path(name)).resolve()) for name in ("stdlib", "platstdlib", "purelib", "platlib")
+    f"{Path(sysconfig.get_path(name)).resolve()}{os.sep}" for name in ("stdlib", "platstdlib", "purelib", "platlib")
 )
 
 
