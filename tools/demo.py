@@ -20,7 +20,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -341,12 +341,19 @@ def _run_tasks(
 
 
 def _follow(task: Task, process: subprocess.Popen[str], log: Path) -> None:
-    with log.open("w", encoding="utf-8") as file:
+    def lines() -> Iterator[str]:
         for line in process.stdout or ():
-            file.write(line)
-            file.flush()
+            yield line
             if shown := _progress(line.rstrip()):
                 print(f"{task.name:<9}  {shown}", flush=True)
+
+    with suppress(OSError), log.open("w", encoding="utf-8") as file:
+        for line in lines():
+            file.write(line)
+            file.flush()
+    # Where the disk is full: a worker waits for ever for one who does not read.
+    for _ in lines():
+        pass
 
 
 def _last_line(log: Path) -> str:

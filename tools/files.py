@@ -80,9 +80,9 @@ def _is_same(one: Path, other: Path) -> bool:
 def atomic_path(path: str | os.PathLike, inputs: Iterable[str | os.PathLike] = ()) -> Iterator[Path]:
     """Write a file under a temporary name and move it into place.
 
-    The folder of `path` is made. The temporary file stands in the same folder, so that the move is atomic, and keeps
-    the suffix, since many writers choose the format by it. It is on the disk before the move, so that no loss of power
-    leaves half of it under the final name.
+    The folder of `path` is made; what killed processes have left there goes. The temporary file stands in the same
+    folder, so that the move is atomic, and keeps the suffix, since many writers choose the format by it. It is on the
+    disk before the move, so that no loss of power leaves half of it under the final name.
 
     Args:
         path: The final name.
@@ -98,6 +98,9 @@ def atomic_path(path: str | os.PathLike, inputs: Iterable[str | os.PathLike] = (
     path = Path(path)
     check_outputs([path], inputs)
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.parent.absolute() not in _swept:
+        _swept.add(path.parent.absolute())
+        remove_leftovers(path.parent)
     temporary = path.with_name(f".attnzoo-{secrets.token_hex(6)}.tmp{path.suffix}")
     descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
     try:
@@ -157,6 +160,7 @@ def _lock(descriptor: int) -> bool:
 
 
 _held: set[int] = set()
+_swept: set[Path] = set()  # folders that this process has looked through for leftovers
 
 
 def _let_go() -> None:
@@ -233,8 +237,9 @@ def remove_leftovers(folder: str | os.PathLike) -> None:
         if not _TEMPORARY.fullmatch(path.name) or not path.is_file():
             continue
         try:
-            descriptor = os.open(path, os.O_RDONLY)
-        except FileNotFoundError:
+            # For writing, as NFS locks no others.
+            descriptor = os.open(path, os.O_RDWR)
+        except (FileNotFoundError, PermissionError):
             continue
         try:
             if _lock(descriptor):

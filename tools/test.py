@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from .config import load_config, parse_options
 from .errors import UserError
-from .files import check_outputs, write_json
+from .files import check_outputs, naming, write_json
 from .train import add_run_arguments, set_work_dir
 from .work_dir import data_paths, read_files
 
@@ -58,10 +58,11 @@ def evaluate(cfg: Config, checkpoint: str) -> dict[str, float]:
     load_into(model, checkpoint)
 
     cfg.load_from, cfg.resume = None, False
-    with starting(cfg):
-        runner = build_runner(cfg, ProgressHook(), evaluation=True)
-    load_into(getattr(runner.model, "module", runner.model), checkpoint)
-    return {name: float(value) for name, value in runner.test().items()}
+    with naming(cfg.work_dir):
+        with starting(cfg):
+            runner = build_runner(cfg, ProgressHook(), evaluation=True)
+        load_into(getattr(runner.model, "module", runner.model), checkpoint)
+        return {name: float(value) for name, value in runner.test().items()}
 
 
 def run(args: argparse.Namespace) -> int:

@@ -18,10 +18,8 @@ import campaign
 import numpy as np
 import pytest
 import torch
-
-ROOT = Path(__file__).resolve().parents[1] / "tools"
-sys.path.append(str(ROOT.parent))
-from tools_helpers import SEGMENTOR, make_data, write_config  # noqa: E402
+from PIL import Image
+from tools_helpers import SEGMENTOR, make_data, write_config
 
 DRAWS = 20
 CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate"}
@@ -42,6 +40,7 @@ param_scheduler = [dict(type="CosineAnnealingLR", T_max=24, by_epoch=False)]
 default_hooks["checkpoint"] = dict(
     type="CheckpointHook", by_epoch=False, interval=4, max_keep_ckpts=2, save_best=["mIoU", "aAcc"]
 )
+custom_hooks = [dict(type="EMAHook", momentum=0.1, update_buffers=True)]
 """
 
 
@@ -170,7 +169,7 @@ def compare(folder, reference):
     for name in names(reference):
         if name.endswith(".pth"):
             one, other = load_checkpoint(folder / name), load_checkpoint(reference / name)
-            for key in ("state_dict", "optimizer", "param_schedulers"):
+            for key in ("state_dict", "ema_state_dict", "optimizer", "param_schedulers"):
                 same(one.get(key, {}), other.get(key, {}), f"{name} {key}")
             assert [one["meta"][key] for key in ("epoch", "iter")] == [other["meta"][key] for key in ("epoch", "iter")]
             same(scalars(one), scalars(other), f"{name} scalars")
@@ -267,6 +266,31 @@ def kill_write(seed, root):
     return "old" if found == old else "new"
 
 
+def kill_predict(seed, references, root):
+    """Pictures, label maps and the file about them: what is there under its name is whole."""
+    from attnzoo.tools import cli
+    from attnzoo.tools.files import remove_leftovers
+
+    generator, reference = random.Random(seed), references[0]
+    place = root / f"draw_{seed}_{os.getpid()}"
+    place.mkdir()
+    log, out = place / "log.txt", place / "out"
+    checkpoint, images = reference.folder / "epoch_6.pth", reference.folder.parent.parent / "data" / "images"
+    command = ["predict", str(reference.config), str(checkpoint), str(images), "--out-dir", str(out)]
+    wait, _ = child(lambda: cli.main(command), log, generator.randrange(60))
+    code = wait()
+    assert code in (0, -signal.SIGKILL), log.read_text()[-3000:]
+    if out.is_dir():
+        remove_leftovers(out)
+    for path in out.rglob("*"):
+        if path.suffix == ".json":
+            json.loads(path.read_text())
+        else:
+            with Image.open(path) as image:
+                image.load()
+    return "ended before" if code == 0 else "killed"
+
+
 def test_one_killed_training(references, tmp_path):
     """What the suite does of the campaign."""
     kill_training(0, references, tmp_path)
@@ -275,6 +299,10 @@ def test_one_killed_training(references, tmp_path):
 @pytest.mark.skipif(not campaign.WHOLE, reason="takes minutes: make test-hostile")
 def test_killed_trainings(references, tmp_path):
     campaign.campaign("killed trainings", lambda seed: kill_training(seed, references, tmp_path), DRAWS, seconds=300)
+
+
+def test_killed_predictions(references, tmp_path):
+    campaign.campaign("killed predictions", lambda seed: kill_predict(seed, references, tmp_path), 100)
 
 
 def test_killed_builds_of_the_data_set(tmp_path):

@@ -4,38 +4,42 @@ import errno
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
+from contextlib import contextmanager
 
 import pytest
 
 from attnzoo.tools import files
 from attnzoo.tools.errors import UserError
 
-HOLD = """
-import os, sys, time
-from attnzoo.tools.files import atomic_path, locked
-with {context} as held:
-    {body}
-    print("ready", flush=True)
-    time.sleep(60)
-"""
+
+def holder(enter, fork=False):
+    """A process that has entered a context and stays in it until it is killed, and one that it has forked then."""
+    reader, writer = os.pipe()
+    number = os.fork()
+    if not number:
+        with enter():
+            child = os.fork() if fork else 0
+            if child or not fork:
+                os.write(writer, f"{child}\n".encode())
+            time.sleep(60)
+        os._exit(0)
+    with os.fdopen(reader) as answer:
+        child = int(answer.readline())
+    os.close(writer)
+    return number, child
 
 
-def holder(context, body="pass"):
-    """A process that has entered a context and stays in it until it is killed."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLD.format(context=context, body=body)], stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout.readline() == "ready\n"
-    return process
+def end(number):
+    os.kill(number, signal.SIGKILL)
+    os.waitpid(number, 0)
 
 
-def end(process):
-    process.kill()
-    process.wait()
-    process.stdout.close()
+@contextmanager
+def half_written(path):
+    with files.atomic_path(path) as temporary:
+        temporary.write_text("half")
+        yield
 
 
 def alias(kind, path):
@@ -89,10 +93,9 @@ def test_a_writer_that_writes_nothing_fails(tmp_path):
 
 def test_a_full_disk_is_said_with_the_name_and_leaves_the_old_file(tmp_path):
     (tmp_path / "a.json").write_text("old")
-    with pytest.raises(OSError, match=r"No space left on device: .*a\.json") as raised:
-        with files.atomic_path(tmp_path / "a.json") as temporary:
-            temporary.write_text("half")
-            raise OSError(errno.ENOSPC, "No space left on device")
+    full = pytest.raises(OSError, match=r"No space left on device: .*a\.json")
+    with full as raised, half_written(tmp_path / "a.json"):
+        raise OSError(errno.ENOSPC, "No space left on device")
     assert raised.value.filename and raised.value.__cause__ is not None
     assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
 
@@ -105,11 +108,11 @@ def test_a_long_name_can_be_written(tmp_path):
 
 def test_a_lock_names_its_holder_and_dies_with_it(tmp_path):
     lock = tmp_path / "work" / files.LOCK
-    process = holder(f"locked({str(lock)!r}, 'it')")
-    with pytest.raises(UserError, match=rf"it: another run is at work there \(process {process.pid} on "):
-        with files.locked(lock, "it"):
-            pass
-    end(process)
+    number, _ = holder(lambda: files.locked(lock, "it"))
+    refused = pytest.raises(UserError, match=rf"it: another run is at work there \(process {number} on ")
+    with refused, files.locked(lock, "it"):
+        pass
+    end(number)
     assert lock.exists(), "left by the killed process"
     with files.locked(lock, "it") as held:
         assert held
@@ -121,12 +124,8 @@ def test_a_lock_names_its_holder_and_dies_with_it(tmp_path):
 def test_a_lock_does_not_live_on_in_forked_workers(tmp_path):
     """As those of a data loader, which outlive a killed training for seconds."""
     lock = tmp_path / files.LOCK
-    body = "child = os.fork()\n    if not child: time.sleep(60); os._exit(0)\n    print(child, flush=True)"
-    command = [sys.executable, "-c", HOLD.format(context=f"locked({str(lock)!r}, 'it')", body=body)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    child = int(process.stdout.readline())
-    assert process.stdout.readline() == "ready\n"
-    end(process)
+    number, child = holder(lambda: files.locked(lock, "it"), fork=True)
+    end(number)
     try:
         os.kill(child, 0)
         with files.locked(lock, "it") as held:
@@ -142,9 +141,9 @@ def test_a_file_system_without_locks_warns_and_goes_on(tmp_path, monkeypatch):
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", none)
-    with pytest.warns(UserWarning, match="it: the file system has no locks"):
-        with files.locked(tmp_path / files.LOCK, "it") as held:
-            assert not held
+    warned = pytest.warns(UserWarning, match="it: the file system has no locks")
+    with warned, files.locked(tmp_path / files.LOCK, "it") as held:
+        assert not held
     with files.atomic_path(tmp_path / "a") as temporary:
         temporary.write_text("a")
         files.remove_leftovers(tmp_path)
@@ -152,18 +151,17 @@ def test_a_file_system_without_locks_warns_and_goes_on(tmp_path, monkeypatch):
 
 
 def test_leftovers_are_those_of_dead_processes(tmp_path):
-    body = "held.write_text('half')"
-    alive, dead = (holder(f"atomic_path({str(tmp_path / 'a.pth')!r})", body) for _ in range(2))
+    (alive, _), (dead, _) = (holder(lambda: half_written(tmp_path / "a.pth")) for _ in range(2))
     end(dead)
     theirs = [".a.tmp.pth", "attnzoo-0123456789ab.tmp.pth", ".attnzoo-mine.tmp", ".attnzoo.json"]
     for name in theirs:
         (tmp_path / name).write_text("mine")
     assert len(list(tmp_path.glob(".attnzoo-*.tmp.pth"))) == 2
-    files.remove_leftovers(tmp_path)
+    files.write_json(tmp_path / "b.json", 1)
     assert len(list(tmp_path.glob(".attnzoo-*.tmp.pth"))) == 1
     end(alive)
     files.remove_leftovers(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(theirs)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*theirs, "b.json"])
 
 
 def test_files_are_removed_by_name_and_folders_when_empty(tmp_path):
