@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from .. import __version__
 from .config import one_line
 from .errors import UserError
-from .files import atomic_path, write_json
+from .files import atomic_path, check_outputs, write_json
 from .info import check_model
 from .list_models import families
 from .machine import cpu_name
@@ -92,6 +92,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     models.add_argument("--cpu-time", action="store_true", help="count processor time instead of the clock's")
     models.add_argument("--json", type=Path, metavar="FILE", help="write every figure, with versions and hardware")
     models.add_argument("--plot", type=Path, metavar="FILE", help="draw time over pixels, both logarithmic: .png, .svg")
+    models.add_argument("--overwrite", action="store_true", help="replace the files of --json and --plot")
     from . import bench_kernels
 
     kernels = subjects.add_parser(
@@ -428,6 +429,7 @@ def _check(args: argparse.Namespace) -> None:
     """Raise for what cannot be had, before anything is measured."""
     import torch
 
+    check_outputs(filter(None, (args.json, args.plot)), overwrite=args.overwrite)
     try:
         device = torch.device(args.device)
     except RuntimeError as error:

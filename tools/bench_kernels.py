@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from . import bench
 from .config import one_line
 from .errors import UserError
-from .files import write_json
+from .files import check_outputs, write_json
 from .kernel_cases import FORMS, IMAGES, OPERATORS, Case, cases
 from .progress import bar
 
@@ -77,12 +77,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cpu-time", action="store_true", help="count processor time instead of the clock's")
     parser.add_argument("--no-steps", action="store_true", help="leave out the whole models")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure, with versions and hardware")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file of --json")
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
     import torch
 
+    check_outputs(filter(None, [args.json]), overwrite=args.overwrite)
     args.device = "cuda" if torch.cuda.is_available() and not args.cpu else "cpu"
     args.features = False
     about = {**bench.conditions(args), "versions": _versions()}

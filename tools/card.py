@@ -20,6 +20,7 @@ examples:
   attnzoo card --write         bring every file of model_cards/ up to date
 """
 
+STAMP = "<!-- Written by `attnzoo card --write`; a test checks that it is current. -->"
 CARD_ROOT = Path(__file__).resolve().parents[1] / "model_cards"
 
 
@@ -48,7 +49,7 @@ def card(family: str) -> str:
     lines = [
         f"# {family}",
         "",
-        "<!-- Written by `attnzoo card --write`; a test checks that it is current. -->",
+        STAMP,
         "",
         inspect.getdoc(module) or "",
         "",
@@ -80,6 +81,8 @@ def run(args: argparse.Namespace) -> int:
         text = card(family)
         if args.write:
             path = CARD_ROOT / f"{family}.md"
+            if path.exists() and STAMP not in path.read_text(encoding="utf-8").splitlines():
+                raise UserError(f"{path}: was not written by this command (no line {STAMP!r}): move it away")
             with atomic_path(path) as temporary:
                 temporary.write_text(text, encoding="utf-8")
             print(path)

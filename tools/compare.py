@@ -14,7 +14,6 @@ import argparse
 import json
 import os
 import platform
-import shutil
 import statistics
 import subprocess
 import sys
@@ -28,9 +27,10 @@ from typing import Any
 from . import digits
 from .config import add_config_options, find_config, load_config, nearest, parse_options, require_mm
 from .errors import UserError
-from .files import write_json
+from .files import LOCK, claim, locked, read_json, remove_files, write_json
 from .machine import cpu_name
 from .progress import bar
+from .work_dir import new_folders, run_files
 
 EPILOG = """\
 examples:
@@ -97,7 +97,8 @@ def compare(
         What is written to `comparison.json`.
 
     Raises:
-        UserError: If an argument does not fit, a library is missing or a run fails.
+        UserError: If an argument does not fit, a library is missing, a run fails, or something else than a comparison
+            is in `out`, or another one at work there.
     """
     out, chosen, seeds = Path(out), [NONE, *(modules or names())], seeds or [0, 1, 2]
     for name in chosen[1:]:
@@ -109,10 +110,16 @@ def compare(
     if find_spec("sklearn") is None:
         raise UserError("the comparison needs scikit-learn: pip install 'attnzoo[mm]'")
     load_config(CONFIG, options)
+    with new_folders(out), locked(out / LOCK, str(out)):
+        return _compare(out, chosen, seeds, jobs, options or {})
+
+
+def _compare(out: Path, chosen: list[str], seeds: list[int], jobs: int, options: dict[str, Any]) -> dict[str, Any]:
+    claim(out, "attnzoo compare")
     data = digits.build(out / "data")
     text = find_config(CONFIG).read_text(encoding="utf-8")
     # As JSON gives it back, so that it can be compared with what a run has noted.
-    settings = json.loads(json.dumps({"config": text, "options": options or {}, "stages": STAGES}))
+    settings = json.loads(json.dumps({"config": text, "options": options, "stages": STAGES}))
     runs = [(name, seed, out / "runs" / name / f"seed_{seed}") for seed in seeds for name in chosen]
     missing = [one for one in runs if not _is_finished(one[2], settings)]
     print(f"{len(runs)} runs, {len(runs) - len(missing)} of them finished before", flush=True)
@@ -155,8 +162,7 @@ def work(given: str) -> None:
     backbone = model.backbone
     attention = sum(p.numel() for name, p in backbone.model.named_parameters() if name in backbone.attention_keys)
     metrics = evaluate(config(), str(last_checkpoint(folder)))
-    for checkpoint in folder.glob("*.pth"):
-        checkpoint.unlink()
+    remove_files(folder, [path for path in run_files(folder) if path.suffix == ".pth"])
     result = {
         # mmdet's metric gives nothing at all where nothing at all was detected.
         "metric": metrics.get(METRIC, 0.0),
@@ -179,10 +185,7 @@ def _is_finished(folder: Path, settings: dict[str, Any]) -> bool:
 
 def _has(folder: Path, settings: dict[str, Any]) -> bool:
     """Whether the run in this folder was begun with these settings."""
-    try:
-        return json.loads((folder / "settings.json").read_text()) == settings
-    except (OSError, ValueError):
-        return False
+    return read_json(folder / "settings.json") == settings
 
 
 def _run_all(runs: list[tuple[str, int, Path]], data_root: Path, settings: dict[str, Any], jobs: int) -> None:
@@ -203,7 +206,10 @@ def _run_all(runs: list[tuple[str, int, Path]], data_root: Path, settings: dict[
 
 def _run_one(name: str, seed: int, folder: Path, data_root: Path, settings: dict[str, Any]) -> dict[str, Any]:
     if not _has(folder, settings):
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder.is_dir() and any(folder.iterdir()) and not isinstance(read_json(folder / "settings.json"), dict):
+            raise UserError(f"{folder}: holds something else than a run of this comparison: move it away")
+        # Of other settings.
+        remove_files(folder, [*run_files(folder), "settings.json", "result.json", "log.txt"])
         write_json(folder / "settings.json", settings)
     task = {"module": name, "seed": seed, "folder": str(folder), "data_root": f"{data_root}/"}
     given = json.dumps({**task, "options": settings["options"]})

@@ -20,7 +20,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -30,8 +30,9 @@ from typing import TYPE_CHECKING, Any
 from . import digits
 from .config import load_config, require_mm
 from .errors import UserError
-from .files import atomic_path, write_json
+from .files import LOCK, atomic_path, claim, locked, write_json
 from .machine import cpu_name
+from .work_dir import new_folders
 
 if TYPE_CHECKING:
     import numpy as np
@@ -115,6 +116,8 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--seed must not be negative, got {args.seed}")
     out = Path(args.out or ("work_dirs/demo_quick" if args.quick else "work_dirs/demo"))
     if args.data_only:
+        _check_libraries()
+        _make(out)
         print(_build_data(out, args.quick, args.seed).root)
         return 0
     results = demo(out, args.quick, args.seed)
@@ -135,10 +138,21 @@ def demo(out: str | os.PathLike[str], quick: bool = False, seed: int = 0) -> dic
         What is written to `results.json`; `reached` says whether every goal was.
 
     Raises:
-        UserError: If `out` cannot be used, or a step of a model fails.
+        UserError: If `out` cannot be used, as something else is in it or another demo at work there, or a step of a
+            model fails.
     """
-    start = time.perf_counter()
     out = Path(out)
+    _check_libraries()
+    with new_folders(out):
+        _make(out)
+        with locked(out / LOCK, str(out)):
+            # The folder of the data set has a stamp of its own.
+            claim(out, "attnzoo demo", known=["data"])
+            return _demo(out, quick, seed)
+
+
+def _demo(out: Path, quick: bool, seed: int) -> dict[str, Any]:
+    start = time.perf_counter()
     cores = _cores()
     threads = int(os.environ.get("OMP_NUM_THREADS") or max(1, cores // len(TASKS)))
     print(
@@ -163,16 +177,22 @@ def demo(out: str | os.PathLike[str], quick: bool = False, seed: int = 0) -> dic
     return results
 
 
-def _build_data(out: Path, quick: bool, seed: int) -> digits.Digits:
+def _check_libraries() -> None:
     require_mm()
     # Asked for now, since the export comes minutes later.
     missing = [name for name in ("sklearn", "onnx", "onnxruntime", "onnxscript") if find_spec(name) is None]
     if missing:
         raise UserError(f"the demo needs {', '.join(missing)}: pip install 'attnzoo[all]'")
+
+
+def _make(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out {out}: the folder cannot be made: {error}") from error
+
+
+def _build_data(out: Path, quick: bool, seed: int) -> digits.Digits:
     print("data set: scikit-learn's handwritten digits in scikit-learn's photographs", flush=True)
     counts = {"train_images": 24, "val_images": 8} if quick else {}
     return digits.build(out / "data", seed=seed, **counts)
@@ -227,7 +247,8 @@ def work(settings: str) -> None:
     seconds: dict[str, float] = {}
     images = given["images"]
     with _timed(seconds, "train"):
-        model = train(begin("train", f"--work-dir {out}", {**place, **schedule})).model
+        # The folder is the demo's own, see `claim`.
+        model = train(begin("train", f"--work-dir {out} --overwrite", {**place, **schedule}), overwrite=True).model
     checkpoint = str(last_checkpoint(out))
     with _timed(seconds, "test"):
         metrics = evaluate(begin("test", f"{checkpoint} --work-dir {out}", place), checkpoint)
@@ -235,8 +256,8 @@ def work(settings: str) -> None:
         cfg = begin("predict", f"{checkpoint} {' '.join(images)} --out-dir {out / 'predictions'}", place)
         predict(cfg, checkpoint, images, out / "predictions", score=_SCORE)
     with _timed(seconds, "export"):
-        cfg = begin("export", f"{checkpoint} --out {out / 'model.onnx'} --image {images[0]}", place)
-        exported = export(cfg, checkpoint, out / "model.onnx", image=images[0])
+        cfg = begin("export", f"{checkpoint} --out {out / 'model.onnx'} --overwrite --image {images[0]}", place)
+        exported = export(cfg, checkpoint, out / "model.onnx", image=images[0], overwrite=True)
     differences = [(name, value) for check in exported.checks for name, value in check.errors.items()]
     write_json(
         out / "report.json",
@@ -320,12 +341,19 @@ def _run_tasks(
 
 
 def _follow(task: Task, process: subprocess.Popen[str], log: Path) -> None:
-    with log.open("w", encoding="utf-8") as file:
+    def lines() -> Iterator[str]:
         for line in process.stdout or ():
-            file.write(line)
-            file.flush()
+            yield line
             if shown := _progress(line.rstrip()):
                 print(f"{task.name:<9}  {shown}", flush=True)
+
+    with suppress(OSError), log.open("w", encoding="utf-8") as file:
+        for line in lines():
+            file.write(line)
+            file.flush()
+    # Where the disk is full: a worker waits for ever for one who does not read.
+    for _ in lines():
+        pass
 
 
 def _last_line(log: Path) -> str:

@@ -12,7 +12,8 @@ the rectangle cut from it, each annotation its scan, so the annotation files alo
 import hashlib
 import json
 import os
-import shutil
+import secrets
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,19 +21,21 @@ from typing import Any
 import numpy as np
 
 from .errors import UserError
+from .files import locked, naming, read_json, remove_files, remove_leftovers, write_json
 from .progress import bar
 
 CLASSES = tuple(str(digit) for digit in range(10))
 SPLITS = ("train", "val")
 STAMP = "digits.json"
 
-_FORMAT = 1  # raised whenever the same parameters would give other files
+_FORMAT = 2  # raised whenever the same parameters would give other files
 _MOST_DIGITS = 8
 _FEWEST_DIGITS = 3
 _DIGIT_SIDE = (30, 72)  # of the enlarged scan, in pixels of a 160-pixel image
 _TRAIN_WIDTH = 2 / 3
 _CONTRAST = 70.0  # least difference in brightness, of 255, between a digit and what lies under it
 _PLACES_TRIED = 50
+_MOST_IMAGES = 10**6  # of a split: names have six figures
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,8 @@ def build(
     """Build the data set below `root`, or return at once if a complete one with these parameters is there.
 
     The files depend on the parameters alone. They are written to a folder beside `root` that takes its place when it
-    is complete; a folder that is incomplete, damaged or of other parameters is replaced.
+    is complete. A folder that was built here, with other parameters or with files missing since, is replaced; one in
+    which a file has been changed or added is not.
 
     Args:
         root: Folder to build.
@@ -72,14 +76,17 @@ def build(
 
     Raises:
         ValueError: If a number of images is not positive, `size` is under 64 or `seed` is negative.
-        UserError: If `root` is something else than a folder built here.
+        UserError: If `root` is something else than a folder built here, naming what is in it, or if another process
+            is building it.
     """
     for name, value, least in (("train_images", train_images, 1), ("val_images", val_images, 1), ("size", size, 64)):
         if value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
+        if value > _MOST_IMAGES:
+            raise ValueError(f"{name} must be at most {_MOST_IMAGES}, got {value}")
     if seed < 0:
         raise ValueError(f"seed must not be negative, got {seed}")
-    root = Path(root).absolute()
+    root = Path(root).resolve() if Path(root).is_symlink() else Path(root).absolute()
     counts = {"train": train_images, "val": val_images}
     parameters = {"format": _FORMAT, "images": counts, "size": size, "seed": seed}
     digits = Digits(
@@ -88,23 +95,43 @@ def build(
         images={split: root / split for split in SPLITS},
         seg_maps={split: root / "seg_maps" / split for split in SPLITS},
     )
-    if _is_complete(root, parameters):
+    lock = root.with_name(f".{root.name}.lock")
+    complete = _is_complete(root, parameters)
+    # A lock that lies there is a living process's, or a killed one's that has left more.
+    if complete and not lock.exists():
         return digits
-    _check_replaceable(root)
-
-    root.parent.mkdir(parents=True, exist_ok=True)
-    partial = root.with_name(f".{root.name}.{os.getpid()}.partial")
-    try:
-        for split in SPLITS:
-            _write_split(partial, split, counts[split], size, seed)
-        stamp = {**parameters, "sha256": _digest(partial)}
-        (partial / STAMP).write_text(json.dumps(stamp, indent=2) + "\n")
-        if root.exists():
-            shutil.rmtree(root)
-        os.replace(partial, root)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    if not complete:
+        _check_replaceable(root)
+    with suppress(UserError) if complete else nullcontext(), locked(lock, str(root)) as alone, naming(root):
+        for left in root.parent.glob(f".{root.name}.*.partial") if alone else ():
+            _remove(left)
+        if not _is_complete(root, parameters):
+            _build(root, parameters)
     return digits
+
+
+def _build(root: Path, parameters: dict[str, Any]) -> None:
+    partial, old = (root.with_name(f".{root.name}.{secrets.token_hex(6)}.partial") for _ in range(2))
+    partial.mkdir()
+    try:
+        # From the start, so that what a killed process leaves can be told from what is another's.
+        write_json(partial / STAMP, parameters)
+        for split in SPLITS:
+            _write_split(partial, split, parameters["images"][split], parameters["size"], parameters["seed"])
+        write_json(partial / STAMP, {**parameters, "sha256": _digests(partial)})
+        _check_replaceable(root)
+        if root.exists():
+            os.replace(root, old)
+        try:
+            os.replace(partial, root)
+        except BaseException:
+            if old.exists():
+                os.replace(old, root)
+            raise
+    finally:
+        for folder in (partial, old):
+            if folder.exists():
+                _remove(folder)
 
 
 def split_scans() -> dict[str, list[int]]:
@@ -123,28 +150,59 @@ def split_region(split: str, height: int, width: int) -> tuple[int, int, int, in
 
 
 def _is_complete(root: Path, parameters: dict[str, Any]) -> bool:
-    try:
-        stamp = json.loads((root / STAMP).read_text())
-    except (OSError, ValueError):
+    stamp = read_json(root / STAMP)
+    if not isinstance(stamp, dict) or stamp.keys() - parameters.keys() != {"sha256"}:
         return False
-    return stamp == {**parameters, "sha256": _digest(root)}
+    return {**stamp, **parameters} == stamp and stamp["sha256"] == _digests(root)
 
 
-def _digest(root: Path) -> str:
-    """Return one checksum over the names and contents of all files below `root` but the stamp."""
-    digest = hashlib.sha256()
-    for path in sorted(path for path in root.rglob("*") if path.is_file() and path.name != STAMP):
-        digest.update(f"{path.relative_to(root).as_posix()} {path.stat().st_size}\n".encode())
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+def _digests(root: Path) -> dict[str, str]:
+    """The checksum of each file below `root` but the stamp, by its name."""
+    paths = sorted(path for path in root.rglob("*") if path.is_symlink() or not path.is_dir())
+    return {
+        path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "none"
+        for path in paths
+        if path != root / STAMP
+    }
+
+
+def _names(stamp: Any) -> list[str] | None:
+    """The files that a folder with this stamp may hold, None if no stamp of ours says so."""
+    if not isinstance(stamp, dict) or set(stamp) - {"sha256"} != {"format", "images", "size", "seed"}:
+        return None
+    counts = stamp["images"]
+    if not isinstance(counts, dict) or set(counts) != set(SPLITS):
+        return None
+    if any(not isinstance(count, int) or not 0 < count <= _MOST_IMAGES for count in counts.values()):
+        return None
+    names = [f"annotations/instances_{split}.json" for split in SPLITS]
+    for split, count in counts.items():
+        names += [f"{folder}/{number:06d}.png" for folder in (split, f"seg_maps/{split}") for number in range(count)]
+    return names
+
+
+def _remove(folder: Path) -> None:
+    """Remove what was written into a folder with our stamp, and the folder if that was all, or if it is empty."""
+    # The stamp last: a process killed in between leaves what the next one can remove.
+    remove_leftovers(folder)
+    names = _names(read_json(folder / STAMP))
+    remove_files(folder, names or ())
+    remove_files(folder, [STAMP] if names else ())
 
 
 def _check_replaceable(root: Path) -> None:
-    if not root.exists():
+    """Raise if something would be lost that was not written here, or has been changed since."""
+    if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return
-    ours = {*SPLITS, "annotations", "seg_maps", STAMP}
-    if not root.is_dir() or any(path.name not in ours for path in root.iterdir()):
-        raise UserError(f"{root} holds something else than the demo's data set: name another folder, or remove it")
+    keep = "name another folder, or move it away"
+    stamp = read_json(root / STAMP)
+    names = _names(stamp)
+    if names is None or not isinstance(stamp.get("sha256"), dict):
+        raise UserError(f"{root} holds something else than the demo's data set (no stamp {STAMP} says so): {keep}")
+    for name, digest in _digests(root).items():
+        if name not in names or stamp["sha256"].get(name) != digest:
+            what = "is not of" if name not in names else "has been changed since it was written as a part of"
+            raise UserError(f"{root / name} {what} the demo's data set, and would be lost: {keep}")
 
 
 def _write_split(root: Path, split: str, images: int, size: int, seed: int) -> None:
@@ -196,8 +254,9 @@ def _write_split(root: Path, split: str, images: int, size: int, seed: int) -> N
                 "crop": crop,
             }
         )
-        cv2.imwrite(str(root / split / name), image[..., ::-1])
-        cv2.imwrite(str(root / "seg_maps" / split / name), ink)
+        for path, pixels in ((root / split / name, image[..., ::-1]), (root / "seg_maps" / split / name, ink)):
+            # OpenCV itself says nothing where the disk is full.
+            path.write_bytes(cv2.imencode(".png", pixels)[1].tobytes())
     (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(coco))
 
 

@@ -1,25 +1,21 @@
-"""What the commands add to mmengine's Runner: checkpoints that survive a kill, exact resume, progress bars."""
+"""What the commands add to mmengine's Runner: models and runs built with one clear error, distributed runs."""
 
 from __future__ import annotations
 
 import logging
-import random
-import shutil
+import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from mmengine._strategy import FSDPStrategy
-from mmengine.dist import is_main_process
-from mmengine.fileio import LocalBackend, register_backend
-from mmengine.hooks import CheckpointHook, Hook
+from mmengine.dist import is_main_process, master_only
 from mmengine.logging import MMLogger
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import HOOKS, MODELS, OPTIMIZERS, STRATEGIES, init_default_scope
+from mmengine.registry import MODELS, OPTIMIZERS, STRATEGIES, init_default_scope
 from mmengine.runner import FlexibleRunner, Runner
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
@@ -29,142 +25,11 @@ from ..heads import checkpoints
 from .channels import check_channels
 from .checkpoint import load_checkpoint
 from .config import nearest, one_line
-from .errors import UserError
-from .files import atomic_path
-from .progress import bar, shown
-
-
-@register_backend("attnzoo", force=True)
-class AtomicBackend(LocalBackend):
-    """Local files that are written under a temporary name and moved into place."""
-
-    def __init__(self) -> None:
-        self._doomed: list[str] | None = None
-
-    def put(self, obj: bytes, filepath: str | Path) -> None:
-        """Write `obj` to `filepath`."""
-        with atomic_path(filepath) as temporary:
-            temporary.write_bytes(obj)
-
-    def remove(self, filepath: str | Path) -> None:
-        """Remove the file, or note it inside `removing_last`."""
-        if self._doomed is None:
-            super().remove(filepath)
-        else:
-            self._doomed.append(str(filepath))
-
-    @contextmanager
-    def removing_last(self) -> Iterator[None]:
-        """Hold removals back until the outermost such block has ended."""
-        if self._doomed is not None:
-            yield
-            return
-        doomed: list[str] = []
-        self._doomed = doomed
-        try:
-            yield
-        finally:
-            self._doomed = None
-        for path in doomed:
-            self.remove(path)
-
-
-@HOOKS.register_module(force=True)
-class AtomicCheckpointHook(CheckpointHook):
-    """mmengine's CheckpointHook, safe against a kill at any moment.
-
-    mmengine writes in place and removes the old file first; here a checkpoint appears complete or not at all, and the
-    old one goes after the new one and `last_checkpoint` stand.
-    """
-
-    def __init__(self, **kwargs: Any) -> None:
-        kwargs["backend_args"] = kwargs.get("backend_args") or {"backend": "attnzoo"}
-        super().__init__(**kwargs)
-
-    def _removing_last(self) -> AbstractContextManager[None]:
-        # A remote backend of the user's own has no such block.
-        return self.file_backend.removing_last() if isinstance(self.file_backend, AtomicBackend) else nullcontext()
-
-    def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
-        with self._removing_last():
-            super()._save_checkpoint_with_step(runner, step, meta)
-
-    def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
-        with self._removing_last():
-            super()._save_best_checkpoint(runner, metrics)
-
-
-@HOOKS.register_module(force=True)
-class ReseedHook(Hook):
-    """Seed every generator anew from the seed of the run and the iteration.
-
-    mmengine saves no generator states; with this hook a resumed run draws what the undisturbed one draws.
-    """
-
-    priority = "VERY_HIGH"
-
-    @staticmethod
-    def _reseed(runner: Runner, iteration: int) -> None:
-        seed = (runner.seed * 1_000_003 + iteration) % 2**32
-        random.seed(seed)
-        np.random.seed(seed)
-        torch.manual_seed(seed)
-
-    def before_train_epoch(self, runner: Runner) -> None:
-        """Cover what is drawn before the first iteration: the order of the data and the seeds of the workers."""
-        self._reseed(runner, runner.iter)
-
-    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        """Cover what the model draws."""
-        self._reseed(runner, runner.iter)
-
-    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        """Cover what the next batch draws, as a resumed run draws it: without a past."""
-        self._reseed(runner, runner.iter + 1)
-
-    def after_val_epoch(self, runner: Runner, metrics: Any = None) -> None:
-        """The same where a validation has come between, in which more may be drawn."""
-        self._reseed(runner, runner.iter)
-
-
-class ProgressHook(Hook):
-    """A bar over all training iterations with the loss, and one over each validation or test."""
-
-    priority = "LOWEST"
-
-    def __init__(self) -> None:
-        self._bars: dict[str, Any] = {}
-        self.started = False
-
-    def before_train(self, runner: Runner) -> None:
-        """Open the bar where a resumed run stands."""
-        self.started = True
-        self._bars["train"] = bar(total=runner.max_iters, initial=runner.iter, title="train")
-
-    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        """Advance, and show the loss."""
-        if outputs and "loss" in outputs:
-            self._bars["train"].set_postfix(loss=f"{float(outputs['loss'].detach()):.3f}", refresh=False)
-        self._bars["train"].update()
-
-    def after_train(self, runner: Runner) -> None:
-        """Close the bar."""
-        self._bars.pop("train").close()
-
-    def _before_epoch(self, runner: Runner, mode: str = "train") -> None:
-        if mode != "train":
-            loader = runner.val_dataloader if mode == "val" else runner.test_dataloader
-            self._bars[mode] = bar(total=len(loader), title=mode, leave=mode == "test")
-
-    def _after_iter(
-        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None, mode: str = "train"
-    ) -> None:
-        if mode != "train":
-            self._bars[mode].update()
-
-    def _after_epoch(self, runner: Runner, mode: str = "train") -> None:
-        if mode != "train":
-            self._bars.pop(mode).close()
+from .errors import UserError, in_own_code
+from .files import atomic_path, is_disk_error, remove_files
+from .hooks import DueValidationHook, ProgressHook
+from .progress import shown
+from .work_dir import is_first_process, keep_config, new_folders, run_files
 
 
 # As importing heads does, with the errors of the commands.
@@ -176,6 +41,7 @@ def build_model(cfg: Any) -> nn.Module:
 
     Raises:
         UserError: if it cannot be built, or if necks and heads do not fit its backbone.
+        Exception: what code of the user's own raises in it.
     """
     init_default_scope(cfg.get("default_scope") or "mmengine")
     check_channels(cfg)
@@ -187,6 +53,8 @@ def build_model(cfg: Any) -> nn.Module:
     except UserError:
         raise
     except Exception as error:  # constructors of any library
+        if in_own_code(error):
+            raise
         raise UserError(f"{cfg.filename}: the model cannot be built: {one_line(error)}") from error
 
 
@@ -250,27 +118,29 @@ def _check_strategy(cfg: Any) -> None:
 
 @contextmanager
 def starting(cfg: Any, progress: ProgressHook | None = None) -> Iterator[None]:
-    """Turn what is raised in building the parts of a run into a UserError, and leave no work directory then.
+    """Turn what is raised in building the parts of a run into a UserError, and leave no new work directory then.
 
     Args:
         cfg: The config.
         progress: Its hook tells when the run has started: what is raised later is left as it is.
+
+    Raises:
+        UserError: for what libraries raise.
+        Exception: what code of the user's own raises.
     """
     work_dir = Path(cfg.work_dir)
-    absent = [path for path in (work_dir, *work_dir.parents) if not path.exists()]
-    try:
-        yield
-    except Exception as error:  # constructors of any library
-        if progress is not None and progress.started:
-            raise
-        if absent:
-            shutil.rmtree(work_dir, ignore_errors=True)
-            with suppress(OSError):  # another run may have come to share the folder above
-                for path in absent[1:]:
-                    path.rmdir()
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{cfg.filename}: the run cannot be built: {one_line(error)}") from error
+    with new_folders(work_dir):
+        before = set(run_files(work_dir))
+        try:
+            yield
+        except Exception as error:  # constructors of any library
+            if progress is not None and progress.started:
+                raise
+            if is_first_process(cfg):
+                remove_files(work_dir, set(run_files(work_dir)) - before)
+            if isinstance(error, UserError) or in_own_code(error):
+                raise
+            raise UserError(f"{cfg.filename}: the run cannot be built: {one_line(error)}") from error
 
 
 def _quiet(logger: MMLogger) -> MMLogger:
@@ -279,15 +149,48 @@ def _quiet(logger: MMLogger) -> MMLogger:
         for handler in logger.handlers:
             if type(handler) is logging.StreamHandler:
                 handler.setLevel(logging.WARNING)
+    for handler in logger.handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.handleError = partial(_log_error, handler)  # type: ignore[method-assign]
     return logger
 
 
+def _log_error(handler: logging.Handler, record: logging.LogRecord) -> None:
+    """Leave it to the next checkpoint to say once that the disk is full, where each line of the log would."""
+    if not is_disk_error(sys.exc_info()[1] or Exception()):
+        logging.Handler.handleError(handler, record)
+
+
 class TerminalRunner(Runner):
-    """mmengine's Runner, whose log lines go to the file alone where a bar is shown."""
+    """mmengine's Runner, whose log lines go to the file alone where a bar is shown, and which replaces no config."""
+
+    # An evaluation keeps none in the work directory, which may be a training's; its log folder has it.
+    keeps_config = True
 
     def build_logger(self, *args: Any, **kwargs: Any) -> MMLogger:
         """Build the logger as mmengine does."""
         return _quiet(super().build_logger(*args, **kwargs))
+
+    @master_only
+    def dump_config(self) -> None:
+        """Keep the config in the work directory, see `keep_config`."""
+        if self.keeps_config:
+            keep_config(self.cfg)
+
+
+class EvaluationRunner(TerminalRunner):
+    """The Runner of an evaluation."""
+
+    keeps_config = False
+
+
+class StrategyRunner(FlexibleRunner):
+    """mmengine's FlexibleRunner, which replaces no config."""
+
+    @master_only
+    def dump_config(self) -> None:
+        """Keep the config in the work directory, see `keep_config`."""
+        keep_config(self.cfg)
 
 
 @STRATEGIES.register_module(force=True)
@@ -350,19 +253,20 @@ class WholeFSDPStrategy(FSDPStrategy):
 
     def save_checkpoint(self, filename: str, **kwargs: Any) -> None:
         """Gather the shards and save them in the first process; the file appears complete or not at all."""
-        path = Path(filename)
-        temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
-        super().save_checkpoint(str(temporary), **kwargs)
-        if is_main_process():
-            temporary.replace(path)
+        if not is_main_process():
+            super().save_checkpoint(filename, **kwargs)
+            return
+        with atomic_path(filename) as temporary:
+            super().save_checkpoint(str(temporary), **kwargs)
 
 
-def build_runner(cfg: Any, progress: ProgressHook) -> Runner:
+def build_runner(cfg: Any, progress: ProgressHook, evaluation: bool = False) -> Runner:
     """Build the Runner of a config with a progress bar; one with a strategy, if the config has it."""
     if cfg.get("strategy"):
         cfg.env_cfg = cfg.get("env_cfg") or {}
-        runner: Any = FlexibleRunner.from_cfg(cfg)
+        runner: Any = StrategyRunner.from_cfg(cfg)
     else:
-        runner = TerminalRunner.from_cfg(cfg)
+        runner = (EvaluationRunner if evaluation else TerminalRunner).from_cfg(cfg)
     runner.register_hook(progress)
+    runner.register_hook(DueValidationHook())
     return runner

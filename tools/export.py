@@ -30,7 +30,8 @@ import numpy as np
 
 from .config import add_config_options, load_config, one_line, parse_options, require_mm
 from .errors import UserError
-from .files import atomic_path
+from .files import atomic_path, check_outputs
+from .work_dir import read_files
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -114,6 +115,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", help="a config file, or the short name of a packaged one")
     parser.add_argument("checkpoint", help="a .pth or .safetensors file")
     parser.add_argument("--out", metavar="FILE.onnx", required=True, help="the file to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file of --out if it is there already")
     parser.add_argument(
         "--size",
         nargs=2,
@@ -322,6 +324,7 @@ def export(
     opset: int = 20,
     dynamic: bool = True,
     image: str | Path | None = None,
+    overwrite: bool = False,
     on_step: Callable[[str], None] = lambda step: None,
 ) -> ExportReport:
     """Write the model of a config as one ONNX file that ONNX Runtime has been seen to compute as PyTorch does.
@@ -337,19 +340,23 @@ def export(
         opset: ONNX operator set, 18 to 23.
         dynamic: Leave batch, height and width free; else batch 1 and `size`.
         image: A picture to compare on; random blots if None.
+        overwrite: Replace `out` if it is there already.
         on_step: Called with a line of text before each step.
 
     Returns:
         Path, shapes, checks and size of the file.
 
     Raises:
-        UserError: A missing library, an argument out of range, a checkpoint or image that is none, a model without a
-            traceable form (the message names the part and what is allowed), or results that differ.
+        UserError: A missing library, an argument out of range, a file in the place of `out`, a checkpoint or image
+            that is none, a model without a traceable form (the message names the part and what is allowed), or results
+            that differ.
     """
     out = Path(out)
     size = _test_size(cfg) if size is None else (int(size[0]), int(size[1]))
     if out.suffix != ".onnx":
         raise UserError(f"--out {out}: the name must end in .onnx")
+    read = [checkpoint, *([] if image is None else [image]), *read_files(cfg)]
+    check_outputs([out], read, overwrite=overwrite)
     if opset not in OPSETS:
         raise UserError(f"--opset {opset}: allowed are {OPSETS[0]} to {OPSETS[-1]}")
     if min(size) < MIN_SIZE:
@@ -412,6 +419,7 @@ def run(args: argparse.Namespace) -> int:
         opset=args.opset,
         dynamic=not args.static,
         image=args.image,
+        overwrite=args.overwrite,
         on_step=lambda step: print(f"export: {step}", file=sys.stderr, flush=True),
     )
     print(report.table())

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from .config import one_line
 from .errors import UserError
-from .files import atomic_path, write_json
+from .files import atomic_path, check_outputs, write_json
 from .info import check_model
 from .labelled_images import Data, digits, image_folder
 from .machine import cpu_name
@@ -77,6 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--memory", type=float, default=4.0, metavar="GIB", help="for features; else recomputed (4)")
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that read images (0)")
     parser.add_argument("--out", metavar="DIR", default="work_dirs/probe", help="where all goes (work_dirs/probe)")
+    parser.add_argument("--overwrite", action="store_true", help="replace what an older probing has left in --out")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -93,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
         memory=args.memory,
         workers=args.workers,
     )
-    results = probe(args.models, data, args.out, settings, args.checkpoint, args.pretrained)
+    results = probe(args.models, data, args.out, settings, args.checkpoint, args.pretrained, args.overwrite)
     print(table(results))
     return 0
 
@@ -211,6 +212,7 @@ def probe(
     settings: Settings | None = None,
     checkpoints: Sequence[str | os.PathLike[str]] | None = None,
     pretrained: bool = False,
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Probe each model and write what was found.
 
@@ -221,12 +223,13 @@ def probe(
         settings: How the heads are trained.
         checkpoints: A file of weights for each model.
         pretrained: Take timm's own weights.
+        overwrite: Replace what an older probing has left in `out`.
 
     Returns:
         What is written to `result.json`.
 
     Raises:
-        UserError: if a name, a checkpoint, an image or a setting does not fit.
+        UserError: if a name, a checkpoint, an image or a setting does not fit, or if a file to be written is there.
     """
     settings = settings or Settings()
     for name in models:
@@ -235,6 +238,10 @@ def probe(
         raise UserError("no model may be named twice")
     if checkpoints is not None and len(checkpoints) != len(models):
         raise UserError(f"--checkpoint: {len(models)} models need as many files, not {len(checkpoints)}")
+    heads = [
+        _head_file(name, pooling, seed) for name in models for pooling in settings.poolings for seed in settings.seeds
+    ]
+    check_outputs([Path(out, name) for name in ["result.json", *heads]], checkpoints or (), overwrite=overwrite)
     built = [build(name, None if checkpoints is None else checkpoints[i], pretrained) for i, name in enumerate(models)]
     for name, model in zip(models, built, strict=True):
         _check_queries(name, model, settings)
@@ -256,6 +263,10 @@ def probe(
     }
     write_json(Path(out) / "result.json", results)
     return results
+
+
+def _head_file(model: str, pooling: str, seed: int) -> str:
+    return f"{model}_{pooling}_seed_{seed}.safetensors"
 
 
 def _check_queries(name: str, model: Any, settings: Settings) -> None:
@@ -295,7 +306,7 @@ def _probe_one(name: str, weights: str, model: Any, data: Data, out: Path, setti
 
                     fit(head, batches("train", seed), settings.epochs, settings.lr, step)
             values.append(accuracy(head, batches("val", None)))
-            heads.append(f"{name}_{pooling}_seed_{seed}.safetensors")
+            heads.append(_head_file(name, pooling, seed))
             facts = {"model": name, "weights": weights, "size": shape["size"], "classes": data.classes}
             with atomic_path(out / heads[-1]) as temporary:
                 save_head(head, temporary, **facts, top1=values[-1])

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from .config import load_config, parse_options
 from .errors import UserError
-from .files import write_json
+from .files import check_outputs, naming, write_json
 from .train import add_run_arguments, set_work_dir
+from .work_dir import data_paths, read_files
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -26,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", help="a config file, or the short name of a packaged one")
     parser.add_argument("checkpoint", help="a .pth or .safetensors file")
     parser.add_argument("--out", metavar="FILE.json", help="write the metrics there, too")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file of --out if it is there already")
     add_run_arguments(parser)
 
 
@@ -49,22 +51,26 @@ def evaluate(cfg: Config, checkpoint: str) -> dict[str, float]:
     for field in ("work_dir", "test_dataloader", "test_cfg", "test_evaluator"):
         if cfg.get(field) is None:
             raise UserError(f"{cfg.filename}: {field} is missing, nothing can be tested")
+    check_outputs([cfg.work_dir], data_paths(cfg))
     check_data(cfg, ("test",))
     model = build_model(cfg)
     check_scale(cfg, model, ("test",))
     load_into(model, checkpoint)
 
     cfg.load_from, cfg.resume = None, False
-    with starting(cfg):
-        runner = build_runner(cfg, ProgressHook())
-    load_into(getattr(runner.model, "module", runner.model), checkpoint)
-    return {name: float(value) for name, value in runner.test().items()}
+    with naming(cfg.work_dir):
+        with starting(cfg):
+            runner = build_runner(cfg, ProgressHook(), evaluation=True)
+        load_into(getattr(runner.model, "module", runner.model), checkpoint)
+        return {name: float(value) for name, value in runner.test().items()}
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
     cfg = load_config(args.config, parse_options(args.cfg_options))
     set_work_dir(cfg, args.work_dir)
+    if args.out:
+        check_outputs([args.out], [args.checkpoint, *read_files(cfg)], overwrite=args.overwrite)
     # Strategies shard a training; to evaluate, each process holds the model.
     cfg.strategy = None
     from mmengine.dist import is_main_process

@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .config import add_config_options, load_config, parse_options
-from .errors import UserError
+from .errors import UserError, warn
+from .files import is_disk_error
+from .work_dir import check, is_first_process, last_checkpoint, opened, resumable
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -19,6 +21,7 @@ examples:
   attnzoo train biformer/gfl_biformer_4e_digits
   attnzoo train my_config.py --cfg-options train_cfg.max_epochs=24 optim_wrapper.optimizer.lr=1e-4
   attnzoo train my_config.py --work-dir work/a --resume          go on from its last checkpoint
+  attnzoo train my_config.py --work-dir work/a --overwrite       start again, and remove what it has left there
   torchrun --nproc-per-node 2 -m attnzoo.tools.train my_config.py --launcher pytorch
   torchrun --nproc-per-node 2 -m attnzoo.tools.train my_config.py --launcher pytorch --cfg-options \\
     strategy.type=FSDPStrategy strategy.blocks=True            parameters, gradients and optimizer in shards
@@ -42,70 +45,109 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="CKPT",
         help="go on from a checkpoint; alone, or as auto, from the last one in the work directory, if any",
     )
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="remove the checkpoints and logs of an older training in the work directory, which is refused otherwise",
+    )
     parser.add_argument("--seed", type=int, help="seed of everything drawn at random")
     parser.add_argument("--amp", action="store_true", help="mixed precision (needs a GPU)")
     add_run_arguments(parser)
 
 
-def last_checkpoint(work_dir: str | Path) -> Path | None:
-    """The newest complete checkpoint of a run, or None where there is none yet."""
-    noted = Path(work_dir, "last_checkpoint")
-    path = Path(noted.read_text(encoding="utf-8").strip()) if noted.is_file() else None
-    if path is not None and path.is_file():
-        return path
-    # The note is written in place: a kill can leave it empty; and a moved work directory outdates it.
-    saved = [*Path(work_dir).glob("epoch_*.pth"), *Path(work_dir).glob("iter_*.pth")]
-    return max(saved, key=lambda path: path.stat().st_mtime, default=None)
-
-
-def train(cfg: Config) -> Runner:
+def train(cfg: Config, overwrite: bool = False) -> Runner:
     """Train as the config says, after checking that its model builds and its data are there.
 
     Args:
         cfg: A config with `work_dir`. `resume=True` goes on from `load_from`, or else from the last checkpoint in
             `work_dir`. It is changed: the checkpoint hook becomes the one that survives a kill.
+        overwrite: Remove an older training in `work_dir`, of which nothing but its checkpoints, logs and kept configs.
 
     Returns:
         The Runner, with the trained model.
 
     Raises:
-        UserError: if a check fails; nothing has been written then.
+        UserError: if a check fails, an older or a running training in `work_dir` among them; nothing has been written
+            then. Later if the training diverges, or the disk is full.
     """
-    from .checkpoint import load_checkpoint, load_into
     from .data import check_data, check_scale
     from .engine import ProgressHook, build_model, build_runner, check_optimizer, starting
 
     for field in ("work_dir", "train_dataloader", "train_cfg", "optim_wrapper"):
         if cfg.get(field) is None:
             raise UserError(f"{cfg.filename}: {field} is missing, nothing can be trained")
+    check(cfg, overwrite)
     check_data(cfg, ("train", "val"))
     model = build_model(cfg)
     check_scale(cfg, model, ("train", "val"))
     check_optimizer(cfg)
-    if cfg.get("resume") and cfg.get("load_from") is None:
-        found = last_checkpoint(cfg.work_dir)
-        cfg.load_from = str(found) if found else None
-        cfg.resume = found is not None
-    if cfg.get("load_from") is not None and "://" not in cfg.load_from:
-        # Other weights to start from may fit in part, as those of another number of classes do.
-        content = load_into(model, cfg.load_from) if cfg.get("resume") else load_checkpoint(cfg.load_from)
-        if cfg.get("resume") and not {"optimizer", "message_hub"} <= content.keys():
-            raise UserError(f"{cfg.load_from}: holds weights but no state of a training run, nothing to resume")
-
-    hooks = cfg.setdefault("default_hooks", {})
-    checkpoint = hooks.setdefault("checkpoint", dict(type="CheckpointHook"))
-    if checkpoint is not None and checkpoint.get("type") == "CheckpointHook":
-        checkpoint.type = "AtomicCheckpointHook"
-    cfg.custom_hooks = [*cfg.get("custom_hooks", []), dict(type="ReseedHook")]
+    _add_hooks(cfg)
     # So that the config that is kept in the work directory names what it uses.
     imports = cfg.setdefault("custom_imports", dict(imports=[], allow_failed_imports=False)).imports
     imports.extend(name for name in ("attnzoo.heads", "attnzoo.tools.engine") if name not in imports)
 
     progress = ProgressHook()
-    with starting(cfg, progress):
-        runner = build_runner(cfg, progress)
-        runner.train()
+    with opened(cfg, overwrite):
+        _set_start(cfg, model)
+        try:
+            with starting(cfg, progress):
+                runner = build_runner(cfg, progress)
+                runner.train()
+        except OSError as error:
+            if not is_disk_error(error):
+                raise
+            raise UserError(
+                f"{error.filename or cfg.work_dir}: {error.strerror}: the training has stopped; the last complete "
+                f"checkpoint is {last_checkpoint(cfg.work_dir) or 'none'}, from which --resume goes on"
+            ) from error
     return runner
+
+
+def _add_hooks(cfg: Config) -> None:
+    hooks = cfg.setdefault("default_hooks", {})
+    checkpoint = hooks.setdefault("checkpoint", dict(type="CheckpointHook"))
+    if checkpoint is not None and checkpoint.get("type") == "CheckpointHook":
+        checkpoint.type = "AtomicCheckpointHook"
+    own = ("ReseedHook", "FiniteHook")
+    others = [hook for hook in cfg.get("custom_hooks") or () if hook.get("type") not in own]
+    cfg.custom_hooks = [*others, *(dict(type=name) for name in own)]
+
+
+def _set_start(cfg: Config, model: Any) -> None:
+    """Find the checkpoint to go on from, and check that it and other weights to start from can be used."""
+    from .checkpoint import load_checkpoint, load_into
+
+    if cfg.get("resume") and cfg.get("load_from") is None:
+        content = None
+        for path in (found := list(resumable(cfg.work_dir))):
+            try:
+                content = load_into(model, path)
+            except UserError as error:
+                if path == found[-1] or _can_be_read(path):
+                    raise
+                if is_first_process(cfg):
+                    warn(f"{error}; going on from the checkpoint before it")
+                continue
+            cfg.load_from = str(path)
+            break
+        cfg.resume = content is not None
+    elif cfg.get("load_from") is None or "://" in cfg.load_from:
+        return
+    else:
+        # Other weights to start from may fit in part, as those of another number of classes do.
+        content = load_into(model, cfg.load_from) if cfg.get("resume") else load_checkpoint(cfg.load_from)
+    if cfg.get("resume") and content is not None and not {"optimizer", "message_hub"} <= content.keys():
+        raise UserError(f"{cfg.load_from}: holds weights but no state of a training run, nothing to resume")
+
+
+def _can_be_read(path: Path) -> bool:
+    from .checkpoint import load_checkpoint
+
+    try:
+        load_checkpoint(path)
+    except UserError:
+        return False
+    return True
 
 
 def set_work_dir(cfg: Config, work_dir: str | None) -> None:
@@ -132,7 +174,7 @@ def run(args: argparse.Namespace) -> int:
     from .engine import distributed
 
     with distributed(cfg, args.launcher):
-        runner = train(cfg)
+        runner = train(cfg, args.overwrite)
         if runner.rank == 0:
             print(f"trained {runner.epoch} epochs, {runner.iter} iterations: {last_checkpoint(cfg.work_dir)}")
     return 0

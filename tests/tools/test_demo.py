@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 
 import onnx
 import pytest
@@ -77,6 +79,15 @@ def test_failing_model_is_named(monkeypatch, tmp_path, capsys):
     error = capsys.readouterr().err
     assert "detector failed: out of luck" in error and "log.txt" in error
     assert not (tmp_path / "results.json").exists()
+
+
+def test_a_log_that_cannot_be_written_stops_no_worker(tmp_path, monkeypatch):
+    """Its output is read on, or it would wait for ever when the pipe is full."""
+    code = "print('$' * 100_000); print('last'); import sys; sys.exit(3)"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    demo._follow(demo.TASKS[0], process, tmp_path / "no" / "folder.txt")
+    assert process.wait(timeout=60) == 3
+    process.stdout.close()
 
 
 def test_out_that_is_a_file(tmp_path, capsys):

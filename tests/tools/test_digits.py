@@ -1,6 +1,9 @@
+import errno
 import itertools
 import json
+import os
 import shutil
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -9,7 +12,7 @@ from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from sklearn.datasets import load_digits, load_sample_images
 
-from attnzoo.tools import digits
+from attnzoo.tools import digits, files
 from attnzoo.tools.errors import UserError
 
 COUNTS = {"train": 12, "val": 6}
@@ -141,21 +144,100 @@ def truncate(root):
 
 @pytest.mark.parametrize(
     "damage",
-    [
-        truncate,
-        lambda root: (root / "val/000001.png").unlink(),
-        lambda root: (root / "digits.json").unlink(),
-        lambda root: (root / "digits.json").write_text("{"),
-        lambda root: (root / "annotations/instances_val.json").write_text("{}"),
-        lambda root: shutil.rmtree(root / "seg_maps"),
-        lambda root: (root / "train/extra.png").write_bytes(b""),
-    ],
-    ids=["truncated", "missing", "no-stamp", "bad-stamp", "annotations", "no-maps", "extra"],
+    [lambda root: (root / "val/000001.png").unlink(), lambda root: shutil.rmtree(root / "seg_maps")],
+    ids=["missing", "no-maps"],
 )
-def test_damaged_folder_is_rebuilt(built, copy, damage):
+def test_a_folder_that_lacks_files_is_rebuilt(built, copy, damage):
     damage(copy)
     digits.build(copy, **SMALL)
     assert contents(copy) == contents(built.root)
+
+
+def another_format(root):
+    stamp = json.loads((root / "digits.json").read_text())
+    (root / "digits.json").write_text(json.dumps({**stamp, "author": "me"}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [
+        (truncate, "train/000003.png has been changed"),
+        (
+            lambda root: (root / "annotations/instances_val.json").write_text("{}"),
+            "instances_val.json has been changed",
+        ),
+        (lambda root: (root / "train/extra.png").write_bytes(b""), "train/extra.png is not of"),
+        (lambda root: (root / "seg_maps/notes").mkdir() or (root / "seg_maps/notes/a").write_text("b"), "notes/a is"),
+        (lambda root: (root / "train/link.png").symlink_to("nowhere"), "train/link.png is not of"),
+        (lambda root: (root / "digits.json").unlink(), "something else"),
+        (lambda root: (root / "digits.json").write_text("{"), "something else"),
+        (lambda root: (root / "digits.json").write_text('{"format": 2, "images": {"train": true}}'), "something else"),
+        (another_format, "something else"),
+    ],
+    ids=["truncated", "annotations", "extra", "folder", "link", "no-stamp", "bad-stamp", "odd-stamp", "other-stamp"],
+)
+@pytest.mark.parametrize("parameters", [SMALL, {"train_images": 2, "val_images": 1}], ids=["same", "other"])
+def test_what_is_not_as_it_was_written_is_refused_by_name_and_stays(copy, damage, named, parameters):
+    damage(copy)
+    before = contents(copy)
+    with pytest.raises(UserError, match=named):
+        digits.build(copy, **parameters)
+    assert contents(copy) == before
+    assert [path.name for path in copy.parent.iterdir()] == ["data"]
+
+
+def test_a_data_set_of_the_users_own_stays(tmp_path):
+    for name in ("train/a.jpg", "val/b.jpg", "annotations/instances_train.json", "seg_maps/train/a.png"):
+        (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "data" / name).write_text("years of work")
+    before = contents(tmp_path)
+    with pytest.raises(UserError, match="something else"):
+        digits.build(tmp_path / "data", **SMALL)
+    assert contents(tmp_path) == before
+
+
+def test_an_empty_folder_is_taken(built, tmp_path):
+    (tmp_path / "data").mkdir()
+    assert contents(digits.build(tmp_path / "data", **SMALL).root) == contents(built.root)
+
+
+def test_what_a_killed_process_left_is_removed_and_nothing_else(built, tmp_path):
+    stamp = {key: value for key, value in json.loads((built.root / "digits.json").read_text()).items()}
+    del stamp["sha256"]
+    kinds = {"ours": stamp, "mixed": stamp, "theirs": {"format": 2}}
+    for kind, content in kinds.items():
+        folder = tmp_path / f".data.{kind}.partial"
+        (folder / "train").mkdir(parents=True)
+        (folder / "digits.json").write_text(json.dumps(content))
+        (folder / "train/000000.png").write_bytes(b"half")
+    (tmp_path / ".data.mixed.partial/train/mine.png").write_bytes(b"mine")
+    (tmp_path / ".data.new.partial").mkdir()
+    digits.build(tmp_path / "data", **SMALL)
+    left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.glob(".data*/**/*") if path.is_file()}
+    assert left == {
+        ".data.mixed.partial/train/mine.png",
+        ".data.theirs.partial/train/000000.png",
+        ".data.theirs.partial/digits.json",
+    }
+
+
+def test_two_builds_at_once(tmp_path):
+    with files.locked(tmp_path / ".data.lock", "it"), pytest.raises(UserError, match=rf"data: .*process {os.getpid()}"):
+        digits.build(tmp_path / "data", **SMALL)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_said_with_the_name(tmp_path, monkeypatch):
+    write = Path.write_bytes
+
+    def full(path, content):
+        write(path, content[:10])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match=r"No space left on device: .*data"):
+        digits.build(tmp_path / "data", **SMALL)
+    assert not list(tmp_path.iterdir())
 
 
 def test_other_parameters_replace(copy):

@@ -1,6 +1,7 @@
 """Two processes on the CPU."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 from tools_helpers import ENVIRONMENT, SEGMENTOR, write_config
 
-from attnzoo.tools import cli
+from attnzoo.tools import cli, files
 from attnzoo.tools.checkpoint import load_checkpoint
 from attnzoo.tools.config import load_config
 from attnzoo.tools.test import evaluate
@@ -55,6 +56,17 @@ def test_train_and_test_by_torchrun(ddp, tmp_path):
     assert 0 < json.loads(out.read_text())["mIoU"] <= 100
 
 
+def test_a_work_directory_in_use_ends_all_processes(ddp, tmp_path):
+    config, _, _ = ddp
+    with files.locked(tmp_path / "w" / files.LOCK, "it"):
+        done = torchrun(
+            tmp_path, "-m", "attnzoo.tools.train", config, "--launcher", "pytorch", "--work-dir", tmp_path / "w"
+        )
+    assert done.returncode != 0
+    assert done.stderr.count(f"another run is at work there (process {os.getpid()} ") == 1
+    assert not list((tmp_path / "w").iterdir())
+
+
 @pytest.mark.parametrize("blocks", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_sharded_training_is_ddp(tmp_path, ddp, blocks):
     """Sharded from the start, and resumed after one epoch: the second depends on the optimizer's state.
@@ -63,16 +75,21 @@ def test_sharded_training_is_ddp(tmp_path, ddp, blocks):
     """
     config, expected, _ = ddp
     options = ["strategy.type=FSDPStrategy", f"strategy.blocks={blocks}", "default_hooks.checkpoint.max_keep_ckpts=2"]
+    # Checkpoints are written again after a validation that is the best so far.
+    options += ["train_cfg.val_interval=1", "default_hooks.checkpoint.save_best=mIoU"]
     train = ["-m", "attnzoo.tools.train", config, "--launcher", "pytorch", "--cfg-options", *options]
     for folder, resume in (("w", []), ("resumed", ["--resume", tmp_path / "w" / "epoch_1.pth"])):
         done = torchrun(tmp_path, *train, "--work-dir", tmp_path / folder, *resume)
         assert done.returncode == 0, done.stderr[-3000:]
         checkpoint = tmp_path / folder / "epoch_2.pth"
         content = load_checkpoint(checkpoint)
-        assert content["meta"]["iter"] == 4
+        assert (content["meta"]["epoch"], content["meta"]["iter"]) == (2, 4)
         for key, value in load_checkpoint(expected)["state_dict"].items():
             torch.testing.assert_close(content["state_dict"][key], value, rtol=0, atol=1e-6, msg=key)
-    first = load_checkpoint(tmp_path / "w" / "epoch_1.pth")["state_dict"]
+    first = load_checkpoint(tmp_path / "w" / "epoch_1.pth")
+    assert (first["meta"]["epoch"], first["meta"]["iter"]) == (1, 2)
+    assert "best_score" in first["message_hub"]["runtime_info"]
+    first = first["state_dict"]
     assert any((first[key] - value).abs().max() > 1e-3 for key, value in content["state_dict"].items())
     assert not list(tmp_path.rglob("*.tmp*"))
 

@@ -1,0 +1,450 @@
+"""What a training may write and remove in its work directory, and what it says where it stops."""
+
+import errno
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+from tools_helpers import DETECTOR, ENVIRONMENT, SEGMENTOR, write_config
+
+from attnzoo.tools import cli, files
+from attnzoo.tools.checkpoint import load_checkpoint
+from attnzoo.tools.config import load_config
+from attnzoo.tools.errors import UserError
+from attnzoo.tools.train import last_checkpoint, set_work_dir, train
+from attnzoo.tools.work_dir import checkpoint_folder, trainings
+
+BEST = "\ntrain_cfg['val_interval'] = 1\ndefault_hooks['checkpoint'].update(save_best='mIoU', max_keep_ckpts=2)\n"
+
+
+def contents(folder):
+    """Every file below a folder with its bytes."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def run(config, work_dir, *options):
+    return cli.main(["train", str(config), "--work-dir", str(work_dir), *map(str, options)])
+
+
+def message(capsys):
+    text = capsys.readouterr().err
+    lines = [line for line in text.splitlines() if line.startswith("attnzoo: ")]
+    assert len(lines) == 1 and "Traceback" not in text, text
+    return lines[0]
+
+
+@pytest.fixture(scope="module")
+def older(data, tmp_path_factory):
+    """A config and the work directory of its training, of two epochs."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("older")
+    config = write_config(folder / "config.py", SEGMENTOR, data, epochs=2, extra=BEST)
+    assert run(config, folder / "work") == 0
+    return config, folder / "work"
+
+
+@pytest.fixture
+def place(older, tmp_path):
+    """The same in a folder of one's own."""
+    shutil.copy(older[0], tmp_path / "config.py")
+    shutil.copytree(older[1], tmp_path / "work")
+    (tmp_path / "work" / "last_checkpoint").write_text(str(tmp_path / "work" / "epoch_2.pth"))
+    return tmp_path
+
+
+def test_an_older_training_is_refused(place, capsys):
+    before = contents(place)
+    assert run(place / "config.py", place / "work") == 2
+    said = message(capsys)
+    assert "work: holds an older training (" in said
+    assert all(option in said for option in ("--resume", "--overwrite", "--work-dir"))
+    assert contents(place) == before
+
+
+@pytest.mark.parametrize("left", ["epoch_1.pth", "iter_500.pth", "best_mIoU_epoch_3.pth", "last_checkpoint", "log"])
+def test_each_trace_of_a_training_counts(older, tmp_path, left):
+    if left == "log":
+        log = next(older[1].glob("*/*.log"))
+        (tmp_path / log.parent.name).mkdir()
+        shutil.copy(log, tmp_path / log.parent.name)
+    else:
+        (tmp_path / left).write_text("x")
+    assert len(trainings(tmp_path)) == 1
+
+
+def test_evaluations_and_other_files_are_no_training(older, tmp_path):
+    cfg = load_config(older[0])
+    set_work_dir(cfg, str(tmp_path))
+    from attnzoo.tools.test import evaluate
+
+    evaluate(cfg, older[1] / "epoch_2.pth")
+    for name in ("model.pth", "best_model.pth", "epoch_last.pth", "my_epoch_1.pth", "notes.txt"):
+        (tmp_path / name).write_text("mine")
+    assert trainings(tmp_path) == []
+    assert not list(tmp_path.glob("*.py")), "its log folder has the config"
+    assert run(older[0], tmp_path, "--cfg-options", "train_cfg.max_epochs=1") == 0
+
+
+def test_overwrite_removes_what_runs_have_written_and_nothing_else(place):
+    work = place / "work"
+    log_folder = next(path for path in work.iterdir() if path.is_dir())
+    kept = work / "config.py"
+    mine = ["notes.txt", "model.pth", "best_model.pth", "epoch_1.pth.bak", f"{log_folder.name}/notes.txt", "results/a"]
+    for name in mine:
+        (work / name).parent.mkdir(exist_ok=True)
+        (work / name).write_text("mine")
+    (work / "other.py").write_text("model = dict()")
+    assert run(place / "config.py", work, "--overwrite", "--cfg-options", "train_cfg.max_epochs=1") == 0
+    found = contents(work)
+    assert all(found[name] == b"mine" for name in mine) and found["other.py"] == b"model = dict()"
+    assert sorted(path.name for path in work.glob("*_?.pth")) == ["best_mIoU_epoch_1.pth", "epoch_1.pth"]
+    assert sorted(path.name for path in log_folder.iterdir()) == ["notes.txt"]
+    assert "max_epochs=1" in kept.read_text()
+    assert not (work / files.LOCK).exists()
+
+
+def test_overwrite_does_not_remove_what_is_read(place, capsys):
+    work = place / "work"
+    before = contents(place)
+    start = f"load_from={work / 'epoch_1.pth'}"
+    assert run(place / "config.py", work, "--overwrite", "--cfg-options", start) == 2
+    assert "epoch_1.pth: is read by this command" in message(capsys)
+    assert run(place / "config.py", work, "--overwrite", "--resume") == 2
+    assert "give one of them" in message(capsys)
+    assert contents(place) == before
+
+
+def test_the_kept_config_is_no_loss(place):
+    """It is trained from, or edited, or a file of the user's: it stays as it is."""
+    work = place / "work"
+    kept = (work / "config.py").read_text()
+    assert run(work / "config.py", work, "--overwrite", "--cfg-options", "train_cfg.max_epochs=1") == 0
+    assert (work / "config.py").read_text() == kept
+    edited = kept + "\n# my notes\n"
+    (work / "config.py").write_text(edited)
+    assert run(place / "config.py", work, "--overwrite", "--cfg-options", "train_cfg.max_epochs=1") == 0
+    assert (work / "config.py").read_text() == edited
+
+
+def test_the_config_itself_is_not_replaced(older, tmp_path, monkeypatch):
+    shutil.copy(older[0], tmp_path / "config.py")
+    monkeypatch.chdir(tmp_path)
+    assert run("config.py", ".", "--cfg-options", "train_cfg.max_epochs=1") == 0
+    assert Path("config.py").read_bytes() == older[0].read_bytes()
+
+
+def test_evaluation_in_the_work_directory_of_a_training(place, capsys):
+    work = place / "work"
+    before = contents(work)
+    arguments = ["test", str(place / "config.py"), str(work / "epoch_2.pth"), "--work-dir", str(work)]
+    assert cli.main([*arguments, "--cfg-options", "val_dataloader.batch_size=2"]) == 0
+    after = contents(work)
+    assert {name: after[name] for name in before} == before
+    assert run(place / "config.py", work, "--resume", "--cfg-options", "train_cfg.max_epochs=3") == 0
+
+
+def test_outputs_of_test_are_no_inputs(place, capsys):
+    before = contents(place)
+    config, checkpoint = place / "config.py", place / "work/epoch_2.pth"
+    arguments = ["test", str(config), str(checkpoint), "--work-dir", str(place / "t"), "--out"]
+    for out, said in ((config, "is read by"), (checkpoint, "is read by"), (place / "work/last_checkpoint", "there al")):
+        assert cli.main([*arguments, str(out)]) == 2
+        assert said in message(capsys)
+    assert contents(place) == before
+    out = place / "metrics.json"
+    out.write_text("mine")
+    assert cli.main([*arguments, str(out)]) == 2
+    assert "give --overwrite" in message(capsys) and out.read_text() == "mine"
+    assert cli.main([*arguments, str(out), "--overwrite"]) == 0
+    assert "mIoU" in out.read_text()
+
+
+@pytest.mark.parametrize("folder", ["", "images", "maps"])
+def test_data_and_work_do_not_mix(data, older, capsys, folder):
+    before = contents(data)
+    assert run(older[0], data / folder) == 2
+    assert "is read by this command" in message(capsys)
+    checkpoint = str(older[1] / "epoch_2.pth")
+    assert cli.main(["test", str(older[0]), checkpoint, "--work-dir", str(data / folder)]) == 2
+    assert contents(data) == before
+
+
+def test_a_second_training_is_refused_by_the_number_of_the_first(older, tmp_path, capsys):
+    with files.locked(tmp_path / "work" / files.LOCK, "it"):
+        assert run(older[0], tmp_path / "work") == 2
+        said = message(capsys)
+        assert "work: another run is at work there" in said and f"process {os.getpid()} " in said
+    assert contents(tmp_path) == {}
+
+
+def test_going_back_is_refused_where_newer_checkpoints_would_be_lost(place, tmp_path, capsys):
+    before = contents(place)
+    first = place / "work/epoch_1.pth"
+    assert run(place / "config.py", place / "work", "--resume", first) == 2
+    assert "epoch_2.pth would be lost by going on from" in message(capsys)
+    foreign = place / "epoch_9.pth"
+    shutil.copy(place / "work/epoch_2.pth", foreign)
+    assert run(place / "config.py", place / "work", "--resume", foreign) == 2
+    assert "epoch_2.pth would be lost" in message(capsys)
+    foreign.unlink()
+    assert contents(place) == before
+    newest = place / "work/epoch_2.pth"
+    assert run(place / "config.py", place / "work", "--resume", newest, "--cfg-options", "train_cfg.max_epochs=3") == 0
+
+
+def test_a_copied_work_directory_goes_on_by_itself(place):
+    """Notes and records hold absolute paths, by which a copy would use and remove the files of the original."""
+    work, copy = place / "work", place / "copy"
+    shutil.copytree(work, copy)
+    before = contents(work)
+    assert last_checkpoint(copy) == copy / "epoch_2.pth"
+    assert run(place / "config.py", copy, "--resume", "--cfg-options", "train_cfg.max_epochs=6") == 0
+    assert contents(work) == before
+    assert len(list(copy.glob("best_*.pth"))) == 1
+
+
+def test_leftovers_of_a_killed_run_go_and_other_hidden_files_stay(place):
+    work = place / "work"
+    (work / ".attnzoo-0123456789ab.tmp.pth").write_bytes(b"half")
+    (work / ".mine.tmp.pth").write_bytes(b"mine")
+    assert run(place / "config.py", work, "--resume") == 0
+    assert [path.name for path in work.iterdir() if path.name.startswith(".")] == [".mine.tmp.pth"]
+
+
+def test_a_truncated_checkpoint_falls_back_to_the_one_before(place, capsys):
+    work = place / "work"
+    whole = (work / "epoch_2.pth").read_bytes()
+    (work / "epoch_2.pth").write_bytes(whole[: len(whole) // 2])
+    assert run(place / "config.py", work, "--resume") == 0
+    said = message(capsys)
+    assert said.startswith("attnzoo: warning: ") and "epoch_2.pth" in said and "the checkpoint before it" in said
+    assert load_checkpoint(work / "epoch_2.pth")["meta"]["iter"] == 8
+
+    for path in work.glob("epoch_*.pth"):
+        path.write_bytes(b"")
+    before = contents(work)
+    assert run(place / "config.py", work, "--resume") == 2
+    assert [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert contents(work) == before
+
+
+def test_a_checkpoint_of_another_model_is_no_truncated_one(place, capsys):
+    work = place / "work"
+    assert run(place / "config.py", work, "--resume", "--cfg-options", "model.decode_head.channels=32") == 2
+    said = message(capsys)
+    assert said.startswith("attnzoo: error: ") and "not a checkpoint of this EncoderDecoder" in said
+
+
+def test_checkpoints_in_another_folder(data, tmp_path, capsys):
+    """Of the hook's `out_dir`: atomic, locked, resumed and refused as in the work directory."""
+    config = write_config(tmp_path / "config.py", SEGMENTOR, data, epochs=1)
+    place = f"default_hooks.checkpoint.out_dir={tmp_path / 'store'}"
+    assert run(config, tmp_path / "work", "--cfg-options", place) == 0
+    store = tmp_path / "store" / "work"
+    cfg = load_config(config, {"default_hooks.checkpoint.out_dir": str(tmp_path / "store")})
+    set_work_dir(cfg, str(tmp_path / "work"))
+    assert checkpoint_folder(cfg) == store
+    assert load_checkpoint(store / "epoch_1.pth")["superseded"] == [], "written by the atomic backend"
+    shutil.rmtree(tmp_path / "work")
+    before = contents(tmp_path)
+    assert run(config, tmp_path / "work", "--cfg-options", place) == 2
+    assert "store/work: holds an older training (epoch_1.pth)" in message(capsys)
+    assert contents(tmp_path) == before
+
+
+def test_published_checkpoints_are_whole(data, tmp_path):
+    config = write_config(tmp_path / "config.py", SEGMENTOR, data, epochs=1, extra=BEST)
+    keys = "default_hooks.checkpoint.published_keys=['meta','state_dict']"
+    assert run(config, tmp_path / "work", "--cfg-options", keys) == 0
+    published = sorted(path for path in (tmp_path / "work").glob("*-*.pth"))
+    assert [path.name.rpartition("-")[0] for path in published] == ["best_mIoU_epoch_1", "epoch_1"]
+    content = torch.load(published[1], weights_only=True, map_location="cpu")
+    assert set(content) == {"meta", "state_dict"}
+
+
+@HOOKS.register_module(force=True)
+class SpoilHook(Hook):
+    """Makes one weight NaN after an iteration, as a gradient that is not finite does."""
+
+    def __init__(self, iteration):
+        self.iteration = iteration
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        if runner.iter + 1 == self.iteration:
+            next(iter(runner.model.backbone.parameters())).data.view(-1)[0] = float("nan")
+
+
+def test_a_loss_that_is_not_finite_ends_the_training(data, tmp_path, capsys):
+    hook = "\ncustom_hooks = [dict(type='SpoilHook', iteration=6)]\n"
+    config = write_config(tmp_path / "config.py", DETECTOR, data, epochs=4, extra=hook)
+    assert run(config, tmp_path / "work") == 2
+    said = message(capsys)
+    assert "has diverged: loss_cls is nan at iteration 7 (epoch 2)" in said
+    assert f"the last good checkpoint is {tmp_path / 'work' / 'epoch_1.pth'}" in said
+    assert [path.name for path in (tmp_path / "work").glob("*.pth")] == ["epoch_1.pth"]
+
+
+def test_weights_that_are_not_finite_replace_no_checkpoint(data, tmp_path, capsys):
+    hook = "\ncustom_hooks = [dict(type='SpoilHook', iteration=8)]\n"
+    config = write_config(tmp_path / "config.py", SEGMENTOR, data, epochs=2, extra=hook)
+    assert run(config, tmp_path / "work") == 2
+    said = message(capsys)
+    assert "has diverged: weight backbone.model." in said and "is not finite at iteration 8" in said
+    assert "epoch_1.pth" in said
+    assert [path.name for path in (tmp_path / "work").glob("*.pth")] == ["epoch_1.pth"]
+    assert run(config, tmp_path / "work", "--resume", "--cfg-options", "custom_hooks=[]") == 0
+
+
+def test_a_rate_of_learning_that_is_too_high(data, tmp_path, capsys):
+    config = write_config(tmp_path / "config.py", SEGMENTOR, data, epochs=4)
+    optimizer = "optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=1e30))"
+    with config.open("a") as file:
+        file.write(f"\n{optimizer}\n")
+    assert run(config, tmp_path / "work") == 2
+    assert "the training has diverged: decode.loss_ce is" in message(capsys)
+
+
+class Scalar:
+    def __init__(self, value):
+        self.data, self.value = [[value]], value
+
+    def current(self):
+        return self.value
+
+
+@pytest.mark.parametrize(
+    ("loss", "norm", "scaled", "stops"),
+    [
+        (1.0, float("inf"), True, False),
+        (1.0, float("inf"), False, True),
+        (float("inf"), 1.0, True, True),
+        (1.0, 1.0, False, False),
+    ],
+    ids=["fp16 overflow", "gradient", "loss", "fine"],
+)
+def test_gradients_may_overflow_where_a_loss_scaler_answers_it(loss, norm, scaled, stops, tmp_path):
+    from types import SimpleNamespace
+
+    from attnzoo.tools.hooks import FiniteHook
+
+    wrapper = SimpleNamespace(grad_name="grad_norm", clip_grad_kwargs={"max_norm": 1})
+    if scaled:
+        wrapper.loss_scaler = object()
+    hub = SimpleNamespace(log_scalars={"train/grad_norm": Scalar(norm)})
+    runner = SimpleNamespace(message_hub=hub, optim_wrapper=wrapper, iter=4, epoch=0, work_dir=tmp_path)
+    outputs = {"loss": torch.tensor(loss), "loss_a": torch.tensor(loss), "acc": torch.tensor(float("nan"))}
+    if stops:
+        with pytest.raises(UserError, match=r"(loss_a|grad_norm) is inf at iteration 5"):
+            FiniteHook().after_train_iter(runner, 0, outputs=outputs)
+    else:
+        FiniteHook().after_train_iter(runner, 0, outputs=outputs)
+
+
+def test_a_full_disk_is_one_line(data, tmp_path, capsys, monkeypatch):
+    config = write_config(tmp_path / "config.py", SEGMENTOR, data, epochs=3)
+    write, count = Path.write_bytes, []
+
+    def full(path, content):
+        count.append(path)
+        if len(count) == 2:
+            write(path, content[:1000])
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(path, content)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    assert run(config, tmp_path / "work") == 2
+    said = message(capsys)
+    assert "epoch_2.pth: No space left on device: the training has stopped" in said
+    assert f"the last complete checkpoint is {tmp_path / 'work' / 'epoch_1.pth'}, from which --resume goes on" in said
+    names = sorted(path.name for path in (tmp_path / "work").iterdir() if path.is_file())
+    assert names == ["config.py", "epoch_1.pth", "last_checkpoint"]
+    monkeypatch.undo()
+    assert run(config, tmp_path / "work", "--resume") == 0
+
+
+def test_a_limit_on_the_size_of_files_is_one_line(data, tmp_path):
+    """Of every file, so that logs cannot be written either."""
+    config = write_config(tmp_path / "config.py", SEGMENTOR, data, epochs=3)
+    done = subprocess.run(
+        [sys.executable, "-m", "attnzoo", "train", str(config), "--work-dir", str(tmp_path / "work")],
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+        timeout=300,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)),
+    )
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr and "File too large" in done.stderr.splitlines()[-1], done.stderr[-3000:]
+    assert not list((tmp_path / "work").rglob("*.pth"))
+
+
+OWN = """
+from mmdet.datasets import CocoDataset
+from mmengine.hooks import Hook
+from mmengine.registry import DATASETS, HOOKS
+
+@HOOKS.register_module(force=True)
+class BrokenHook(Hook):
+    def __init__(self, when):
+        self.when = when
+        if when == "built":
+            raise ValueError("mine, when built")
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if self.when == "run":
+            raise KeyError("mine, when run")
+
+@DATASETS.register_module(force=True)
+class BrokenDataset(CocoDataset):
+    def load_data_list(self):
+        raise ZeroDivisionError("mine, in the data")
+"""
+
+
+@pytest.mark.parametrize(
+    ("extra", "error", "text"),
+    [
+        ("custom_hooks = [dict(type='BrokenHook', when='built')]", ValueError, "mine, when built"),
+        ("custom_hooks = [dict(type='BrokenHook', when='run')]", KeyError, "mine, when run"),
+        ("train_dataloader['dataset']['type'] = 'BrokenDataset'", ZeroDivisionError, "mine, in the data"),
+    ],
+)
+def test_errors_in_code_of_ones_own_keep_their_traceback(data, tmp_path, monkeypatch, extra, error, text):
+    (tmp_path / "own_parts.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "own_parts", raising=False)
+    imports = '\ncustom_imports["imports"].append("own_parts")\n'
+    config = write_config(tmp_path / "config.py", DETECTOR, data, extra=imports + extra)
+    with pytest.raises(error, match=text):
+        train_it(config, tmp_path / "work")
+    if "run" not in text:
+        assert not (tmp_path / "work").exists()
+
+
+def train_it(config, work_dir):
+    cfg = load_config(config)
+    set_work_dir(cfg, str(work_dir))
+    return train(cfg)
+
+
+def test_errors_of_libraries_in_building_are_one_line_with_their_cause(data, tmp_path):
+    config = write_config(tmp_path / "config.py", DETECTOR, data, extra="\ncustom_hooks = [dict(type='NoSuchHook')]\n")
+    with pytest.raises(UserError, match="the run cannot be built: KeyError") as raised:
+        train_it(config, tmp_path / "work")
+    assert isinstance(raised.value.__cause__, KeyError)
+    assert not (tmp_path / "work").exists()
+
+
+def test_a_run_that_cannot_be_built_removes_nothing_of_another(data, tmp_path, capsys):
+    config = write_config(tmp_path / "config.py", DETECTOR, data)
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "notes.txt").write_text("mine")
+    assert run(config, tmp_path / "work", "--cfg-options", "train_cfg.type=NoLoop") == 2
+    assert contents(tmp_path / "work") == {"notes.txt": b"mine"}

@@ -1,0 +1,325 @@
+"""What mmengine's hooks lack: checkpoints that survive a kill, exact resume, an end to what diverges, progress bars."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+import os
+import random
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.dist import is_main_process, master_only
+from mmengine.fileio import LocalBackend, register_backend
+from mmengine.hooks import CheckpointHook, Hook
+from mmengine.registry import HOOKS
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
+from mmengine.runner.checkpoint import CheckpointLoader
+
+from .errors import UserError
+from .files import atomic_path
+from .progress import bar
+from .work_dir import last_checkpoint
+
+
+@register_backend("attnzoo", force=True)
+class AtomicBackend(LocalBackend):
+    """Local files that are written under a temporary name and moved into place."""
+
+    def __init__(self) -> None:
+        self._doomed: list[str] | None = None
+
+    def put(self, obj: bytes, filepath: str | Path) -> None:
+        """Write `obj` to `filepath`."""
+        with atomic_path(filepath) as temporary:
+            temporary.write_bytes(obj)
+
+    def remove(self, filepath: str | Path) -> None:
+        """Remove the file, or note it inside `removing_last`."""
+        if self._doomed is None:
+            super().remove(filepath)
+        else:
+            self._doomed.append(str(filepath))
+
+    def doomed(self) -> list[str]:
+        """Names of the files whose removal is held back."""
+        return [Path(path).name for path in self._doomed or ()]
+
+    @contextmanager
+    def removing_last(self) -> Iterator[None]:
+        """Hold removals back until the outermost such block has ended."""
+        if self._doomed is not None:
+            yield
+            return
+        doomed: list[str] = []
+        self._doomed = doomed
+        try:
+            yield
+        finally:
+            self._doomed = None
+        for path in doomed:
+            self.remove(path)
+
+
+@HOOKS.register_module(force=True)
+class AtomicCheckpointHook(CheckpointHook):
+    """mmengine's CheckpointHook, safe against a kill at any moment.
+
+    mmengine writes in place and removes the old file first; here a checkpoint appears complete or not at all, and the
+    old one goes after the new one and `last_checkpoint` stand. A checkpoint names the files that it supersedes, so that
+    a resumed run removes what the killed one did not come to. Weights that are not finite are not written.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        # Storage that is not a folder, and what the user has chosen for it, stay mmengine's.
+        chosen = (kwargs.get("backend_args") or {}).get("backend", "local")
+        if "://" not in str(kwargs.get("out_dir")) and chosen == "local" and not kwargs.get("file_client_args"):
+            kwargs["backend_args"] = {"backend": "attnzoo"}
+        super().__init__(**kwargs)
+        self._superseded: list[str] = []
+        self._position: dict[str, int] | None = None
+        self._never_finite: set[str] = set()
+
+    def _removing_last(self) -> AbstractContextManager[None]:
+        # A remote backend of the user's own has no such block.
+        return self.file_backend.removing_last() if isinstance(self.file_backend, AtomicBackend) else nullcontext()
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Note what the checkpoint has superseded."""
+        self._superseded = [str(name) for name in checkpoint.get("superseded") or ()]
+
+    def before_train(self, runner: Runner) -> None:
+        """Go on in the folder of a resumed run where its kill has interrupted it, and touch no other folder."""
+        super().before_train(runner)
+        buffers = _plain_names(runner.model.named_buffers())
+        self._never_finite = {name for name, buffer in buffers.items() if not _is_finite(buffer)}
+        if not isinstance(self.file_backend, AtomicBackend):
+            return
+        folder, own = Path(self.out_dir), self.__dict__
+        # One of the two, if the best is kept at all.
+        if "best_ckpt_path" in own:
+            own["best_ckpt_path"] = _here(folder, own["best_ckpt_path"])
+        own.get("best_ckpt_path_dict", {}).update(
+            {key: _here(folder, path) for key, path in own.get("best_ckpt_path_dict", {}).items()}
+        )
+        start = Path(runner._load_from) if runner._resume and runner._load_from else None
+        if start is None or start.resolve().parent != folder.resolve():
+            return
+        self.last_ckpt = str(folder / start.name)
+        if is_main_process():
+            for name in self._superseded:
+                (folder / Path(name).name).unlink(missing_ok=True)
+
+    def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
+        with self._removing_last(), self._at(meta):
+            super()._save_checkpoint_with_step(runner, step, meta)
+
+    def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
+        with self._removing_last(), self._at({"epoch": runner.epoch, "iter": runner.iter}):
+            super()._save_best_checkpoint(runner, metrics)
+
+    @contextmanager
+    def _at(self, meta: dict) -> Iterator[None]:
+        before, self._position = self._position, {key: meta[key] for key in ("epoch", "iter")}
+        try:
+            yield
+        finally:
+            self._position = before
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Check the weights, and complete what mmengine writes.
+
+        Raises:
+            UserError: naming the first of the weights that is not finite.
+        """
+        for key in ("state_dict", "ema_state_dict"):
+            for name, value in _plain_names(checkpoint.get(key, {}).items()).items():
+                if name not in self._never_finite and not _is_finite(value):
+                    iteration = self._position["iter"] if self._position else runner.iter
+                    raise _diverged(runner, f"weight {name} is not finite", iteration)
+        if self._position is not None:
+            # FlexibleRunner counts one epoch too many where a checkpoint is written again after a validation.
+            checkpoint["meta"].update(self._position)
+        if isinstance(self.file_backend, AtomicBackend):
+            checkpoint["superseded"] = self.file_backend.doomed()
+
+    @master_only
+    def _publish_model(self, runner: Runner, ckpt_path: str | None) -> None:
+        # mmengine's own writes in place, and fails where a metric has never had a best.
+        if ckpt_path is None:
+            return
+        checkpoint = CheckpointLoader.load_checkpoint(str(ckpt_path), "cpu")
+        buffer = io.BytesIO()
+        torch.save({key: value for key, value in checkpoint.items() if key in self.published_keys}, buffer)
+        digest = hashlib.sha256(buffer.getvalue()).hexdigest()
+        path = f"{os.path.splitext(ckpt_path)[0]}-{digest[:8]}.pth"
+        self.file_backend.put(buffer.getvalue(), path)
+        runner.logger.info(f"{ckpt_path} is published as {path}, with {', '.join(self.published_keys)}")
+
+
+def _plain_names(tensors: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """Tensors by the names that they have without wrappers around the model."""
+    return {
+        name.replace("_fsdp_wrapped_module.", "").replace("_orig_mod.", "").removeprefix("module."): value
+        for name, value in tensors
+    }
+
+
+def _is_finite(value: Any) -> bool:
+    return not isinstance(value, torch.Tensor) or not value.is_floating_point() or bool(value.isfinite().all())
+
+
+def _here(folder: Path, path: str | None) -> str | None:
+    """The path of a best checkpoint in a folder, None where it is not there, as after resuming in another one."""
+    if path is None or Path(path).resolve().parent == folder.resolve():
+        return path
+    return str(folder / Path(path).name) if (folder / Path(path).name).is_file() else None
+
+
+def _diverged(runner: Runner, what: str, iteration: int) -> UserError:
+    good = last_checkpoint(runner.work_dir)
+    return UserError(
+        f"the training has diverged: {what} at iteration {iteration} (epoch {runner.epoch + 1}); "
+        f"the last good checkpoint is {good or 'none, as none was written'}; a lower learning rate, or "
+        "optim_wrapper.clip_grad, may help"
+    )
+
+
+@HOOKS.register_module(force=True)
+class ReseedHook(Hook):
+    """Seed every generator anew from the seed of the run and the iteration.
+
+    mmengine saves no generator states; with this hook a resumed run draws what the undisturbed one draws.
+    """
+
+    priority = "VERY_HIGH"
+
+    @staticmethod
+    def _reseed(runner: Runner, iteration: int) -> None:
+        seed = (runner.seed * 1_000_003 + iteration) % 2**32
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        """Cover what is drawn before the first iteration: the order of the data and the seeds of the workers."""
+        self._reseed(runner, runner.iter)
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        """Cover what the model draws."""
+        self._reseed(runner, runner.iter)
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        """Cover what the next batch draws, as a resumed run draws it: without a past."""
+        self._reseed(runner, runner.iter + 1)
+
+    def after_val_epoch(self, runner: Runner, metrics: Any = None) -> None:
+        """The same where a validation has come between, in which more may be drawn; and note that it has."""
+        self._reseed(runner, runner.iter)
+        runner.message_hub.update_info("validated", _position(runner))
+
+
+def _position(runner: Runner) -> int:
+    """What validations are counted by: epochs, or iterations where the loop goes by these."""
+    return runner.iter if isinstance(runner.train_loop, IterBasedTrainLoop) else runner.epoch
+
+
+class DueValidationHook(Hook):
+    """Validate, in a resumed run, what was saved but not validated before the kill."""
+
+    priority = "LOWEST"
+
+    def before_train(self, runner: Runner) -> None:
+        """Run the validation that would have come next."""
+        loop, position = runner.train_loop, _position(runner)
+        known = isinstance(loop, EpochBasedTrainLoop | IterBasedTrainLoop)
+        if not (known and runner._resume and runner.val_loop is not None and position >= max(loop.val_begin, 1)):
+            return
+        loop._decide_current_val_interval()
+        last = loop.max_iters if isinstance(loop, IterBasedTrainLoop) else loop.max_epochs
+        due = position % loop.val_interval == 0 or position == last
+        if due and runner.message_hub.runtime_info.get("validated") != position:
+            runner.val_loop.run()
+
+
+@HOOKS.register_module(force=True)
+class FiniteHook(Hook):
+    """Stop a training whose loss is no longer finite.
+
+    The values are those that mmengine has read for the log, so that no GPU is waited for. With fp16 the gradients may
+    overflow, which the loss scaler answers by a smaller scale; their norm is looked at in other training only.
+    """
+
+    priority = "HIGH"
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        """Look at the loss, and at the norm of the gradients where they are clipped.
+
+        Raises:
+            UserError: naming the first term that is not finite, the iteration, and the last checkpoint before it.
+        """
+        scalars = runner.message_hub.log_scalars
+        values = outputs if isinstance(outputs, dict) else {}
+        # The sum is finite only if all terms are.
+        losses = ["loss"] if "loss" in values else [name for name in values if "loss" in name]
+        wrapper = runner.optim_wrapper
+        if hasattr(wrapper, "grad_name") and not hasattr(wrapper, "loss_scaler") and wrapper.clip_grad_kwargs:
+            losses.append(wrapper.grad_name)
+        if all(math.isfinite(_current(name, values, scalars)) for name in losses):
+            return
+        terms = [name for name in values if "loss" in name and name != "loss"] + losses
+        bad = next(name for name in terms if not math.isfinite(_current(name, values, scalars)))
+        raise _diverged(runner, f"{bad} is {_current(bad, values, scalars)}", runner.iter + 1)
+
+
+def _current(name: str, values: dict[str, Any], scalars: Any) -> float:
+    """The value of a term in this iteration, as it was read for the log where it was."""
+    if f"train/{name}" in scalars and len(scalars[f"train/{name}"].data[0]):
+        return float(scalars[f"train/{name}"].current())
+    value = values.get(name, 0.0)
+    return float(value) if isinstance(value, int | float) or getattr(value, "numel", lambda: 0)() == 1 else 0.0
+
+
+class ProgressHook(Hook):
+    """A bar over all training iterations with the loss, and one over each validation or test."""
+
+    priority = "LOWEST"
+
+    def __init__(self) -> None:
+        self._bars: dict[str, Any] = {}
+        self.started = False
+
+    def before_train(self, runner: Runner) -> None:
+        """Open the bar where a resumed run stands."""
+        self.started = True
+        self._bars["train"] = bar(total=runner.max_iters, initial=runner.iter, title="train")
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        """Advance, and show the loss."""
+        if outputs and "loss" in outputs:
+            self._bars["train"].set_postfix(loss=f"{float(outputs['loss'].detach()):.3f}", refresh=False)
+        self._bars["train"].update()
+
+    def after_train(self, runner: Runner) -> None:
+        """Close the bar."""
+        self._bars.pop("train").close()
+
+    def _before_epoch(self, runner: Runner, mode: str = "train") -> None:
+        if mode != "train":
+            loader = runner.val_dataloader if mode == "val" else runner.test_dataloader
+            self._bars[mode] = bar(total=len(loader), title=mode, leave=mode == "test")
+
+    def _after_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None, mode: str = "train"
+    ) -> None:
+        if mode != "train":
+            self._bars[mode].update()
+
+    def _after_epoch(self, runner: Runner, mode: str = "train") -> None:
+        if mode != "train":
+            self._bars.pop(mode).close()

@@ -1,0 +1,227 @@
+"""Work directories of trainings: what is in them, who is at work there, what may be replaced."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from .errors import UserError
+from .files import LOCK, atomic_path, check_outputs, locked, remove_files, remove_leftovers
+
+_STEP = re.compile(r"(?:epoch|iter)_(\d+)\.pth")
+# Checkpoints as mmengine names them: of an epoch or iteration, best by a metric, and both as published.
+_CHECKPOINT = re.compile(r"(?:best_.+_)?(?:epoch|iter)_\d+(?:-[0-9a-f]{8})?\.pth")
+_LOG_FOLDER = re.compile(r"\d{8}_\d{6}")
+_NOTE = "last_checkpoint"
+_KEPT = re.compile(r"# Written by attnzoo train, sha256 ([0-9a-f]{64})\.\n")
+
+
+def is_first_process(cfg: Any) -> bool:
+    """Whether this is the first process of a launcher, or the only one; known before any group is formed."""
+    return cfg.get("launcher", "none") == "none" or os.environ.get("RANK", "0") == "0"
+
+
+def checkpoint_folder(cfg: Any) -> Path:
+    """Where the checkpoints of a config go: its work directory, or one of that name in the hook's `out_dir`."""
+    hook = (cfg.get("default_hooks") or {}).get("checkpoint") or {}
+    out_dir = str(hook.get("out_dir") or "")
+    if out_dir and "://" not in out_dir and out_dir != cfg.work_dir:
+        return Path(out_dir, Path(cfg.work_dir).absolute().name)
+    return Path(cfg.work_dir)
+
+
+def resumable(work_dir: str | os.PathLike) -> Iterator[Path]:
+    """The checkpoints to go on from, the newest first."""
+    folder, noted = Path(work_dir), None
+    with suppress(OSError, UnicodeDecodeError):
+        text = (folder / _NOTE).read_text(encoding="utf-8").strip()
+        # By its name first: the note is outdated where the work directory was moved or copied.
+        noted = next((path for path in (folder / Path(text).name, Path(text)) if text and path.is_file()), None)
+    if noted is not None:
+        yield noted
+    # The note is written in place: a kill can leave it empty.
+    others = [path for place in {folder, noted.parent if noted else folder} for path in _steps(place)]
+    for path in sorted(others, key=_order, reverse=True):
+        if path != noted:
+            yield path
+
+
+def last_checkpoint(work_dir: str | os.PathLike) -> Path | None:
+    """The newest complete checkpoint of a run, or None where there is none yet."""
+    return next(resumable(work_dir), None)
+
+
+def _steps(folder: Path) -> list[Path]:
+    return [path for path in folder.glob("*.pth") if _STEP.fullmatch(path.name) and path.is_file()]
+
+
+def _order(path: Path) -> tuple[int, float]:
+    match = _STEP.fullmatch(path.name)
+    return int(match[1]) if match else -1, path.stat().st_mtime
+
+
+def run_files(folder: Path) -> list[Path]:
+    """What runs write into a work directory, relative to it: checkpoints, note, logs, configs as they were kept."""
+    if not folder.is_dir():
+        return []
+    found: list[Path] = []
+    for path in sorted(folder.iterdir()):
+        if path.is_dir() and _LOG_FOLDER.fullmatch(path.name):
+            logs = [*path.glob(f"{path.name}*.log"), path / f"{path.name}.json", *(path / "vis_data").rglob("*")]
+            found += [log for log in logs if log.is_file()]
+        elif path.is_file() and (_CHECKPOINT.fullmatch(path.name) or path.name == _NOTE or _is_kept(path)):
+            found.append(path)
+    return [path.relative_to(folder) for path in found]
+
+
+def trainings(folder: Path) -> list[str]:
+    """What is left of older trainings in a folder, by name; the logs of evaluations do not count."""
+    files = run_files(folder)
+    return [str(path) for path in files if path.suffix == ".pth" or path.name == _NOTE] + [
+        str(path) for path in files if path.suffix == ".log" and b"(train)" in (folder / path).read_bytes()
+    ]
+
+
+def _nested(value: Any) -> Iterator[Any]:
+    """All dicts in a config, at any depth."""
+    if isinstance(value, dict):
+        yield value
+    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ():
+        yield from _nested(part)
+
+
+def data_paths(cfg: Any) -> list[Path]:
+    """Folders and files of the data sets of a config."""
+    paths = []
+    for part in _nested([cfg.get(f"{mode}_dataloader") for mode in ("train", "val", "test")]):
+        root = part.get("data_root")
+        prefix = part.get("data_prefix")
+        names = [part.get("ann_file"), *(prefix.values() if isinstance(prefix, dict) else [prefix])]
+        paths += [Path(root)] if isinstance(root, str) and root else []
+        paths += [Path(root or "", name) for name in names if isinstance(name, str) and name]
+    return paths
+
+
+def read_files(cfg: Any) -> list[Path]:
+    """Files that a run of a config reads: the config, annotations, and checkpoints to start from."""
+    names = [cfg.filename, cfg.get("load_from")]
+    for part in _nested([cfg.get("model"), cfg.get("val_evaluator"), cfg.get("test_evaluator")]):
+        names += [part.get("checkpoint"), part.get("ann_file")]
+    return [Path(name) for name in names if isinstance(name, str) and name] + data_paths(cfg)
+
+
+def check(cfg: Any, overwrite: bool) -> None:
+    """Check that a training may write where its config says; nothing is written or removed.
+
+    Args:
+        cfg: The config, with `work_dir`, `resume` and `load_from` as mmengine has them.
+        overwrite: Whether an older training in the work directory may be removed.
+
+    Raises:
+        UserError: if the data are there, if an older training is and neither to go on with it nor to remove it was
+            asked for, or if what would be removed is read.
+    """
+    work_dir, resume, start = Path(cfg.work_dir), bool(cfg.get("resume")), cfg.get("load_from")
+    if resume and start is None and overwrite:
+        raise UserError("--resume goes on with what --overwrite removes: give one of them")
+    for folder in dict.fromkeys((work_dir, checkpoint_folder(cfg))):
+        check_outputs([folder], data_paths(cfg))
+        older = trainings(folder)
+        if not older or (resume and start is None):
+            continue
+        if overwrite:
+            kept = {path for path in run_files(folder) if path.suffix == ".py"}
+            check_outputs([folder / path for path in run_files(folder) if path not in kept], read_files(cfg))
+        elif not resume:
+            raise UserError(
+                f"{folder}: holds an older training ({older[0]}): --resume goes on with it, --overwrite removes it, "
+                "--work-dir names another folder"
+            )
+        elif later := _later(folder, Path(start)):
+            raise UserError(
+                f"{folder}: holds an older training, and {later} would be lost by going on from {start}: --resume "
+                "alone goes on from its last checkpoint, --overwrite removes it, --work-dir names another folder"
+            )
+
+
+def _later(folder: Path, start: Path) -> str | None:
+    """A checkpoint in a folder that is newer than the one to go on from, or any if that is another folder's."""
+    inside = start.is_file() and start.resolve().parent == folder.resolve()
+    match = _STEP.fullmatch(start.name)
+    for path in sorted(_steps(folder), key=_order, reverse=True):
+        if not inside or match is None or _order(path)[0] > int(match[1]):
+            return path.name
+    return None
+
+
+@contextmanager
+def opened(cfg: Any, overwrite: bool) -> Iterator[None]:
+    """Hold the work directory of a training for it alone, as the first process of a launcher does for all.
+
+    What killed runs have left there is removed, and an older training with `overwrite`. Folders that are still empty
+    in the end go again.
+
+    Raises:
+        UserError: as `check`, or if another training is at work there.
+    """
+    if not is_first_process(cfg):
+        yield
+        return
+    folders = list(dict.fromkeys((Path(cfg.work_dir), checkpoint_folder(cfg))))
+    with new_folders(*folders), ExitStack() as locks:
+        for folder in folders:
+            locks.enter_context(locked(folder / LOCK, str(folder)))
+        # Again, as it may have changed before the lock was there.
+        check(cfg, overwrite)
+        for folder in folders:
+            remove_leftovers(folder)
+            if overwrite:
+                inputs = [path.resolve() for path in read_files(cfg)]
+                remove_files(folder, [path for path in run_files(folder) if (folder / path).resolve() not in inputs])
+        yield
+
+
+@contextmanager
+def new_folders(*folders: Path) -> Iterator[None]:
+    """Remove folders that the block has made, and those above them, where they are empty in the end."""
+    absent = [path for folder in folders for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        yield
+    finally:
+        for path in absent:
+            with suppress(OSError):
+                path.rmdir()
+
+
+def keep_config(cfg: Any) -> bool:
+    """Write the config of a training into its work directory, where no file of the user's has its name.
+
+    Returns:
+        Whether it was written.
+    """
+    own = Path(cfg.filename)
+    path = Path(cfg.work_dir, f"{own.stem}.py")
+    if path.exists() and (not _is_kept(path) or (own.exists() and own.samefile(path))):
+        return False
+    text = cfg.pretty_text
+    with atomic_path(path) as temporary:
+        stamp = f"# Written by attnzoo train, sha256 {hashlib.sha256(text.encode()).hexdigest()}.\n"
+        temporary.write_text(stamp + text, encoding="utf-8")
+    return True
+
+
+def _is_kept(path: Path) -> bool:
+    """Whether a file is a config as `keep_config` has written it, not changed since."""
+    if path.suffix != ".py":
+        return False
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return False
+    stamp = _KEPT.match(text)
+    return stamp is not None and hashlib.sha256(text[stamp.end() :].encode()).hexdigest() == stamp[1]
