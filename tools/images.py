@@ -85,10 +85,11 @@ def open_image(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
             raise UserError(f"{path}: not an image that can be read ({one_line(error, 160)})") from error
         raise UserError(f"no image {str(path)!r}") from error
     try:
-        # Pillow warns of what is refused below, and of large images and odd metadata that are read all the same.
-        with warnings.catch_warnings():
+        # Pillow warns of what is refused below, and of large images and odd metadata that are read all the same. Of a
+        # path it would map a TIFF into memory, and get turned ones wrong.
+        with warnings.catch_warnings(), open(path, "rb") as file:
             warnings.simplefilter("ignore")
-            with Image.open(path, formats=FORMATS) as image:
+            with Image.open(file, formats=FORMATS) as image:
                 yield image
     except UserError:
         raise
@@ -115,15 +116,15 @@ def decoded(image: Image.Image) -> Image.Image:
 
 
 def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
-    """Width and height of an image as `read_image` gives it, from its header alone.
+    """Width and height of an image as `read_image` gives it, from its header where that tells.
 
     Raises:
         UserError: as `read_image`, but for damage behind the header.
     """
     with open_image(path) as image:
-        # A TIFF's size is that of the turned image already.
-        turned = image.format != "TIFF" and _orientation(image) in (5, 6, 7, 8)
-        return image.size[::-1] if turned else image.size
+        if image.format == "TIFF":  # of which the header alone does not tell
+            return decoded(image).size
+        return image.size[::-1] if _orientation(image) in (5, 6, 7, 8) else image.size
 
 
 def _orientation(image: Image.Image) -> int | None:
