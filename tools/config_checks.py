@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -172,10 +172,9 @@ def _distance(one: str, other: str) -> int:
 
 
 def check_options(cfg: Any, options: Mapping[str, Any]) -> None:
-    """Check that what `--cfg-options` adds to a config is taken by something.
+    """Check that what `--cfg-options` adds to a config is not a misspelt name of what is there or could be.
 
-    A key that is new is refused where the class of its dict does not take it, or where it is almost one that is there
-    or is taken. Other new keys pass; many classes hand them on.
+    Other new keys pass: what no class takes is refused when it is built.
 
     Args:
         cfg: The config before the options.
@@ -185,62 +184,47 @@ def check_options(cfg: Any, options: Mapping[str, Any]) -> None:
         UserError: naming the key and what it is close to.
     """
     for key in options:
-        *path, name = key.split(".")
+        place: list[str] = []
         parent: Any = cfg
-        for index, part in enumerate(path):
-            inner = _entry(parent, part)
-            if inner is None and isinstance(parent, Mapping) and index:
-                name, path = part, path[:index]
-                break
+        for name in key.split("."):
+            inner = _entry(parent, name)
+            if place and inner is None and isinstance(parent, Mapping) and name not in parent:
+                taken = _parameters(parent.get("type"), cfg.get("default_scope"))
+                near = misspelt(name, {*parent, *taken, *_NAMES.get(".".join(place), ())})
+                if near:
+                    where = ".".join(place)
+                    raise UserError(f"--cfg-options: {where}.{name} is not in the config; did you mean {where}.{near}?")
+            place.append(name)
             parent = inner
-        if path and isinstance(parent, Mapping) and name not in parent and not name.startswith("_"):
-            _check_new(".".join(path), parent, name)
 
 
 def _entry(parent: Any, name: str) -> Any:
-    if isinstance(parent, (list, tuple)) and name.isdigit():
+    if isinstance(parent, (list, tuple)) and name.isdecimal():
         return parent[int(name)] if int(name) < len(parent) else None
     return parent.get(name) if isinstance(parent, Mapping) or hasattr(parent, "filename") else None
 
 
-def _check_new(place: str, parent: Mapping[str, Any], name: str) -> None:
-    taken, whole = _parameters(parent.get("type"))
-    near = misspelt(name, {*parent, *taken, *_NAMES.get(place, ())})
-    if near:
-        raise UserError(f"--cfg-options: {place}.{name} is not in the config; did you mean {place}.{near}?")
-    if whole and name not in taken:
-        raise UserError(
-            f"--cfg-options: {place}.{name}: {parent['type']} takes no {name!r}; it takes {', '.join(sorted(taken))}"
-        )
-
-
-def _parameters(kind: Any) -> tuple[set[str], bool]:
-    """The names that the class of a `type` takes, and whether these are all; none if the class is not known."""
-    found = kind if isinstance(kind, type) else next(_registered(kind), None) if isinstance(kind, str) else None
-    if not isinstance(found, type):
-        return set(), False
+def _parameters(kind: Any, scope: str | None) -> set[str]:
+    """The names that the class of a `type` takes, and those that its bases take where it hands on; none if unknown."""
+    found = kind if isinstance(kind, type) else _registered(kind, scope) if isinstance(kind, str) else None
     names: set[str] = set()
-    bases = [base for base in found.__mro__ if "__init__" in vars(base)]
-    for base in bases:
-        kinds = inspect.signature(vars(base)["__init__"]).parameters
-        names |= {name for name, one in kinds.items() if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)}
-        if not any(one.kind is one.VAR_KEYWORD for one in kinds.values()):
+    for base in getattr(found, "__mro__", ()):
+        if "__init__" not in vars(base) or base is object:
+            continue
+        taken = inspect.signature(vars(base)["__init__"]).parameters.values()
+        names |= {one.name for one in taken if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)}
+        if not any(one.kind is one.VAR_KEYWORD for one in taken):
             break
-    else:
-        base = object
-    # What the first class hands on may end anywhere.
-    return names - {"self"}, bool(bases) and base is bases[0]
+    return names - {"self"}
 
 
-def _registered(name: str) -> Iterator[type]:
-    """The classes of this name in all registries, if they agree."""
+def _registered(name: str, scope: str | None) -> type | None:
+    """The class of this name in all registries, seen from a library, if they agree."""
     from mmengine import registry
 
     found = set()
     for one in vars(registry).values():
         if isinstance(one, registry.Registry):
-            with one.switch_scope_and_registry(None) as scoped:
-                found.add(scoped.get(name))
+            found.add(one.children.get(scope, one).get(name))
     found -= {None}
-    if len(found) == 1:
-        yield found.pop()
+    return found.pop() if len(found) == 1 else None

@@ -144,15 +144,15 @@ def _built(field: str, dataset: Any) -> Any:
         raise UserError(f"{field}: the data set cannot be built: {one_line(error)}{place_of(error)}") from error
 
 
-def _class(part: Any) -> type | None:
-    """The class of a data set, None where it is not known (which is told when it is built)."""
+def _class(part: Any, registry: Any = None) -> type | None:
+    """The class of a data set or a metric, None where it is not known (which is told when it is built)."""
     from mmengine.registry import DATASETS
 
-    kind = part["type"]
-    if isinstance(kind, type):
-        return kind
-    with DATASETS.switch_scope_and_registry(part.get("_scope_")) as registry:
-        return registry.get(kind)
+    kind = part.get("type")
+    if not isinstance(kind, str):
+        return kind if isinstance(kind, type) else None
+    with (registry or DATASETS).switch_scope_and_registry(part.get("_scope_")) as scoped:
+        return scoped.get(kind)
 
 
 def _classes(dataset: Any) -> tuple[str, ...]:
@@ -218,9 +218,7 @@ def _evaluated(cfg: Any, mode: str, classes: tuple[str, ...]) -> Iterator[tuple[
         if not several and isinstance(metric.get("metrics"), (list, tuple)):
             yield from _evaluated({f"{mode}_evaluator": metric["metrics"]}, mode, classes)
             continue
-        found, ann_file = metric.get("type"), metric.get("ann_file")
-        if isinstance(found, str):
-            found = METRICS.get(found)
+        found, ann_file = _class(metric, METRICS), metric.get("ann_file")
         kind = _kind(found)
         if kind is None or ann_file is None or metric.get("backend_args") is not None:
             continue

@@ -81,6 +81,10 @@ def _pipeline(cfg: Config) -> list[Any]:
         dataset = inner
     steps: list[Any] = []
     for step in dataset.pipeline:
+        if not isinstance(step, dict):
+            raise UserError(
+                f"{cfg.filename}: test_dataloader.dataset.pipeline: a step is a dict with a type, got {step!r:.80}"
+            )
         kind = step.get("type")
         kind = kind.rpartition(".")[2] if isinstance(kind, str) else getattr(kind, "__name__", "")
         if kind == "LoadImageFromFile" and step.get("color_type", "color") == "color":
