@@ -3,31 +3,53 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
-from numbers import Real
+import re
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from .errors import UserError
+from .images import image_size, open_image
 
 # A label map is read for its values; of more maps these are spread over the data set.
 _MAPS_READ = 64
 
+# What OpenCV reads at most: pixels of a side, and of an image.
+_SIDE, _PIXELS = 2**20, 2**30
+# Boxes and polygons may stick out of their image, by so many times its longer side, and must come as near as a pixel.
+_REACH, _NEAR = 10, 1
+_AREA = 1e15
+# pycocotools holds every pixel of an outline in memory, forty bytes each.
+_OUTLINE = 10_000_000
+_NUMBERS = {int, float}
+# Ids of images are compared only; those of annotations and categories are counted with.
+_INT64 = 2**63
+_CODE = re.compile(r"[0-o]+")
 
-def _numbers(values: Any, count: int | None = None) -> bool:
-    """Whether it is a list of finite numbers, `count` of them."""
-    return (
-        isinstance(values, list)
-        and (count is None or len(values) == count)
-        and all(isinstance(x, Real) and not isinstance(x, bool) and math.isfinite(x) for x in values)
-    )
 
+@dataclass(frozen=True)
+class CocoNeeds:
+    """What a COCO file is used for.
 
-def _is_mask(mask: Any) -> bool:
-    """Whether it is a segmentation of COCO: polygons of three points or more, or a run-length code."""
-    if isinstance(mask, dict):
-        return "counts" in mask and _numbers(mask.get("size"), 2)
-    return isinstance(mask, list) and all(_numbers(p) and len(p) >= 6 and len(p) % 2 == 0 for p in mask)
+    Attributes:
+        kind: `instances`, `panoptic` (annotations list segments) or `captions` (no boxes).
+        classes: Names that the data set takes; empty for any.
+        ordered: Whether the data set numbers its labels by the order of the file, as mmdet's does.
+        masks: Whether segmentations are read.
+        evaluated: Whether pycocotools compares predictions with it.
+        naming: What names the files of images: `file_name`, `short` for what LVIS 0.5 makes of it, or `coco_url` as in
+            LVIS 1; None if no file is read.
+    """
+
+    kind: str = "instances"
+    classes: tuple[str, ...] = ()
+    ordered: bool = False
+    masks: bool = False
+    evaluated: bool = False
+    naming: str | None = "file_name"
 
 
 def _some(values: Collection[Any]) -> str:
@@ -35,55 +57,316 @@ def _some(values: Collection[Any]) -> str:
     return ", ".join(shown) + (", …" if len(values) > 5 else "")
 
 
-def check_coco(field: str, path: Path, content: dict[str, Any], classes: Collection[str], masks: bool) -> None:
+def check_coco(field: str, path: Path, content: Mapping[str, Any], needs: CocoNeeds) -> list[str]:
     """Check the entries of a COCO file.
+
+    Everything that pycocotools and mmdet use is looked at; other fields may be whatever they are.
 
     Args:
         field: Of the config, for the message.
         path: The file, for the message.
         content: What is in it.
-        classes: Names that the data set takes; empty for any.
-        masks: Whether segmentations are needed.
+        needs: What it is used for.
+
+    Returns:
+        The file names of the images, below their folder.
 
     Raises:
         UserError: naming file, entry and what is allowed, for the first entry that is wrong.
     """
 
     def wrong(place: str, value: Any, allowed: str) -> UserError:
-        return UserError(f"{field}: {path}: {place}: {str(value)[:80]}: allowed is {allowed}")
+        return UserError(f"{field}: {path}: {place}: {_shown(value)}: allowed is {allowed}")
 
     for key in ("images", "annotations", "categories"):
-        if not isinstance(content.get(key), list) or not all(isinstance(entry, dict) for entry in content[key]):
+        if type(content.get(key)) is not list:
             raise wrong(key, type(content.get(key)).__name__, "a list of entries")
-    for index, image in enumerate(content["images"]):
-        for key in ("width", "height"):
-            if not isinstance(image.get(key), int) or image[key] < 1:
-                raise wrong(f"images[{index}].{key}", image.get(key), "a positive number of pixels")
-        if "id" not in image:
-            raise wrong(f"images[{index}].id", None, "a number that annotations refer to")
-    for index, category in enumerate(content["categories"]):
-        if "id" not in category:
-            raise wrong(f"categories[{index}].id", None, "a number that annotations refer to")
-        if not isinstance(category.get("name"), str):
-            raise wrong(f"categories[{index}].name", category.get("name"), "a text")
-    names = [category["name"] for category in content["categories"]]
-    if classes and not set(names) & set(classes):
-        raise wrong("categories", _some(names), f"names among the classes of the data set: {_some(classes)}")
+        if key == "categories" and needs.kind == "captions":
+            continue
+        for index, entry in enumerate(content[key]):
+            if type(entry) is not dict:
+                raise wrong(f"{key}[{index}]", entry, "an entry with named fields")
+    names, sizes = _check_images(wrong, content["images"], needs)
+    categories = {} if needs.kind == "captions" else _check_categories(wrong, content["categories"], needs)
+    _check_annotations(wrong, content["annotations"], sizes, categories, needs)
+    return names
 
-    images = {image["id"] for image in content["images"]}
-    categories = {category["id"] for category in content["categories"]}
-    for index, entry in enumerate(content["annotations"]):
-        place = f"annotations[{index}]"
-        if entry.get("image_id") not in images:
-            raise wrong(f"{place}.image_id", entry.get("image_id"), "the id of one of images")
-        if entry.get("category_id") not in categories:
-            raise wrong(f"{place}.category_id", entry.get("category_id"), f"an id of categories: {_some(categories)}")
-        if not _numbers(entry.get("bbox"), 4):
-            raise wrong(f"{place}.bbox", entry.get("bbox"), "four finite numbers: x, y, width, height")
-        if not _numbers([entry.get("area")]):
-            raise wrong(f"{place}.area", entry.get("area"), "a finite number of pixels")
-        if masks and not _is_mask(entry.get("segmentation")):
-            raise wrong(f"{place}.segmentation", entry.get("segmentation"), "polygons of 6 or more numbers, or a code")
+
+Wrong = Callable[[str, Any, str], UserError]
+
+
+def _shown(value: Any) -> str:
+    try:
+        text = str(value)
+    except (RecursionError, ValueError):  # nested too deep, or an integer of too many digits
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= 80 else text[:79] + "…"
+
+
+def _check_images(
+    wrong: Wrong, images: list[dict[str, Any]], needs: CocoNeeds
+) -> tuple[list[str], dict[Any, tuple[int, int]]]:
+    """The names of the images, and width and height by their id."""
+    names: list[str] = []
+    sizes: dict[Any, tuple[int, int]] = {}
+    kind = None
+    for index, image in enumerate(images):
+        place = f"images[{index}]"
+        for key in ("width", "height"):
+            if type(image.get(key)) is not int or not 1 <= image[key] <= _SIDE:
+                raise wrong(f"{place}.{key}", image.get(key), f"a positive number of pixels, at most {_SIDE}")
+        size: tuple[int, int] = image["width"], image["height"]
+        if size[0] * size[1] > _PIXELS:
+            raise wrong(f"{place}.height", image["height"], f"no more than {_PIXELS} pixels in all")
+        number: Any = image.get("id")
+        kind = kind or type(number)
+        if kind not in (int, str) or type(number) is not kind or (kind is int and not -_INT64 <= number < _INT64):
+            raise wrong(f"{place}.id", number, "a number that annotations refer to, or in all images a text")
+        if number in sizes:
+            raise wrong(f"{place}.id", number, "an id that no other image has")
+        sizes[number] = size
+        if needs.naming:
+            names.append(_name_of(wrong, place, image, needs.naming))
+    return names, sizes
+
+
+def _name_of(wrong: Wrong, place: str, image: dict[str, Any], naming: str) -> str:
+    key = "coco_url" if naming == "coco_url" else "file_name"
+    name = image.get(key)
+    if type(name) is not str or not name:
+        raise wrong(f"{place}.{key}", name, "the path of a file below the folder of images; this is not a COCO file")
+    if key == "coco_url":
+        name = name.replace("http://images.cocodataset.org/", "")
+    if not _is_below(name):
+        raise wrong(f"{place}.{key}", name, "a path below the folder of images, without '..'")
+    # COCO's names of 2014 become those of 2017.
+    return name[-16:] if naming == "short" and name.startswith("COCO") else name
+
+
+def _is_below(name: str) -> bool:
+    """Whether a name is a path that leads down from where it is looked for, on any system."""
+    parts = name.replace("\\", "/").split("/")
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return bool(parts[0]) and ".." not in parts and "\0" not in name and not re.match("[A-Za-z]:", name)
+
+
+def _check_categories(wrong: Wrong, categories: list[dict[str, Any]], needs: CocoNeeds) -> dict[int, str]:
+    """Names of the categories by their id."""
+    found: dict[int, str] = {}
+    for index, category in enumerate(categories):
+        place, number, name = f"categories[{index}]", category.get("id"), category.get("name")
+        if type(number) is not int or not -_INT64 <= number < _INT64:
+            raise wrong(f"{place}.id", number, "a number that annotations refer to")
+        if number in found:
+            raise wrong(f"{place}.id", number, "an id that no other category has")
+        if type(name) is not str or not name:
+            raise wrong(f"{place}.name", name, "a text")
+        if name in found.values() and (name in needs.classes or not needs.classes):
+            raise wrong(f"{place}.name", name, "a name that no other category has")
+        if needs.kind == "panoptic" and category.get("isthing") not in (0, 1):
+            raise wrong(f"{place}.isthing", category.get("isthing"), "1 for things, 0 for stuff")
+        found[number] = name
+    taken = [name for name in found.values() if name in needs.classes]
+    if needs.classes and not taken:
+        names = list(found.values())
+        raise wrong("categories", _some(names), f"names among the classes of the data set: {_some(needs.classes)}")
+    if needs.ordered and taken != list(needs.classes[: len(taken)]):
+        raise wrong(
+            "categories",
+            _some(taken),
+            f"the order of the data set's classes, since labels are numbered in the order of the file, without a gap: "
+            f"{_some(needs.classes)}",
+        )
+    return found
+
+
+def _check_annotations(
+    wrong: Wrong,
+    annotations: list[dict[str, Any]],
+    sizes: dict[Any, tuple[int, int]],
+    categories: dict[int, str],
+    needs: CocoNeeds,
+) -> None:
+    seen: set[int] = set()
+    codes: list[tuple[int, bytes, int]] = []
+    for index, entry in enumerate(annotations):
+        image_id, number = entry.get("image_id"), entry.get("id")
+        size = sizes.get(image_id) if type(image_id) in (int, str) else None
+        if size is None:
+            raise wrong(f"annotations[{index}].image_id", image_id, "the id of one of images")
+        if needs.kind == "panoptic":
+            _check_segments(wrong, f"annotations[{index}]", entry, size, categories)
+            continue
+        if type(number) is not int or not -_INT64 <= number < _INT64:
+            raise wrong(f"annotations[{index}].id", number, "a number")
+        if number in seen:
+            raise wrong(f"annotations[{index}].id", number, "an id that no other annotation has")
+        seen.add(number)
+        if needs.kind == "captions":
+            continue
+        fault = _fault(entry, size, categories)
+        if fault is None and needs.evaluated and "iscrowd" not in entry:
+            fault = "iscrowd", "0 or 1, without which predictions cannot be compared"
+        if fault is None and needs.masks:
+            mask = entry.get("segmentation")
+            if mask or _is_taken(entry, size, categories, needs.classes):
+                allowed = _mask_fault(mask, *size)
+                if allowed:
+                    fault = "segmentation", allowed
+                elif type(mask) is dict and type(mask["counts"]) is str:
+                    codes.append((index, mask["counts"].encode("ascii"), size[0] * size[1]))
+        if fault is not None:
+            key, allowed = fault
+            raise wrong(f"annotations[{index}].{key}", entry.get(key), allowed)
+    for start in range(0, len(codes), 10_000):
+        bad = _first_bad_code(codes[start : start + 10_000])
+        if bad is not None:
+            value = annotations[bad]["segmentation"]["counts"]
+            raise wrong(f"annotations[{bad}].segmentation.counts", value, "run lengths of all pixels of the image")
+
+
+def _check_segments(
+    wrong: Wrong, place: str, entry: dict[str, Any], size: tuple[int, int], categories: dict[int, str]
+) -> None:
+    """Check an annotation of a panoptic file: the file with the ids of its segments, and these."""
+    name, segments = entry.get("file_name"), entry.get("segments_info")
+    if type(name) is not str or not _is_below(name):
+        raise wrong(f"{place}.file_name", name, "the path of a file below the folder of segments, without '..'")
+    if type(segments) is not list:
+        raise wrong(f"{place}.segments_info", segments, "a list of segments")
+    for index, segment in enumerate(segments):
+        inner = f"{place}.segments_info[{index}]"
+        if type(segment) is not dict or type(segment.get("id")) is not int:
+            raise wrong(inner, segment, "a segment with the number that it has in the file")
+        fault = _fault(segment, size, categories)
+        if fault is not None:
+            raise wrong(f"{inner}.{fault[0]}", segment.get(fault[0]), fault[1])
+
+
+def _fault(entry: dict[str, Any], size: tuple[int, int], categories: dict[int, str]) -> tuple[str, str] | None:
+    """The field of an annotation that is wrong, and what is allowed there; None if none is."""
+    category = entry.get("category_id")
+    if type(category) is not int or category not in categories:
+        return "category_id", f"an id of categories: {_some(categories)}"
+    box = entry.get("bbox")
+    if type(box) is not list or len(box) != 4 or not {*map(type, box)} <= _NUMBERS:
+        return "bbox", "four finite numbers: x, y, width, height"
+    # Values so large that a sum of them overflows, and NaN, fail here.
+    width, height = size
+    reach = _REACH * max(size)
+    x, y, w, h = box
+    if not (-reach <= x <= width + reach and -reach <= y <= height + reach):
+        return "bbox", f"x and y of finite numbers, less than {reach} pixels outside of the image of {width} x {height}"
+    if not (0 <= w <= width + 2 * reach and 0 <= h <= height + 2 * reach):
+        return "bbox", f"a width and height not negative, and less than {reach} pixels outside of {width} x {height}"
+    if x > width + _NEAR or y > height + _NEAR or x + w < -_NEAR or y + h < -_NEAR:
+        return "bbox", f"a box that is in its image, of {width} x {height} pixels"
+    area: Any = entry.get("area")
+    if type(area) not in _NUMBERS or not 0 <= area <= _AREA:
+        return "area", "a finite number of pixels, not negative"
+    crowd = entry.get("iscrowd", 0)
+    if type(crowd) not in (int, float, bool) or crowd not in (0, 1):
+        return "iscrowd", "0 or 1"
+    return None
+
+
+def _is_taken(
+    entry: dict[str, Any], size: tuple[int, int], categories: dict[int, str], classes: Collection[str]
+) -> bool:
+    """Whether mmdet makes an instance of an annotation; it leaves out what is empty, ignored or of another class."""
+    x, y, w, h = entry["bbox"]
+    inside = min(x + w, size[0]) > max(x, 0) and min(y + h, size[1]) > max(y, 0)
+    of_class = not classes or categories[entry["category_id"]] in classes
+    return inside and of_class and entry["area"] > 0 and w >= 1 and h >= 1 and not entry.get("ignore")
+
+
+def _mask_fault(mask: Any, width: int, height: int) -> str | None:
+    """What is allowed for a segmentation that is wrong; the runs in a text are left to `_first_bad_code`."""
+    if type(mask) is dict:
+        size, counts = mask.get("size"), mask.get("counts")
+        if type(size) is not list or size != [height, width] or {*map(type, size)} != {int}:
+            return f"run lengths with the size of the image, [{height}, {width}]"
+        if type(counts) is list:
+            whole = {*map(type, counts)} == {int} and min(counts) >= 0 and sum(counts) == width * height
+            return None if whole else f"run lengths of all {width * height} pixels of the image"
+        text = type(counts) is str and _CODE.fullmatch(counts)
+        return None if text else "run lengths, as a list of numbers or as COCO's text"
+    if type(mask) is not list or not mask:
+        return "polygons of 6 or more numbers, or run lengths"
+    reach = _REACH * max(width, height)
+    least, most = -reach, max(width, height) + reach
+    outline = 0.0
+    for polygon in mask:
+        if type(polygon) is not list or len(polygon) < 6 or len(polygon) % 2 or not {*map(type, polygon)} <= _NUMBERS:
+            return "polygons of 6 or more numbers, or a code of run lengths"
+        low, high = min(polygon), max(polygon)
+        # NaN can hide from the smallest and largest, but not from the sum.
+        if not (least <= low and high <= most and _is_finite_sum(polygon)):
+            return f"polygons of finite numbers, less than {reach} pixels outside of the image of {width} x {height}"
+        outline += len(polygon) * (high - low)
+    if outline > _OUTLINE and sum(map(_outline, mask)) > _OUTLINE:
+        return f"polygons with outlines of at most {_OUTLINE} pixels"
+    return None
+
+
+def _is_finite_sum(numbers: list[float]) -> bool:
+    try:
+        return math.isfinite(sum(numbers))
+    except OverflowError:  # an integer larger than any float, beside NaN
+        return False
+
+
+def _outline(polygon: list[float]) -> float:
+    """Pixels on the sides of a polygon."""
+    corners = np.array(polygon, float).reshape(-1, 2)
+    return float(np.abs(corners - np.roll(corners, 1, 0)).max(1).sum())
+
+
+def _first_bad_code(codes: list[tuple[int, bytes, int]]) -> int | None:
+    """The first of COCO's compressed masks that does not cover its image; pycocotools trusts them.
+
+    A run is written in groups of five bits, low ones first, a character each: 32 says that more follow, 16 in the last
+    that the number is negative. From the fourth on, the difference to the run before the last is written.
+
+    Args:
+        codes: Index, text (of characters 0 to o) and pixels of the image.
+
+    Returns:
+        The index.
+    """
+    if not codes:
+        return None
+    lengths = np.array([len(code) for _, code, _ in codes])
+    ends = lengths.cumsum()
+    text = np.frombuffer(b"".join(code for _, code, _ in codes), np.uint8).astype(np.int64) - ord("0")
+    bad = text[ends - 1] >= 32
+    last = text < 32
+    last[ends - 1] = True
+    stops = np.flatnonzero(last)
+    starts = np.append(0, stops[:-1] + 1)
+    digits = stops - starts + 1
+    place = np.arange(len(text)) - np.repeat(starts, digits)
+    owner = np.searchsorted(ends, starts, side="right")
+    # Runs of 32 bits have seven digits at most.
+    bad[owner[digits > 7]] = True
+    values = np.add.reduceat((text & 31) << (5 * np.minimum(place, 6)), starts)
+    values -= np.where(text[stops] & 16, 1 << (5 * np.minimum(digits, 7)), 0)
+    first = np.searchsorted(owner, np.arange(len(codes)))
+    position = np.arange(len(values)) - first[owner]
+    # The first run, the other even ones and the odd ones are three rows of sums.
+    row = 3 * owner + np.where(position == 0, 0, 1 + position % 2)
+    order = np.argsort(row, kind="stable")
+    sums = values[order].cumsum()
+    begins = np.flatnonzero(np.diff(row[order], prepend=-1))
+    before = np.append(0, sums)[begins]
+    runs = np.empty_like(values)
+    runs[order] = sums - np.repeat(before, np.diff(np.append(begins, len(values))))
+    bad[owner[(runs < 0) | (runs > _PIXELS)]] = True
+    bad |= np.add.reduceat(runs, first) != [pixels for _, _, pixels in codes]
+    return codes[int(bad.argmax())][0] if bad.any() else None
 
 
 def check_label_maps(field: str, dataset: Any) -> None:
@@ -97,9 +380,6 @@ def check_label_maps(field: str, dataset: Any) -> None:
         UserError: naming the field, the map and what is allowed, if there is no image or a map is missing, no image,
             not of its image's size, or holds a label that is no class.
     """
-    import numpy as np
-    from PIL import Image
-
     entries = [dataset.get_data_info(index) for index in range(len(dataset))]
     if not entries:
         place = dataset.data_prefix.get("img_path")
@@ -115,10 +395,11 @@ def check_label_maps(field: str, dataset: Any) -> None:
     for entry in entries[:: max(1, math.ceil(len(entries) / _MAPS_READ))]:
         path = entry["seg_map_path"]
         try:
-            with Image.open(path) as opened, Image.open(entry["img_path"]) as image:
-                labels, size, expected = np.array(opened), opened.size, image.size
-        except OSError as error:
+            with open_image(path) as opened:
+                labels, size = np.array(opened), opened.size
+        except UserError as error:
             raise UserError(f"{field}: {path}: no label map that can be read ({error})") from error
+        expected = image_size(entry["img_path"])
         if size != expected or labels.ndim != 2:
             raise UserError(
                 f"{field}: {path}: {labels.shape}: allowed is {expected[1]} x {expected[0]}, one label a pixel, as "

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from mmengine.registry import MODELS
 
-from .config import one_line
+from .config import one_line, place_of
+from .config_checks import shown
 from .errors import UserError
 
 _HEADS = ("decode_head", "auxiliary_head", "panoptic_head", "rpn_head", "bbox_head", "mask_head")
@@ -33,10 +34,10 @@ def check_channels(cfg: Any) -> None:
     try:
         with torch.device("meta"):
             built = MODELS.build(arguments)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{cfg.filename}: model.backbone: {one_line(error)}") from error
+    except Exception as error:  # constructors of any library
+        raise UserError(f"{cfg.filename}: model.backbone: {one_line(error)}{place_of(error)}") from error
     levels = list(built.channels)
-    source = f"levels {built.out_indices} of {backbone.model_name!r}"
+    source = f"levels {built.out_indices} of {backbone.get('model_name')!r}"
     for field, neck in _parts(cfg.model, "neck"):
         after = _after(cfg.filename, field, neck, levels, source)
         if after is None:
@@ -59,17 +60,39 @@ def _parts(model: Any, key: str) -> Iterator[tuple[str, Any]]:
 def _after(filename: str, field: str, neck: Any, levels: list[int], source: str) -> list[int] | None:
     """The channels of a neck's levels, None where it does not tell them."""
     _check(filename, field, neck, levels, source)
-    channels = neck.get("out_channels")
-    if isinstance(channels, int):
-        return [channels] * neck.get("num_outs", len(levels))
-    return list(channels) if isinstance(channels, (list, tuple)) else None
+    channels, count = neck.get("out_channels"), neck.get("num_outs", len(levels))
+    if channels is None:
+        return None
+    channels = _integers(filename, f"{field}.out_channels", channels)
+    if isinstance(channels, list):
+        return channels
+    if type(count) is not int or count < 1:
+        raise UserError(f"{filename}: {field}.num_outs: a positive number is needed, got {shown(count)}")
+    return [channels] * count
+
+
+def _integers(filename: str, field: str, value: Any) -> int | list[int]:
+    """One integer or a list of them.
+
+    Raises:
+        UserError: for anything else.
+    """
+    if type(value) is int:
+        return value
+    if not isinstance(value, (list, tuple)) or not all(type(part) is int for part in value):
+        raise UserError(f"{filename}: {field}: an integer or a list of them is needed, got {shown(value)}")
+    return list(value)
 
 
 def _check(filename: str, field: str, module: Any, levels: list[int], source: str) -> None:
     given, index = module.get("in_channels"), module.get("in_index")
     if given is None:
         return
-    chosen = [index] if isinstance(index, int) else index
+    given = _integers(filename, f"{field}.in_channels", given)
+    chosen = None
+    if index is not None:
+        index = _integers(filename, f"{field}.in_index", index)
+        chosen = [index] if isinstance(index, int) else index
     if chosen is not None and not all(-len(levels) <= i < len(levels) for i in chosen):
         raise UserError(
             f"{filename}: {field}.in_index={index!r}: {source} are {len(levels)}, so 0 to {len(levels) - 1} are allowed"
@@ -82,8 +105,7 @@ def _check(filename: str, field: str, module: Any, levels: list[int], source: st
     else:
         # The one neck that counts levels from the coarsest.
         wanted = taken[::-1] if module.get("type") == "YOLOV3Neck" else taken
-        fits = list(given) == wanted
+        fits = given == wanted
         allowed = str(wanted)
     if not fits:
-        shown = given if isinstance(given, int) else list(given)
-        raise UserError(f"{filename}: {field}.in_channels={shown}: allowed is {allowed}, the channels of {source}")
+        raise UserError(f"{filename}: {field}.in_channels={given}: allowed is {allowed}, the channels of {source}")

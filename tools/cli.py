@@ -11,12 +11,14 @@ import atexit
 import importlib
 import os
 import sys
+import traceback
 from types import ModuleType
 from typing import NoReturn
 
 from .config import nearest
 from .errors import UserError
 
+_TRACEBACK = "--traceback"
 COMMANDS = {
     "list": ("list_models", "the models of the zoo, or its configs"),
     "info": ("info", "what is known of a model: size, strides, licence, paper, published accuracy"),
@@ -40,7 +42,8 @@ def _overview() -> str:
         "examples:\n"
         "  attnzoo list 'van*'\n"
         "  attnzoo demo\n"
-        "  attnzoo train --help              arguments and examples of a command\n"
+        "  attnzoo train --help              arguments and examples of a command\n\n"
+        "--traceback, or ATTNZOO_TRACEBACK=1, shows where an error comes from\n"
     )
 
 
@@ -54,7 +57,18 @@ def _parser(name: str) -> tuple[argparse.ArgumentParser, ModuleType]:
         allow_abbrev=False,
     )
     module.add_arguments(parser)
+    # Taken from the line before it is parsed, so that it can stand anywhere; here for the help.
+    parser.add_argument(_TRACEBACK, action="store_true", help="show where an error comes from, above its line")
     return parser, module
+
+
+def _error_line(error: UserError | OSError) -> str:
+    """The message of an error on one line, whatever is in a name that it tells: letters and signs only."""
+    text = str(error)
+    if isinstance(error, OSError):
+        text = str(error.strerror) if error.filename is None else f"{error.strerror}: {error.filename!r}"
+    text = " ".join(text.split())
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -67,6 +81,8 @@ def main(argv: list[str] | None = None) -> int:
         The exit code: 0, 2 for a mistake of the user or a file that cannot be read or written, 130 when interrupted.
     """
     argv = sys.argv[1:] if argv is None else argv
+    show = _TRACEBACK in argv or os.environ.get("ATTNZOO_TRACEBACK", "0") not in ("", "0")
+    argv = [argument for argument in argv if argument != _TRACEBACK]
     if not argv or argv[0] in ("-h", "--help"):
         print(_overview())
         return 0 if argv else 2
@@ -80,13 +96,12 @@ def main(argv: list[str] | None = None) -> int:
             raise UserError(f"no command {argv[0]!r}{nearest(argv[0], COMMANDS)} (attnzoo --help lists them)")
         parser, module = _parser(argv[0])
         return module.run(parser.parse_args(argv[1:]))
-    except UserError as error:
-        print(f"attnzoo: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        if error.filename is None:
+    except (UserError, OSError) as error:
+        if isinstance(error, OSError) and error.strerror is None:  # a library's own, not of the system
             raise
-        print(f"attnzoo: error: {error.strerror}: {error.filename!r}", file=sys.stderr)
+        if show:
+            traceback.print_exception(error)
+        print(f"attnzoo: error: {_error_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("attnzoo: interrupted", file=sys.stderr)

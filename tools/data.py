@@ -2,25 +2,57 @@
 
 from __future__ import annotations
 
+import gc
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from .annotations import check_coco, check_label_maps
-from .config import one_line
+from .annotations import CocoNeeds, check_coco, check_label_maps
+from .config import one_line, place_of
 from .errors import UserError
 
 
 def _datasets(cfg: Any, field: str) -> Iterator[tuple[str, Any]]:
-    """The data sets below a wrapper (`RepeatDataset`, `ConcatDataset`, …) with the names of their fields."""
+    """The data sets below a wrapper (`RepeatDataset`, `ConcatDataset`, …) with the names of their fields.
+
+    Raises:
+        UserError: for what is no data set.
+    """
+    if not isinstance(cfg, Mapping):
+        raise UserError(f"{field}: a data set is a dict with a type, got {type(cfg).__name__}")
     if "dataset" in cfg:
         yield from _datasets(cfg["dataset"], f"{field}.dataset")
     elif "datasets" in cfg:
+        if not isinstance(cfg["datasets"], (list, tuple)):
+            raise UserError(f"{field}.datasets: a list is needed, got {type(cfg['datasets']).__name__}")
         for index, part in enumerate(cfg["datasets"]):
             yield from _datasets(part, f"{field}.datasets[{index}]")
     else:
+        _check_fields(cfg, field)
         yield field, cfg
+
+
+def _check_fields(dataset: Any, field: str) -> None:
+    """Check the types of the fields that are read here."""
+    if not isinstance(dataset.get("type"), (str, type)):
+        raise UserError(f"{field}.type: the name of a data set is needed, got {dataset.get('type')!r:.80}")
+    allowed: dict[str, Any] = {
+        "data_root": (str, Path),
+        "ann_file": (str, Path),
+        "data_prefix": Mapping,
+        "metainfo": Mapping,
+        "pipeline": (list, tuple),
+    }
+    for key, types in allowed.items():
+        value = dataset.get(key)
+        if value is not None and not isinstance(value, types):
+            names = "a dict" if types is Mapping else "a list" if key == "pipeline" else "a path"
+            raise UserError(f"{field}.{key}: {names} is needed, got {value!r:.80}")
+    for key, folder in (dataset.get("data_prefix") or {}).items():
+        if folder is not None and not isinstance(folder, (str, Path)):
+            raise UserError(f"{field}.data_prefix.{key}: a path is needed, got {folder!r:.80}")
 
 
 def _join(root: str | None, path: str) -> Path:
@@ -42,13 +74,23 @@ def check_data(cfg: Any, modes: tuple[str, ...]) -> None:
     from mmengine.registry import init_default_scope
 
     init_default_scope(cfg.get("default_scope") or "mmengine")
+    coco: dict[Path, dict[tuple[CocoNeeds, Path | None], str]] = {}
     for mode in modes:
         loader = cfg.get(f"{mode}_dataloader")
         if loader is None:
             continue
+        if not isinstance(loader, Mapping) or "dataset" not in loader:
+            raise UserError(f"{cfg.filename}: {mode}_dataloader: a dict with a dataset is needed, got {loader!r:.80}")
+        classes: tuple[str, ...] = ()
         for field, dataset in _datasets(loader["dataset"], f"{mode}_dataloader.dataset"):
+            classes = _classes(dataset)
             if dataset.get("backend_args") is None:
-                _check_dataset(field, dataset)
+                for path, needs, folder in _check_dataset(field, dataset):
+                    coco.setdefault(path, {}).setdefault((needs, folder), f"{field}.ann_file")
+        for field, path, needs in _evaluated(cfg, mode, classes) if mode != "train" else ():
+            coco.setdefault(path, {}).setdefault((needs, None), field)
+    for path, uses in coco.items():
+        _check_coco(path, uses)
 
 
 def check_scale(cfg: Any, model: Any, modes: tuple[str, ...]) -> None:
@@ -65,7 +107,8 @@ def check_scale(cfg: Any, model: Any, modes: tuple[str, ...]) -> None:
                 raise UserError(f"{field}.scale: {dataset['scale']}, but the model enlarges {scale} times")
 
 
-def _check_dataset(field: str, dataset: Any) -> None:
+def _check_dataset(field: str, dataset: Any) -> Iterator[tuple[Path, CocoNeeds, Path]]:
+    """Check folders and label maps; yield the COCO file, if there is one, with its use and the folder of images."""
     root = dataset.get("data_root")
     prefixes = {key: _join(root, folder) for key, folder in (dataset.get("data_prefix") or {}).items() if folder}
     for key, folder in prefixes.items():
@@ -80,15 +123,14 @@ def _check_dataset(field: str, dataset: Any) -> None:
     ann_file = _join(root, dataset["ann_file"])
     if not ann_file.is_file():
         raise UserError(f"{field}.ann_file: no file {str(ann_file)!r}")
-    if ann_file.suffix == ".json":
-        _check_coco(f"{field}.ann_file", ann_file, prefixes.get("img", Path(root or "")), dataset)
+    kind = _kind(_class(dataset))
+    if ann_file.suffix == ".json" and kind:
+        yield ann_file, _needs(dataset, kind), prefixes.get("img", Path(root or ""))
 
 
 def _check_itself(field: str, dataset: Any) -> None:
-    from mmengine.registry import DATASETS
-
     try:
-        DATASETS.build(dataset).check()
+        _built(field, dataset).check()
     except (ValueError, OSError) as error:
         raise UserError(f"{field}: {error}") from error
 
@@ -99,31 +141,126 @@ def _built(field: str, dataset: Any) -> Any:
     try:
         return DATASETS.build(dataset)
     except Exception as error:  # constructors of any library
-        raise UserError(f"{field}: the data set cannot be built: {one_line(error)}") from error
+        raise UserError(f"{field}: the data set cannot be built: {one_line(error)}{place_of(error)}") from error
+
+
+def _class(part: Any, registry: Any = None) -> type | None:
+    """The class of a data set or a metric, None where it is not known (which is told when it is built)."""
+    from mmengine.registry import DATASETS
+
+    kind = part.get("type")
+    if not isinstance(kind, str):
+        return kind if isinstance(kind, type) else None
+    with (registry or DATASETS).switch_scope_and_registry(part.get("_scope_")) as scoped:
+        return scoped.get(kind)
 
 
 def _classes(dataset: Any) -> tuple[str, ...]:
     """The names that a data set takes, none if it does not say."""
-    from mmengine.registry import DATASETS
+    from mmengine.fileio import list_from_file
 
-    with DATASETS.switch_scope_and_registry(dataset.get("_scope_")) as registry:
-        default = getattr(registry.get(dataset["type"]), "METAINFO", {})
-    return tuple((dataset.get("metainfo") or default).get("classes") or ())
+    names = (dataset.get("metainfo") or getattr(_class(dataset), "METAINFO", {})).get("classes") or ()
+    if isinstance(names, str) and Path(names).is_file():
+        names = list_from_file(names)
+    return tuple(names) if isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names) else ()
 
 
-def _check_coco(field: str, ann_file: Path, folder: Path, dataset: Any) -> None:
+# Where a data set of mmdet takes the files' names from.
+_NAMINGS = {"LVISV1Dataset": "coco_url", "LVISV05Dataset": "short"}
+
+
+def _names(found: type | None) -> set[str]:
+    """The names of a class and its bases."""
+    return {base.__name__ for base in getattr(found, "__mro__", ())}
+
+
+def _kind(found: type | None) -> str | None:
+    """Which kind of COCO file a data set or a metric reads, None for none."""
+    names = _names(found)
+    if names & {"CocoPanopticDataset", "CocoPanopticMetric"}:
+        return "panoptic"
+    if names & {"CocoCaptionDataset", "COCOCaptionMetric"}:
+        return "captions"
+    return "instances" if names & {"CocoDataset", "CocoMetric"} else None
+
+
+def _needs(dataset: Any, kind: str) -> CocoNeeds:
+    from mmdet.datasets import CocoDataset
+
+    found: Any = _class(dataset)
+    return CocoNeeds(
+        kind=kind,
+        classes=_classes(dataset),
+        ordered=kind == "instances" and getattr(found, "load_data_list", None) is CocoDataset.load_data_list,
+        masks=_reads_masks(dataset.get("pipeline")),
+        naming=next((naming for base, naming in _NAMINGS.items() if base in _names(found)), "file_name"),
+    )
+
+
+def _reads_masks(pipeline: Any) -> bool:
+    if isinstance(pipeline, (list, tuple)):
+        return any(map(_reads_masks, pipeline))
+    return isinstance(pipeline, Mapping) and bool(
+        pipeline.get("with_mask") or any(map(_reads_masks, (pipeline.get("transforms"), pipeline.get("transform"))))
+    )
+
+
+def _evaluated(cfg: Any, mode: str, classes: tuple[str, ...]) -> Iterator[tuple[str, Path, CocoNeeds]]:
+    """The COCO files that the metrics of a mode read, with the names of their fields."""
+    from mmengine.registry import METRICS
+
+    metrics = cfg.get(f"{mode}_evaluator") or ()
+    several = isinstance(metrics, (list, tuple))
+    for index, metric in enumerate(metrics if several else [metrics]):
+        field = f"{mode}_evaluator[{index}]" if several else f"{mode}_evaluator"
+        if not isinstance(metric, Mapping):
+            raise UserError(f"{cfg.filename}: {field}: a metric is a dict with a type, got {type(metric).__name__}")
+        if not several and isinstance(metric.get("metrics"), (list, tuple)):
+            yield from _evaluated({f"{mode}_evaluator": metric["metrics"]}, mode, classes)
+            continue
+        found, ann_file = _class(metric, METRICS), metric.get("ann_file")
+        kind = _kind(found)
+        if kind is None or ann_file is None or metric.get("backend_args") is not None:
+            continue
+        if not isinstance(ann_file, (str, Path)) or not Path(ann_file).is_file():
+            raise UserError(f"{field}.ann_file: no file {ann_file!r:.160}")
+        chosen = metric.get("metric", "bbox")
+        masks = "segm" in (chosen if isinstance(chosen, (list, tuple)) else [chosen])
+        # LVIS has a library of its own, which needs less.
+        evaluated = kind == "instances" and "LVISMetric" not in _names(found)
+        naming = "file_name" if kind == "panoptic" else None
+        yield f"{field}.ann_file", Path(ann_file), CocoNeeds(kind, classes, False, masks, evaluated, naming)
+
+
+def _check_coco(ann_file: Path, uses: dict[tuple[CocoNeeds, Path | None], str]) -> None:
+    """Read a COCO file once and check it for each of its uses, and that its images are there."""
+    content: Any = None
+    for (needs, folder), field in uses.items():
+        if content is None:
+            content = _parsed(field, ann_file)
+        names = check_coco(field, ann_file, content, needs)
+        if folder is None:
+            continue
+        missing = [name for name in names if not os.path.isfile(os.path.join(folder, name))]
+        if missing:
+            first = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
+            raise UserError(
+                f"{field}: {len(missing)} of the {len(names)} images in {str(ann_file)!r} are missing "
+                f"from {str(folder)!r}: {first}"
+            )
+
+
+def _parsed(field: str, ann_file: Path) -> dict[str, Any]:
+    # Objects that are all kept: to look through them for garbage again and again takes half of the time.
+    collecting = gc.isenabled()
+    gc.disable()
     try:
         content = json.loads(ann_file.read_text(encoding="utf-8"))
-        names = [image["file_name"] for image in content["images"]] if "images" in content else []
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{field}: {str(ann_file)!r} is not a COCO file: {one_line(error)}") from error
-    missing = [name for name in names if not (folder / name).is_file()]
-    if missing:
-        first = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
-        raise UserError(
-            f"{field}: {len(missing)} of the {len(names)} images in {str(ann_file)!r} are missing "
-            f"from {str(folder)!r}: {first}"
-        )
-    if "images" in content:
-        masks = any(step.get("with_mask") for step in dataset.get("pipeline") or ())
-        check_coco(field, ann_file, content, _classes(dataset), masks)
+    finally:
+        if collecting:
+            gc.enable()
+    if type(content) is not dict:
+        raise UserError(f"{field}: {str(ann_file)!r} is not a COCO file: it holds a {type(content).__name__}")
+    return content

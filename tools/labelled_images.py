@@ -9,13 +9,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .config import one_line
 from .errors import UserError
+from .images import SUFFIXES, read_image
 
 if TYPE_CHECKING:
     from PIL import Image
-
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
 
 @dataclass(frozen=True)
@@ -97,14 +95,14 @@ def image_folder(root: str | os.PathLike[str], val_share: float = 0.2) -> Data:
         name: [(path, label) for label, one in enumerate(classes) for path in part[one]]
         for name, part in (("train", found), ("val", held_out))
     }
-    return Data(str(root), classes, items, _read_image, crop=True)
+    return Data(str(root), classes, items, read_image, crop=True)
 
 
 def _by_class(folder: Path) -> dict[str, list[Path]]:
     """The images of each class that has some, both sorted."""
     found = {}
     for one in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
-        images = sorted(path for path in one.rglob("*") if path.suffix.lower() in _SUFFIXES)
+        images = sorted(path for path in one.rglob("*") if path.suffix.lower() in SUFFIXES)
         if images:
             found[one.name] = images
     return found
@@ -125,13 +123,3 @@ def _split(found: dict[str, list[Path]], share: float) -> tuple[dict[str, list[P
         count = min(max(round(share * len(paths)), 1), len(paths) - 1)
         val[name], train[name] = ([paths[i] for i in sorted(part)] for part in (order[:count], order[count:]))
     return train, val
-
-
-def _read_image(path: Path) -> Image.Image:
-    from PIL import Image, ImageOps
-
-    try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: not an image that can be read: {one_line(error, 160)}") from error

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import itertools
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .config import add_config_options, load_config, nearest, one_line, parse_options
 from .errors import UserError
 from .files import atomic_path, write_json
+from .images import find_images, read_image
+from .outputs import STAMP, Outputs, png_stamp
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,15 +28,20 @@ examples:
 
 writes a picture for each image and predictions.json into the folder of --out-dir:
   instances   box (x1, y1, x2, y2, pixels), score, label, name; mask as COCO run lengths, where there are masks
-  fractions   the share of the pixels of each class, where there is a segmentation; its map is <name>_labels.png
+  fractions   the share of the pixels of each class, where there is a segmentation; its map is <name>_labels.png, a
+              label a pixel: 8 bits, or 16 where there are more than 256 classes
+
+images are JPEG, PNG, BMP, WebP, TIFF or PPM; of several frames the first is taken, of 16 bits a channel the upper 8.
+an input is never written over, and of what is in --out-dir only pictures that this command wrote before
 
 a restoration model (attnzoo list 'hat*', or a config of one) writes <name>_x<scale>.png for each image; by its own
 name it needs no mm library, and takes published files and checkpoints of attnzoo train alike:
-  grey stays grey, transparency is kept, 16 bits a channel are refused
+  grey stays grey, transparency is kept; 16 bits a channel and several frames are refused
   --tile N    upscale in tiles of N x N pixels, which bounds the memory (N a multiple of 16; each tile is upscaled with
               32 pixels around it); without it memory grows with the image: hat_small_x4 takes about 0.6 GB at 256 x 256
 """
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+# Pixels that the side of a JPEG picture can have.
+_LONGEST = 65_500
 # mmdet's panoptic maps hold class + 1000 * number of the instance.
 INSTANCE_OFFSET = 1000
 
@@ -46,59 +52,67 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", help="a .pth or .safetensors file")
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="images, or folders of images")
     parser.add_argument("--out-dir", default="predictions", metavar="DIR", help="where all goes (predictions)")
+    parser.add_argument("--overwrite", action="store_true", help="replace other files in --out-dir, too")
     parser.add_argument("--score", type=float, help="boxes below it are not drawn nor written (0.3)")
     parser.add_argument("--tile", type=int, metavar="N", help="of a restoration model: upscale in tiles of N pixels")
     add_config_options(parser)
 
 
-def find_images(paths: Sequence[str | Path]) -> list[Path]:
-    """The image files among `paths` and in the folders among them, each of which can be read to its end.
+class _Loaded:
+    """In the place of a pipeline's step that reads the file: the pixels are there, (H, W, 3), BGR."""
 
-    Raises:
-        UserError: naming the first that is missing or no image, or if there is none at all.
-    """
-    from PIL import Image
+    def __init__(self, to_float32: bool) -> None:
+        self.to_float32 = to_float32
 
-    images: list[Path] = []
-    for path in map(Path, paths):
-        if path.is_dir():
-            images += sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
-        elif path.is_file():
-            images.append(path)
-        else:
-            raise UserError(f"no image {str(path)!r}")
-    if not images:
-        raise UserError(f"no images in {', '.join(map(str, paths))} (looked for {', '.join(SUFFIXES)})")
-    for path in images:
-        try:
-            with Image.open(path) as image:
-                image.load()
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise UserError(f"{path}: not an image that can be read ({one_line(error, 160)})") from error
-    return images
+    def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
+        if self.to_float32:
+            results["img"] = results["img"].astype("float32")
+        results["img_shape"] = results["ori_shape"] = results["img"].shape[:2]
+        return results
 
 
 def _pipeline(cfg: Config) -> list[Any]:
-    """The transforms of the test data, less those that load annotations."""
+    """The transforms of the test data, without those that load annotations or colour images."""
     dataset = cfg.test_dataloader.dataset
     while "pipeline" not in dataset:
-        dataset = dataset.dataset if "dataset" in dataset else dataset.datasets[0]
-    return [step for step in dataset.pipeline if "Annotations" not in str(step.get("type"))]
+        inner = dataset.get("dataset") or next(iter(dataset.get("datasets") or ()), None)
+        if inner is None:
+            raise UserError(f"{cfg.filename}: test_dataloader.dataset.pipeline is missing, which prepares the images")
+        dataset = inner
+    steps: list[Any] = []
+    for step in dataset.pipeline:
+        if not isinstance(step, dict):
+            raise UserError(
+                f"{cfg.filename}: test_dataloader.dataset.pipeline: a step is a dict with a type, got {step!r:.80}"
+            )
+        kind = step.get("type")
+        kind = kind.rpartition(".")[2] if isinstance(kind, str) else getattr(kind, "__name__", "")
+        if kind == "LoadImageFromFile" and step.get("color_type", "color") == "color":
+            steps.append(_Loaded(step.get("to_float32", False)))
+        elif "Annotations" not in kind:
+            steps.append(step)
+    return steps
 
 
-def _classes(cfg: Config, meta: dict[str, Any]) -> tuple[list[str], list[tuple[int, ...]]]:
+def _classes(cfg: Config, checkpoint: str | Path, meta: Any) -> tuple[list[str], list[tuple[int, int, int]]]:
     """Names and colours of the classes: as the checkpoint has them, else as the config's test data has them."""
     from mmengine.registry import DATASETS
 
     from .visualise import default_palette
 
-    found = {key.lower(): value for key, value in (meta.get("dataset_meta") or {}).items()}
+    stored = meta.get("dataset_meta") if isinstance(meta, dict) else None
+    found = {str(key).lower(): value for key, value in stored.items()} if isinstance(stored, dict) else {}
+    source = str(checkpoint)
     if "classes" not in found:
-        found = DATASETS.build({**cfg.test_dataloader.dataset, "lazy_init": True}).metainfo
-    names, palette = list(found["classes"]), found.get("palette")
-    if not isinstance(palette, (list, tuple)) or len(palette) < len(names):
-        palette = default_palette(len(names))
-    return names, [tuple(int(value) for value in colour) for colour in palette]
+        found, source = DATASETS.build({**cfg.test_dataloader.dataset, "lazy_init": True}).metainfo, cfg.filename
+    names, palette = found.get("classes"), found.get("palette")
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{source}: the classes of its data must be a list of names, got {str(names)[:80]}")
+    try:
+        colours = [(int(red), int(green), int(blue)) for red, green, blue in palette or ()]
+    except (TypeError, ValueError):  # "random", as mmdet has it, or none
+        colours = []
+    return list(names), colours if len(colours) >= len(names) else default_palette(len(names))
 
 
 def _draw(image: np.ndarray, sample: Any, names: list[str], palette: list, score: float) -> tuple[np.ndarray, dict]:
@@ -119,7 +133,11 @@ def _draw(image: np.ndarray, sample: Any, names: list[str], palette: list, score
         entry["fractions"] = {name: int(count) / labels.size for name, count in zip(names, counts, strict=True)}
     if "pred_instances" in sample:
         found = sample.pred_instances.cpu().numpy()
+        if not all(np.isfinite(found[key]).all() for key in ("bboxes", "scores")):
+            raise UserError("what the model finds is not finite (NaN)")
         found = found[found.scores >= score]
+        if len(found) and found.labels.max() >= len(names):
+            raise UserError(f"the model finds class {found.labels.max()}, but the names are those of {len(names)}")
         masks = found.masks.astype(bool) if "masks" in found else None
         image = draw_instances(image, found.bboxes, found.labels, names, palette, found.scores, masks)
         entry["instances"] = [
@@ -142,7 +160,12 @@ def _run_lengths(mask: np.ndarray) -> dict[str, Any]:
 
 
 def predict(
-    cfg: Config, checkpoint: str | Path, images: Sequence[str | Path], out_dir: str | Path, score: float = 0.3
+    cfg: Config,
+    checkpoint: str | Path,
+    images: Sequence[str | Path],
+    out_dir: str | Path,
+    score: float = 0.3,
+    overwrite: bool = False,
 ) -> list[Path]:
     """Run a detector or segmentor of any mm library over images; write pictures and `predictions.json`.
 
@@ -152,14 +175,16 @@ def predict(
         images: Image files, and folders of them.
         out_dir: Where all goes.
         score: Boxes below it are left out.
+        overwrite: Whether files that are in the way in `out_dir` are replaced; without, only earlier outputs are.
 
     Returns:
         The pictures, in the order of the images.
 
     Raises:
-        UserError: if an image cannot be read or the checkpoint does not fit; nothing has been written then.
+        UserError: if an image cannot be read, the checkpoint does not fit or an output would replace an input or a file
+            that is none of ours; nothing has been written then. Or if the pipeline or the model fails at an image.
     """
-    import mmcv
+    import numpy as np
     import torch
     from mmengine.dataset import Compose
     from mmengine.device import get_device
@@ -171,40 +196,55 @@ def predict(
     from .progress import bar
 
     files = find_images(images)
+    outputs = Outputs(out_dir, [*files, checkpoint, *filter(None, [cfg.filename])], overwrite)
+    stems = [outputs.stem(file.stem) for file in files]
+    outputs.check([*(f"{stem}.jpg" for stem in stems), "predictions.json"])
     if cfg.get("test_dataloader") is None:
         raise UserError(f"{cfg.filename}: test_dataloader is missing, whose pipeline reads the images")
+    steps = _pipeline(cfg)
     model = revert_sync_batchnorm(build_model(cfg))
-    names, palette = _classes(cfg, load_into(model, checkpoint)["meta"])
+    names, palette = _classes(cfg, checkpoint, load_into(model, checkpoint)["meta"])
     model = model.to(get_device()).eval()
-    pipeline = Compose(_pipeline(cfg))
+    pipeline = Compose(steps)
 
-    out_dir = Path(out_dir)
     pictures: list[Path] = []
     entries: list[dict[str, Any]] = []
-    taken: set[str] = set()
-    for file in bar(files, title="predict"):
-        name = next(name for name in candidates(file.stem) if name not in taken)
-        taken.add(name)
-        data = pipeline({"img_path": str(file), "img_id": len(pictures)})
-        with torch.inference_mode():
-            sample = model.test_step({"inputs": [data["inputs"]], "data_samples": [data["data_samples"]]})[0]
-        picture, entry = _draw(mmcv.imread(str(file), channel_order="rgb"), sample, names, palette, score)
+    for file, stem in bar(list(zip(files, stems, strict=True)), title="predict"):
+        pixels: np.ndarray = np.asarray(read_image(file))
+        size = f"{pixels.shape[1]} x {pixels.shape[0]} pixels"
+        if max(pixels.shape) > _LONGEST:
+            raise UserError(f"{file}: {size}: pictures are written as JPEG, which has at most {_LONGEST} a side")
+        try:
+            data = pipeline(
+                {"img": np.ascontiguousarray(pixels[..., ::-1]), "img_path": str(file), "img_id": len(pictures)}
+            )
+            with torch.inference_mode():
+                sample = model.test_step({"inputs": [data["inputs"]], "data_samples": [data["data_samples"]]})[0]
+            picture, entry = _draw(pixels, sample, names, palette, score)
+        except UserError as error:
+            raise UserError(f"{file}: {error}") from error
+        except Exception as error:  # pipelines and models of any library, each with its limits of size
+            raise UserError(f"{file}: {size}: cannot be predicted: {one_line(error)}") from error
         if "pred_sem_seg" in sample:
-            entry["map"] = f"{name}_labels.png"
-            with atomic_path(out_dir / entry["map"]) as temporary:
-                Image.fromarray(sample.pred_sem_seg.cpu().numpy().data.squeeze(0).astype("uint8")).save(temporary)
-        pictures.append(out_dir / f"{name}.jpg")
+            if not pictures:
+                outputs.check(f"{stem}_labels.png" for stem in stems)
+            entry["map"] = f"{stem}_labels.png"
+            _write_map(outputs.folder / entry["map"], sample.pred_sem_seg.cpu().numpy().data.squeeze(0), len(names))
+        pictures.append(outputs.folder / f"{stem}.jpg")
         with atomic_path(pictures[-1]) as temporary:
-            Image.fromarray(picture).save(temporary, quality=92)
+            Image.fromarray(picture).save(temporary, quality=92, comment=STAMP)
         entries.append({"file": str(file), "picture": pictures[-1].name, **entry})
-    write_json(out_dir / "predictions.json", {"classes": names, "images": entries})
+    write_json(outputs.folder / "predictions.json", {"classes": names, "images": entries})
     return pictures
 
 
-def candidates(stem: str) -> Iterator[str]:
-    """Names for the picture of an image, as images in several folders may share theirs."""
-    yield stem
-    yield from (f"{stem}-{number}" for number in itertools.count(2))
+def _write_map(path: Path, labels: np.ndarray, classes: int) -> None:
+    """Write labels (H, W) as a PNG of 8 bits, or of 16 where that many are needed."""
+    from PIL import Image
+
+    deep = max(classes - 1, int(labels.max())) > 255
+    with atomic_path(path) as temporary:
+        Image.fromarray(labels.astype("uint16" if deep else "uint8")).save(temporary, pnginfo=png_stamp())
 
 
 def run(args: argparse.Namespace) -> int:
@@ -228,8 +268,10 @@ def run(args: argparse.Namespace) -> int:
             if args.tile is not None:
                 raise UserError(no_tiles)
             score = 0.3 if args.score is None else args.score
-            pictures = predict(cfg, args.checkpoint, args.images, args.out_dir, score)
-            print(f"{len(pictures)} pictures and predictions.json in {args.out_dir}")
+            if not 0 <= score <= 1:
+                raise UserError(f"--score must be between 0 and 1, got {score}")
+            pictures = predict(cfg, args.checkpoint, args.images, args.out_dir, score, args.overwrite)
+            print(f"{len(pictures)} pictures and predictions.json in {args.out_dir!r}")
             return 0
         if args.score is not None:
             raise UserError(f"--score is not for {args.config}, which upscales")
@@ -237,8 +279,9 @@ def run(args: argparse.Namespace) -> int:
 
         restorer: Any = build_model(cfg)
         model, tile = restorer.model, args.tile or restorer.tile
-    pictures = upscale(model, args.checkpoint, args.images, args.out_dir, tile)
-    print(f"{len(pictures)} pictures in {args.out_dir}")
+    config = None if args.config in names else cfg.filename
+    pictures = upscale(model, args.checkpoint, args.images, args.out_dir, tile, args.overwrite, config)
+    print(f"{len(pictures)} pictures in {args.out_dir!r}")
     return 0
 
 

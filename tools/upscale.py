@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from .. import list_models
 from .errors import UserError
 from .files import atomic_path
+from .images import decoded, find_images, read_image
+from .outputs import Outputs, png_stamp
 
 if TYPE_CHECKING:
     import torch
@@ -33,9 +35,8 @@ def _open(path: Path) -> Image.Image:
     Raises:
         UserError: for more than 8 bits a channel, of which the half would be lost, or more than one frame.
     """
-    from PIL import Image, ImageOps
 
-    with Image.open(path) as image:
+    def exact(image: Any) -> Image.Image:
         # A PNG with 16 bits a channel says so in its raw mode alone.
         raw = " ".join(str(part) for tile in image.tile for part in tile)
         if image.mode[0] in "IF" or ";16" in raw:
@@ -49,10 +50,12 @@ def _open(path: Path) -> Image.Image:
             mode = "LA" if transparent else "L"
         else:
             mode = "RGBA" if transparent else "RGB"
-        seen = ImageOps.exif_transpose(image).convert(mode)
-    # A profile of four inks does not describe what was converted.
-    seen.info = {"icc_profile": profile} if profile and image.mode != "CMYK" else {}
-    return seen
+        seen = decoded(image).convert(mode)
+        # A profile of four inks does not describe what was converted.
+        seen.info = {"icc_profile": profile} if profile and image.mode != "CMYK" else {}
+        return seen
+
+    return read_image(path, exact)
 
 
 def upscale_image(restore: Callable[[torch.Tensor], torch.Tensor], image: Image.Image) -> Image.Image:
@@ -83,6 +86,8 @@ def upscale(
     images: Sequence[str | Path],
     out_dir: str | Path,
     tile: int | None = None,
+    overwrite: bool = False,
+    config: str | None = None,
 ) -> list[Path]:
     """Upscale images; write `<name of the image>_x<scale>.png` for each.
 
@@ -92,24 +97,27 @@ def upscale(
         images: Image files, and folders of them.
         out_dir: Where all goes.
         tile: Side of the tiles in which images are upscaled, for bounded memory; None for the whole image at once.
+        overwrite: Whether files that are in the way in `out_dir` are replaced; without, only earlier outputs are.
+        config: The file that the model comes from, if any, which is not written over.
 
     Returns:
         The pictures, in the order of the images.
 
     Raises:
-        UserError: if an image cannot be read or upscaled, `tile` is no multiple of the model's window, or the
-            checkpoint does not fit. Of what can be known before, nothing has been written then.
+        UserError: if an image cannot be read or upscaled, `tile` is no multiple of the model's window, the checkpoint
+            does not fit, or an output would replace an input or a file that is none of ours. Of what can be known
+            before, nothing has been written then.
     """
     import torch
 
     from ..backbones.tiling import restore_tiled
     from .checkpoint import load_into
-    from .predict import candidates, find_images
     from .progress import bar
 
-    files = find_images(images)
-    for file in files:
-        _open(file)
+    files = find_images(images, _open)
+    outputs = Outputs(out_dir, [*files, checkpoint, *filter(None, [config])], overwrite)
+    names = [f"{outputs.stem(file.stem)}_x{model.upscale}.png" for file in files]
+    outputs.check(names)
     window = model.window_size
     if tile is not None and (tile < 1 or tile % window):
         name = model.pretrained_cfg["architecture"]
@@ -127,10 +135,7 @@ def upscale(
         return restore_tiled(model, pixels, tile, OVERLAP, tiles).cpu()
 
     pictures: list[Path] = []
-    taken: set[str] = set()
-    for file in bar(files, title="upscale"):
-        stem = next(stem for stem in candidates(f"{file.stem}_x{model.upscale}") if stem not in taken)
-        taken.add(stem)
+    for file, name in bar(list(zip(files, names, strict=True)), title="upscale"):
         image = _open(file)
         try:
             with torch.inference_mode():
@@ -142,7 +147,7 @@ def upscale(
                     f"{file}: not enough memory for {image.width} x {image.height}: try {advice}"
                 ) from error
             raise
-        pictures.append(Path(out_dir) / f"{stem}.png")
+        pictures.append(outputs.folder / name)
         with atomic_path(pictures[-1]) as temporary:
-            result.save(temporary, icc_profile=image.info.get("icc_profile"))
+            result.save(temporary, icc_profile=image.info.get("icc_profile"), pnginfo=png_stamp())
     return pictures

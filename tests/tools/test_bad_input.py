@@ -11,10 +11,13 @@ import pytest
 import torch
 from loopback import served
 from PIL import Image
+from pycocotools.mask import encode
 from tools_helpers import DETECTOR, ENVIRONMENT, SEGMENTOR, attnzoo, listing, write_config
 
 from attnzoo.tools import cli
 from attnzoo.tools.checkpoint import load_checkpoint
+from attnzoo.tools.config import load_config
+from attnzoo.tools.data import check_data
 
 
 class MakesFolder:
@@ -264,6 +267,18 @@ def rename_categories(data):
     return "train.json", "'RED', 'BLUE'", "allowed is names among the classes of the data set: 'red', 'blue'"
 
 
+def swap_categories(data):
+    content = json.loads((data / "train.json").read_text())
+    content["categories"].reverse()
+    (data / "train.json").write_text(json.dumps(content))
+    return "train.json: categories: 'blue', 'red': allowed is the order of the data set's classes", "'red', 'blue'"
+
+
+def nest_annotations(data):
+    (data / "train.json").write_text('{"images": ' + "[" * 100_000)
+    return "train_dataloader.dataset.ann_file", "train.json", "is not a COCO file"
+
+
 DAMAGES = [
     remove_images,
     remove_annotations,
@@ -279,7 +294,107 @@ DAMAGES = [
     change_coco("annotations", 3, "bbox", [1, 2, 3]),
     change_coco("annotations", 3, "bbox", [1, 2, float("nan"), 4]),
     change_coco("annotations", 3, "area", "large"),
+    change_coco("annotations", 3, "area", -1),
+    change_coco("annotations", 3, "id", 3),
+    change_coco("annotations", 3, "id", [4]),
+    change_coco("annotations", 3, "image_id", [1]),
+    change_coco("annotations", 3, "iscrowd", "no"),
+    change_coco("annotations", 3, "bbox", [1, 2, -3, 4]),
+    change_coco("annotations", 3, "bbox", [200, 2, 3, 4]),
+    change_coco("annotations", 3, "bbox", [1, 2, 1e308, 4]),
+    change_coco("images", 2, "id", 1),
+    change_coco("images", 2, "id", {"a": 1}),
+    change_coco("images", 2, "height", 2**31),
+    change_coco("images", 2, "file_name", "../images/2.jpg"),
+    change_coco("images", 2, "file_name", "/etc/hostname"),
+    change_coco("images", 2, "file_name", 7),
+    change_coco("categories", 1, "id", 1),
+    change_coco("categories", 1, "name", ["blue"]),
+    change_coco("categories", 1, "name", "red"),
+    nest_annotations,
+    swap_categories,
 ]
+
+
+def test_what_data_sets_have_is_accepted(place):
+    """As in COCO, LVIS, Objects365 and the exports of labelling programs: none of it is a mistake."""
+    content = json.loads((place / "data" / "train.json").read_text())
+    for annotation in content["annotations"]:
+        annotation["category_id"] *= 7
+    content["categories"] = [
+        {"id": 7 * one["id"], "name": one["name"], "frequency": "r"} for one in content["categories"]
+    ]
+    content["categories"].append({"id": 99, "name": "unused", "supercategory": "none", "keypoints": []})
+    content |= {"info": {"year": "2024"}, "licenses": [], "extra": [[[{}]]]}
+    content["images"][0] |= {"coco_url": "http://x", "flickr_url": None, "neg_category_ids": [1], "date_captured": 0}
+    content["annotations"] = [one for one in content["annotations"] if one["image_id"] != 7]
+    first, second, third, fourth, fifth, *_ = content["annotations"]
+    x, y, w, h = first["bbox"]
+    first |= {"bbox": [-3.5, y, x + w + 3.5, h], "id": 0, "attributes": {"occluded": False}, "isfake": 0}
+    second |= {"bbox": [10, 10, 0, 5], "area": 0, "segmentation": []}
+    third |= {"bbox": [64, 60, 0.4, 6.5], "area": 2.6}
+    fourth |= {"iscrowd": 1, "segmentation": {"size": [64, 64], "counts": [100, 50, 64 * 64 - 150]}}
+    pixels = np.zeros((64, 64), np.uint8, order="F")
+    pixels[3:9, 5:30] = 1
+    code = encode(pixels)
+    fifth |= {"ignore": 0, "segmentation": {"size": code["size"], "counts": code["counts"].decode()}}
+    (place / "data" / "train.json").write_text(json.dumps(content))
+    config = (place / "detector.py").read_text().replace("with_bbox=True", "with_bbox=True, with_mask=True")
+    (place / "detector.py").write_text(config)
+    cfg = load_config(place / "detector.py")
+    check_data(cfg, ("train", "val", "test"))
+    for image in content["images"]:
+        image["id"] = f"{image['id']}.jpg"
+    for annotation in content["annotations"]:
+        annotation["image_id"] = f"{annotation['image_id']}.jpg"
+    (place / "data" / "train.json").write_text(json.dumps(content))
+    check_data(cfg, ("train", "val", "test"))
+
+
+HOSTILE_MASKS = [
+    {"size": [2**31, 2**31], "counts": "abc"},
+    {"size": [64, 64], "counts": "P" * 40},
+    {"size": [64, 64], "counts": [2**31, 2**31]},
+    {"size": [64, 64], "counts": "0" * 40},
+    [[0, 0, 2.0**200, 1, 5, 5]],
+    [[0, 0, 2**200, 1, 5, 5]],
+    [[0, 0, float("nan"), 1, 10**400, 5]],
+    [[0.0, 0.0, 700.0, 0.0] * 20_000],
+    [],
+    None,
+]
+
+
+@pytest.mark.parametrize("mask", HOSTILE_MASKS, ids=lambda mask: str(mask)[:40])
+def test_hostile_masks(place, capsys, mask):
+    content = json.loads((place / "data" / "train.json").read_text())
+    content["annotations"][5]["segmentation"] = mask
+    (place / "data" / "train.json").write_text(json.dumps(content))
+    config = (place / "detector.py").read_text()
+    (place / "detector.py").write_text(config.replace("with_bbox=True", "with_bbox=True, with_mask=True"))
+    message = refused(capsys, "train", "detector.py", folder=place)
+    assert "train.json: annotations[5].segmentation" in message and "allowed is " in message
+
+
+@pytest.mark.parametrize("command", ["train", "test"])
+def test_files_of_metrics_are_checked_too(trained, place, capsys, command):
+    content = json.loads((place / "data" / "train.json").read_text())
+    content["annotations"][5]["id"] = content["annotations"][4]["id"]
+    (place / "data" / "other.json").write_text(json.dumps(content))
+    (place / "detector.py").open("a").write("\nval_evaluator['ann_file'] = 'data/other.json'")
+    arguments = [command, "detector.py", *([trained["detector"][1]] if command == "test" else [])]
+    message = refused(capsys, *arguments, folder=place)
+    mode = "val" if command == "train" else "test"
+    assert (
+        f"{mode}_evaluator.ann_file: data/other.json: annotations[5].id: 5: allowed is an id that no other" in message
+    )
+    for annotation in content["annotations"]:
+        del annotation["iscrowd"], annotation["id"]
+        annotation["id"] = 1 + content["annotations"].index(annotation)
+    (place / "data" / "other.json").write_text(json.dumps(content))
+    assert "annotations[0].iscrowd: None: allowed is 0 or 1, without" in refused(capsys, *arguments, folder=place)
+    (place / "data" / "other.json").unlink()
+    assert f"{mode}_evaluator.ann_file: no file 'data/other.json'" in refused(capsys, *arguments, folder=place)
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

@@ -108,3 +108,30 @@ def test_every_command_can_be_the_first_imported():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("by", ["option before", "option behind", "environment", "nothing", "environment off"])
+def test_traceback(by, tmp_path, capsys, monkeypatch):
+    (tmp_path / "own.py").write_text("def broken():\n    return 1 / 0\n\n\nbroken()\n")
+    arguments = ["train", str(tmp_path / "own.py")]
+    if by.startswith("environment"):
+        monkeypatch.setenv("ATTNZOO_TRACEBACK", "0" if by.endswith("off") else "1")
+    elif by.startswith("option"):
+        arguments.insert(0 if by.endswith("before") else 2, "--traceback")
+    assert cli.main(arguments) == 2
+    shown = capsys.readouterr().err
+    line = shown.splitlines()[-1]
+    assert line.startswith("attnzoo: error: ") and f"{tmp_path / 'own.py'}, line 2; --traceback shows more" in line
+    if by in ("nothing", "environment off"):
+        assert shown.count("\n") == 1
+    else:
+        assert shown.count("Traceback") >= 2 and "ZeroDivisionError" in shown and "in broken" in shown
+
+
+def test_traceback_is_an_option_of_every_command(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["card", "--help"])
+    assert "--traceback" in capsys.readouterr().out
+    assert cli.main(["list", "--traceback", "van_x*"]) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("Traceback") and shown.splitlines()[-1].startswith("attnzoo: error: no model matches")

@@ -1,8 +1,12 @@
 """Configs by path and by name, and their errors."""
 
+import ast
+from pathlib import Path
+
 import pytest
 
 from attnzoo.tools import config
+from attnzoo.tools.config_checks import _top, misspelt
 from attnzoo.tools.errors import UserError
 
 
@@ -66,3 +70,98 @@ def test_bases_of_both_libraries(tmp_path, base, scope):
     path = tmp_path / "based.py"
     path.write_text(f"_base_ = {base!r}")
     assert config.load_config(path).model.type == scope
+
+
+def test_names_of_all_packaged_configs_and_of_the_libraries_pass():
+    """By the names that are set at the top of each file; `_base_` brings none that are not there."""
+    from importlib.util import find_spec
+
+    libraries = [Path(find_spec(name).origin).parent / ".mim" / "configs" for name in ("mmdet", "mmseg")]
+    known, seen = _top(), set()
+    for folder in (config.CONFIG_ROOT, *libraries):
+        files = list(folder.rglob("*.py"))
+        assert len(files) > 100
+        for file in files:
+            for node in ast.parse(file.read_text()).body:
+                for target in getattr(node, "targets", ()):
+                    seen |= {name.id for name in ast.walk(target) if isinstance(name, ast.Name)}
+    assert {name: near for name in seen if (near := misspelt(name, known))} == {}
+    assert len(seen & known) > 20 and len(seen - known) > 100
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("train_cgf = dict()", "train_cgf is not read by anything; did you mean train_cfg?"),
+        ("optim_wraper = dict()", "did you mean optim_wrapper?"),
+        ("default_hook = dict()", "did you mean default_hooks?"),
+        ("load_form = 'x.pth'", "did you mean load_from?"),
+        ("default_hooks = dict(chekpoint=dict())", "default_hooks.chekpoint is not read by anything"),
+        ("model = [1]", "model: a dict is needed, got list [1]"),
+        ("model = dict(backbone=[])", "model.backbone: a dict is needed, got list []"),
+        ("custom_hooks = [3]", "custom_hooks[0]: a dict is needed, got int 3"),
+        ("default_scope = '.'", "default_scope: the name of a library is needed, got str '.'"),
+        ("resume = 'x.pth'", "resume: True or False is needed, got str 'x.pth'"),
+    ],
+)
+def test_misspelt_names_and_wrong_types_are_named(tmp_path, text, said):
+    path = tmp_path / "wrong.py"
+    path.write_text(f"data_root = img_scale = backend_args = None\n{text}\n")
+    with pytest.raises(UserError) as raised:
+        config.load_config(path)
+    assert said in str(raised.value) and str(path) in str(raised.value)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("suffix", ["yaml", "yml"])
+def test_yaml_runs_nothing(tmp_path, suffix, nested):
+    path, mark = tmp_path / f"hostile.{suffix}", tmp_path / "ran"
+    (tmp_path / "inner").mkdir()
+    hostile = tmp_path / "inner" / f"base.{suffix}" if nested else path
+    hostile.write_text(f"x: !!python/object/apply:os.mkdir ['{mark}']\n")
+    if nested:
+        path.write_text(f"_base_: inner/base.{suffix}\n")
+    with pytest.raises(UserError, match="the config cannot be loaded: ConstructorError"):
+        config.load_config(path)
+    assert not mark.exists()
+    # Outside of the commands mmengine is as it was.
+    from mmengine.fileio import load
+
+    load(hostile)
+    assert mark.exists()
+
+
+def test_yaml_and_json_are_read(tmp_path):
+    (tmp_path / "base.yaml").write_text("model: {type: RetinaNet, x: [1, 2.5, null]}\ndefault_scope: mmdet\n")
+    for suffix in ("yaml", "json"):
+        (tmp_path / f"own.{suffix}").write_text('{"_base_": "base.yaml", "model": {"y": true}}')
+        cfg = config.load_config(tmp_path / f"own.{suffix}")
+        assert cfg.model == dict(type="RetinaNet", x=[1, 2.5, None], y=True)
+
+
+def test_a_config_may_read_files_of_its_own(tmp_path):
+    (tmp_path / "classes.yaml").write_text("[red, blue]")
+    (tmp_path / "own.py").write_text(
+        f"names = __import__('mmengine').load({str(tmp_path / 'classes.yaml')!r})\nx = len(names)"
+    )
+    assert config.load_config(tmp_path / "own.py").x == 2
+
+
+LAUGHS = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 60))
+
+
+@pytest.mark.parametrize("text", ["a: &a [*a]", LAUGHS])
+def test_yaml_that_grows_without_end_is_refused(tmp_path, text):
+    (tmp_path / "x.yaml").write_text(text)
+    with pytest.raises(UserError, match="more than 1000000 values, or one that holds itself"):
+        config.load_config(tmp_path / "x.yaml")
+
+
+def test_the_line_of_a_base_that_raises_is_told(tmp_path):
+    (tmp_path / "base.py").write_text("x = 1\ny = x.z\n")
+    (tmp_path / "own.py").write_text("_base_ = 'base.py'\n")
+    with pytest.raises(UserError, match=rf"own\.py: .*AttributeError.*\({tmp_path / 'base.py'}, line 2; --traceback"):
+        config.load_config(tmp_path / "own.py")
+    (tmp_path / "base.py").write_text("x = 1\ny = (\n")
+    with pytest.raises(UserError, match=rf"SyntaxError.*\({tmp_path / 'base.py'}, line 2; --traceback"):
+        config.load_config(tmp_path / "own.py")

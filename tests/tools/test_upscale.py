@@ -156,3 +156,28 @@ def test_restoration_models_are_those_without_classes():
     names = restoration_models()
     assert {"hat_small_x4", "hat_x2", "hat_large_x3", "hat_real_x4"} <= set(names)
     assert not any(name.startswith("van") for name in names)
+
+
+def test_no_picture_takes_the_place_of_an_input_or_of_another_file(checkpoint, photo, tmp_path, capsys):
+    out = tmp_path / "out"
+    arguments = [NAME, checkpoint, photo, "--out-dir", out]
+    assert cli.main(["predict", *map(str, arguments)]) == 0
+    first = (out / "photo_x2.png").read_bytes()
+    assert cli.main(["predict", *map(str, arguments)]) == 0
+    assert (out / "photo_x2.png").read_bytes() == first
+    (out / "photo_x2.png").write_bytes(photo.read_bytes())
+    assert "photo_x2.png: in the way" in refused(capsys, *arguments, folder=tmp_path)
+    (out / "photo_x2.png").unlink()
+    (out / "photo_x2.png").symlink_to(photo)
+    assert "would be written over" in refused(capsys, *arguments, "--overwrite", folder=tmp_path)
+    (out / "photo_x2.png").unlink()
+    (out / "photo_x2.png").mkdir()
+    assert "a folder is in the way" in refused(capsys, *arguments, "--overwrite", folder=tmp_path)
+
+
+def test_long_names(checkpoint, photo, tmp_path):
+    photo.rename(tmp_path / f"{'x' * 240}.png")
+    out = tmp_path / "out"
+    assert cli.main(["predict", NAME, str(checkpoint), str(tmp_path), "--out-dir", str(out)]) == 0
+    ((name, _),) = listing(out).items()
+    assert name.startswith("xxx") and name.endswith("x_x2.png") and len(name) < 230

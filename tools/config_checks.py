@@ -1,0 +1,230 @@
+"""Checks of what a config says, before anything is built: the types of what commands read, and misspelt names."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from .errors import UserError
+
+_DICT = (Mapping, "a dict")
+_DICTS = ((Mapping, list, tuple), "a dict or a list of them")
+_LIST = ((list, tuple), "a list")
+_TEXT = (str, "a text")
+_TRUTH = (bool, "True or False")
+# What commands and the Runner read from a config. None stands for what is not there.
+_TYPES: dict[str, tuple[Any, str]] = {
+    "model": _DICT,
+    "model.type": ((str, type), "the name of a class"),
+    "model.backbone": _DICT,
+    "model.neck": _DICTS,
+    "model.data_preprocessor": _DICT,
+    **{f"model.{head}_head": _DICTS for head in ("decode", "auxiliary", "panoptic", "rpn", "bbox", "mask", "roi")},
+    **{f"{mode}_dataloader": _DICT for mode in ("train", "val", "test")},
+    **{f"{mode}_dataloader.dataset": _DICT for mode in ("train", "val", "test")},
+    **{f"{mode}_cfg": _DICT for mode in ("train", "val", "test")},
+    **{f"{mode}_evaluator": _DICTS for mode in ("val", "test")},
+    "optim_wrapper": _DICT,
+    "optim_wrapper.optimizer": _DICT,
+    "optim_wrapper.paramwise_cfg": _DICT,
+    "optim_wrapper.clip_grad": _DICT,
+    "param_scheduler": _DICTS,
+    "default_hooks": _DICT,
+    **{f"default_hooks.{name}": _DICT for name in ("checkpoint", "logger", "timer", "param_scheduler")},
+    "custom_hooks": _LIST,
+    "custom_imports": _DICT,
+    "data_preprocessor": _DICT,
+    "visualizer": _DICT,
+    "log_processor": _DICT,
+    "env_cfg": _DICT,
+    "randomness": _DICT,
+    "strategy": _DICT,
+    "model_wrapper_cfg": _DICT,
+    "auto_scale_lr": _DICT,
+    "default_scope": _TEXT,
+    "work_dir": ((str, Path), "a path"),
+    "load_from": ((str, Path), "a path"),
+    "resume": _TRUTH,
+    "find_unused_parameters": _TRUTH,
+}
+# Dicts that are read by name, so that another name is passed over in silence.
+_NAMES = {
+    "env_cfg": ("cudnn_benchmark", "mp_cfg", "dist_cfg", "resource_limit"),
+    "default_hooks": ("runtime_info", "timer", "sampler_seed", "logger", "param_scheduler", "checkpoint"),
+    "optim_wrapper.paramwise_cfg": (
+        "custom_keys", "bias_lr_mult", "bias_decay_mult", "norm_decay_mult", "flat_decay_mult", "dwconv_decay_mult",
+        "dcn_offset_lr_mult", "bypass_duplicate", "layer_decay", "decay_rate", "decay_type", "num_layers",
+    ),
+}  # fmt: skip
+
+
+def check_types(cfg: Any) -> None:
+    """Check the types of the fields that commands read; drop those that are None where mmengine wants them absent.
+
+    Args:
+        cfg: The config.
+
+    Raises:
+        UserError: naming file, field, what is allowed and what came.
+    """
+    for name in ("default_hooks", "custom_hooks", "custom_imports", "randomness", "env_cfg", "find_unused_parameters"):
+        if name in cfg and cfg[name] is None:
+            del cfg[name]
+    for field, (types, allowed) in _TYPES.items():
+        value = _at(cfg, field)
+        if value is not None and not isinstance(value, types):
+            raise UserError(f"{cfg.filename}: {field}: {allowed} is needed, got {shown(value)}")
+        if isinstance(value, (list, tuple)):
+            for index, part in enumerate(value):
+                if not isinstance(part, Mapping):
+                    raise UserError(f"{cfg.filename}: {field}[{index}]: a dict is needed, got {shown(part)}")
+    scope = cfg.get("default_scope")
+    if scope is not None and not scope.isidentifier():
+        raise UserError(f"{cfg.filename}: default_scope: the name of a library is needed, got {shown(scope)}")
+    _check_imports(cfg)
+
+
+def _check_imports(cfg: Any) -> None:
+    """Check `custom_imports`, and make a list of one name."""
+    imports = _at(cfg, "custom_imports.imports")
+    if isinstance(imports, str):
+        cfg.custom_imports.imports = [imports]
+    elif "custom_imports" in cfg and (
+        not isinstance(imports, list) or not all(isinstance(name, str) for name in imports)
+    ):
+        raise UserError(f"{cfg.filename}: custom_imports.imports: a list of modules is needed, got {shown(imports)}")
+
+
+def shown(value: Any) -> str:
+    """Type and beginning of a value."""
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # nested too deep, or an integer of too many digits
+        text = "…"
+    return f"{type(value).__name__} {text if len(text) <= 80 else text[:79] + '…'}"
+
+
+def _at(cfg: Any, field: str) -> Any:
+    for name in field.split("."):
+        cfg = cfg.get(name) if isinstance(cfg, Mapping) or hasattr(cfg, "filename") else None
+    return cfg
+
+
+def check_names(cfg: Any) -> None:
+    """Refuse names that are almost those that are read, as a misspelt one would leave the default in force unsaid.
+
+    Other unknown names are variables of the config's own, and pass; so do names that begin with an underscore.
+
+    Raises:
+        UserError: naming the field and what it is close to.
+    """
+    for name in cfg:
+        _check_name(cfg.filename, "", name, _top())
+    for field, known in _NAMES.items():
+        for name in filter(lambda name: isinstance(name, str), _at(cfg, field) or ()):
+            _check_name(cfg.filename, f"{field}.", name, known)
+
+
+def _check_name(filename: str, place: str, name: str, known: Iterable[str]) -> None:
+    near = misspelt(name, known)
+    if near:
+        raise UserError(
+            f"{filename}: {place}{name} is not read by anything; did you mean {place}{near}? A variable of your own "
+            "needs a name that is less like it"
+        )
+
+
+def _top() -> set[str]:
+    """The names at the top of a config that are read."""
+    from mmengine.runner import FlexibleRunner, Runner
+
+    known = {"custom_imports", "model_wrapper_cfg", "find_unused_parameters", "data_root", "tta_model", "sync_bn"}
+    known |= {"activation_checkpointing", "efficient_conv_bn_eval", "tta_pipeline"}
+    for runner in (Runner, FlexibleRunner):
+        known |= inspect.signature(runner.__init__).parameters.keys()
+    return known - {"self", "cfg"}
+
+
+def misspelt(name: str, known: Iterable[str]) -> str | None:
+    """The one of `known` that differs from `name` by a letter or two, if `name` is none of them."""
+    known = set(known)
+    # A plural is a list of one's own: mmseg has `models`.
+    if name in known or name.startswith("_") or (name.endswith("s") and name[:-1] == "model"):
+        return None
+    near = ((_distance(name, one), one) for one in sorted(known) if len(one) > 3 and abs(len(name) - len(one)) <= 2)
+    return min(((far, one) for far, one in near if far <= (2 if len(one) >= 9 else 1)), default=(0, None))[1]
+
+
+def _distance(one: str, other: str) -> int:
+    """How many letters to change, leave out, add or swap with their neighbour."""
+    before: list[int] = []
+    row = list(range(len(other) + 1))
+    for i, letter in enumerate(one, 1):
+        before, last, row = row, before, [i]
+        for j, wanted in enumerate(other, 1):
+            cost = min(before[j] + 1, row[j - 1] + 1, before[j - 1] + (letter != wanted))
+            if i > 1 and j > 1 and letter == other[j - 2] and one[i - 2] == wanted:
+                cost = min(cost, last[j - 2] + 1)
+            row.append(cost)
+    return row[-1]
+
+
+def check_options(cfg: Any, options: Mapping[str, Any]) -> None:
+    """Check that what `--cfg-options` adds to a config is not a misspelt name of what is there or could be.
+
+    Other new keys pass: what no class takes is refused when it is built.
+
+    Args:
+        cfg: The config before the options.
+        options: Values by dotted keys.
+
+    Raises:
+        UserError: naming the key and what it is close to.
+    """
+    for key in options:
+        place: list[str] = []
+        parent: Any = cfg
+        for name in key.split("."):
+            inner = _entry(parent, name)
+            if place and inner is None and isinstance(parent, Mapping) and name not in parent:
+                taken = _parameters(parent.get("type"), cfg.get("default_scope"))
+                near = misspelt(name, {*parent, *taken, *_NAMES.get(".".join(place), ())})
+                if near:
+                    where = ".".join(place)
+                    raise UserError(f"--cfg-options: {where}.{name} is not in the config; did you mean {where}.{near}?")
+            place.append(name)
+            parent = inner
+
+
+def _entry(parent: Any, name: str) -> Any:
+    if isinstance(parent, (list, tuple)) and name.isdecimal():
+        return parent[int(name)] if int(name) < len(parent) else None
+    return parent.get(name) if isinstance(parent, Mapping) or hasattr(parent, "filename") else None
+
+
+def _parameters(kind: Any, scope: str | None) -> set[str]:
+    """The names that the class of a `type` takes, and those that its bases take where it hands on; none if unknown."""
+    found = kind if isinstance(kind, type) else _registered(kind, scope) if isinstance(kind, str) else None
+    names: set[str] = set()
+    for base in getattr(found, "__mro__", ()):
+        if "__init__" not in vars(base) or base is object:
+            continue
+        taken = inspect.signature(vars(base)["__init__"]).parameters.values()
+        names |= {one.name for one in taken if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)}
+        if not any(one.kind is one.VAR_KEYWORD for one in taken):
+            break
+    return names - {"self"}
+
+
+def _registered(name: str, scope: str | None) -> type | None:
+    """The class of this name in all registries, seen from a library, if they agree."""
+    from mmengine import registry
+
+    found = set()
+    for one in vars(registry).values():
+        if isinstance(one, registry.Registry):
+            found.add(one.children.get(scope, one).get(name))
+    found -= {None}
+    return found.pop() if len(found) == 1 else None
