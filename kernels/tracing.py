@@ -11,3 +11,8 @@ def is_exporting() -> bool:
     The flag behind it is what `torch.export` sets, and `torch.compile` reads it as it stands.
     """
     return torch.compiler._is_exporting_flag
+
+
+def leaves_sizes_free() -> bool:
+    """Whether a graph of plain PyTorch is being made that must serve other sizes too: by an exporter or a tracer."""
+    return is_exporting() or torch.jit.is_tracing()
