@@ -89,3 +89,8 @@ def shape(x: torch.Tensor) -> str:
     """The shape of a tensor, for an error."""
     sides = [str(side) for side in x.shape]
     return "(" + ", ".join(sides) + ("," if len(sides) == 1 else "") + ")"
+
+
+def default_scale(q: torch.Tensor, num_heads: int) -> float:
+    """Of the dot products of heads of a map (B, H, W, C)."""
+    return float(q.shape[3] // num_heads) ** -0.5

@@ -1,5 +1,8 @@
 """What is being done with the code that runs: one answer for every supported version of PyTorch."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 
 
@@ -16,3 +19,15 @@ def is_exporting() -> bool:
 def leaves_sizes_free() -> bool:
     """Whether a graph of plain PyTorch is being made that must serve other sizes too: by an exporter or a tracer."""
     return is_exporting() or torch.jit.is_tracing()
+
+
+def untraced(function: Callable[..., Any], *args: Any) -> Any:
+    """Calls a function of which `torch.jit.trace` records nothing, and to which sizes are plain numbers."""
+    if not torch.jit.is_tracing():
+        return function(*args)
+    state = torch._C._get_tracing_state()
+    torch._C._set_tracing_state(None)
+    try:
+        return function(*args)
+    finally:
+        torch._C._set_tracing_state(state)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import _derivatives, _dispatch
+from ..tracing import untraced
 from . import operator
 from .gathered import attend_gathered
 from .reference import deformable_attention_reference
@@ -55,8 +56,8 @@ def deformable_attention(
             another, or for an unknown backend.
         RuntimeError: If Triton is asked for and cannot run.
     """
-    operator.check(value, spatial_shapes, level_start_index, sampling_locations, attention_weights)
-    reason = operator.why_not(value, sampling_locations, attention_weights, None)
+    untraced(_check, value, spatial_shapes, level_start_index, sampling_locations, attention_weights)
+    reason = untraced(operator.why_not, value, sampling_locations, attention_weights, None)
     if _dispatch.use_triton(
         "deformable_attention",
         backend,

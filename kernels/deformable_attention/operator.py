@@ -1,5 +1,6 @@
 """Deformable attention in two and in three dimensions as one PyTorch operator, and the checks of its arguments."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,7 +9,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from .. import _checks, _derivatives, _dispatch
-from ..tracing import is_exporting, leaves_sizes_free
+from ..tracing import is_exporting, leaves_sizes_free, untraced
 from .gathered import attend_gathered
 
 # A program of the kernels holds a head's channels, and a pixel's depth bins, in registers.
@@ -75,8 +76,14 @@ def levels_on(
     spatial_shapes: Tensor | Sequence[Sequence[int]], level_start_index: Tensor | Sequence[int], device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Sizes (L, 2) and starts (L,) as the operator takes them."""
-    sizes, starts = (torch.as_tensor(x, device=device).int() for x in (spatial_shapes, level_start_index))
-    return sizes, starts
+    return _tensor_on(spatial_shapes, device), _tensor_on(level_start_index, device)
+
+
+def _tensor_on(given: Tensor | Sequence[Any], device: torch.device) -> Tensor:
+    if isinstance(given, Tensor):
+        return given.to(device, torch.int32)
+    # Numbers are constants of a trace, which it need not be told.
+    return untraced(functools.partial(torch.tensor, given, dtype=torch.int32, device=device))
 
 
 def why_not(value: Tensor, locations: Tensor, weights: Tensor, depth: Tensor | None) -> str | None:

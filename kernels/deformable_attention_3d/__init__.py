@@ -14,6 +14,7 @@ from .. import _derivatives, _dispatch
 from ..deformable_attention import operator
 from ..deformable_attention.gathered import attend_gathered
 from ..deformable_attention.work import operations
+from ..tracing import untraced
 from .reference import deformable_attention_3d_reference
 
 __all__ = ["deformable_attention_3d"]
@@ -55,8 +56,8 @@ def deformable_attention_3d(
             another, or for an unknown backend.
         RuntimeError: If Triton is asked for and cannot run.
     """
-    operator.check(value, spatial_shapes, level_start_index, sampling_locations, attention_weights, depth, three=True)
-    reason = operator.why_not(value, sampling_locations, attention_weights, depth)
+    untraced(_check, value, depth, spatial_shapes, level_start_index, sampling_locations, attention_weights)
+    reason = untraced(operator.why_not, value, sampling_locations, attention_weights, depth)
     if _dispatch.use_triton(
         "deformable_attention_3d",
         backend,

@@ -4,6 +4,7 @@ import torch
 
 from .. import _dispatch
 from .._checks import shape
+from ..tracing import untraced
 from .depthwise import depthwise_conv, pointwise_conv
 from .operator import check_depthwise, check_pointwise, why_not_depthwise, why_not_pointwise
 
@@ -49,16 +50,11 @@ def large_kernel_attention(
         ValueError: where shapes, dtypes and devices do not fit each other, or for an unknown backend.
         RuntimeError: if Triton is asked for and cannot run.
     """
-    _check(
-        x,
-        local_weight,
-        local_bias,
-        dilated_weight,
-        dilated_bias,
-        pointwise_weight,
-        pointwise_bias,
-        dilation,
-    )
+    if torch.jit.is_scripting():
+        _check(x, local_weight, local_bias, dilated_weight, dilated_bias, pointwise_weight, pointwise_bias, dilation)
+    else:
+        weights = local_weight, local_bias, dilated_weight, dilated_bias, pointwise_weight, pointwise_bias
+        untraced(_check, x, *weights, dilation)
     gate = depthwise_conv(x, local_weight, local_bias, backend=backend)
     gate = depthwise_conv(gate, dilated_weight, dilated_bias, dilation, backend)
     return pointwise_conv(gate, pointwise_weight, pointwise_bias, x, backend)

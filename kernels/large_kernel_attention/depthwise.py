@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch.nn.grad import conv2d_weight
 
 from .. import _derivatives, _dispatch
-from ..tracing import leaves_sizes_free
+from ..tracing import leaves_sizes_free, untraced
 from . import operator
 from .operator import check_depthwise, check_pointwise
 from .reference import depthwise as _definition
@@ -53,8 +53,8 @@ def depthwise_conv(
         return _definition(x, weight, bias, dilation)
     else:
         x, weight, bias = _dispatch.autocast(x, weight, bias)
-        check_depthwise(x, weight, bias, dilation)
-        reason = operator.why_not_depthwise(x, weight, bias, dilation)
+        untraced(check_depthwise, x, weight, bias, dilation)
+        reason = untraced(operator.why_not_depthwise, x, weight, bias, dilation)
         if _dispatch.use_triton(
             "depthwise_conv", backend, (x, weight, bias), reason, depthwise_operations(x.shape, weight.shape)
         ):
@@ -103,7 +103,7 @@ def pointwise_conv(
         out = F.conv2d(x, weight, bias)
     else:
         x, weight, bias = _dispatch.autocast(x, weight, bias)
-        check_pointwise(x, weight, bias, gate)
+        untraced(check_pointwise, x, weight, bias, gate)
         if gate is not None and _dispatch.use_triton(
             "pointwise_conv",
             backend,

@@ -3,7 +3,8 @@
 import torch
 
 from .. import _derivatives, _dispatch
-from ..tracing import leaves_sizes_free
+from .._checks import default_scale
+from ..tracing import leaves_sizes_free, untraced
 from .operator import attention, check, why_not
 from .reference import attend
 from .work import operations
@@ -89,11 +90,16 @@ def neighborhood_attention(
             for an unknown `backend`.
         RuntimeError: where `backend` is "triton" and that cannot run.
     """
-    if not torch.jit.is_scripting():
+    if torch.jit.is_scripting():
+        check(q, k, v, num_heads, kernel_size, dilation, bias_table, scale)
+        if scale is None:
+            scale = default_scale(q, num_heads)
+    else:
         q, k, v = _dispatch.autocast(q, k, v)
-    check(q, k, v, num_heads, kernel_size, dilation, bias_table, scale)
-    if not torch.jit.is_scripting():
-        reason = why_not(q, k, v, num_heads, bias_table)
+        untraced(check, q, k, v, num_heads, kernel_size, dilation, bias_table, scale)
+        if scale is None:
+            scale = untraced(default_scale, q, num_heads)
+        reason = untraced(why_not, q, k, v, num_heads, bias_table)
         if _dispatch.use_triton(
             "neighborhood_attention",
             backend,

@@ -64,7 +64,7 @@ def attention(
     num_heads: int,
     kernel_size: int,
     dilation: int,
-    scale: float | None,
+    scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`neighborhood_attention` by Triton.
 
@@ -97,7 +97,7 @@ def attention_backward(
     num_heads: int,
     kernel_size: int,
     dilation: int,
-    scale: float | None,
+    scale: float,
     learns: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of q, k, v, and of `bias_table` where it `learns`: else (0,)."""

@@ -218,7 +218,7 @@ def attend(
     kernel_size: int,
     dilation: int,
     bias_table: torch.Tensor | None,
-    scale: float | None,
+    scale: float,
 ) -> torch.Tensor:
     """`neighborhood_attention` of arguments that fit each other."""
     if torch.jit.is_scripting():
@@ -227,8 +227,8 @@ def attend(
         # A graph of tiles is long and fits one size: what is compiled, exported or traced serves them all.
         if not torch.compiler.is_compiling() and not leaves_sizes_free():
             return attend_tiled(q, k, v, num_heads, kernel_size, dilation, bias_table, scale)
-        table, factor = _settings(q, num_heads, kernel_size, bias_table, scale)
-        return _gathered(q, k, v, num_heads, kernel_size, dilation, table, factor)
+        table = _table(q, kernel_size, bias_table)
+        return _gathered(q, k, v, num_heads, kernel_size, dilation, table, scale)
 
 
 def attend_tiled(
@@ -239,22 +239,17 @@ def attend_tiled(
     kernel_size: int,
     dilation: int,
     bias_table: torch.Tensor | None,
-    scale: float | None,
+    scale: float,
 ) -> torch.Tensor:
     """`attend` for one size, quicker, and differentiable in any way."""
-    table, factor = _settings(q, num_heads, kernel_size, bias_table, scale)
-    return _tiled(q, k, v, num_heads, kernel_size, dilation, table, factor)
+    return _tiled(q, k, v, num_heads, kernel_size, dilation, _table(q, kernel_size, bias_table), scale)
 
 
-def _settings(
-    q: torch.Tensor, num_heads: int, kernel_size: int, bias_table: torch.Tensor | None, scale: float | None
-) -> tuple[torch.Tensor, float]:
-    """The table with a row and a column more, for keys that are masked, and the factor of the dot products."""
-    if scale is None:
-        scale = (q.shape[3] // num_heads) ** -0.5
+def _table(q: torch.Tensor, kernel_size: int, bias_table: torch.Tensor | None) -> torch.Tensor:
+    """The table with a row and a column more, for keys that are masked."""
     # In float32 at least: many a pair of query and key adds to the gradient of one entry.
     dtype = torch.promote_types(q.dtype, torch.float32)
     if bias_table is None:
         side = 2 * kernel_size - 1
         bias_table = torch.zeros([1, side, side], dtype=dtype, device=q.device)
-    return F.pad(bias_table.to(dtype), [0, 1, 0, 1], value=float("-inf")), scale
+    return F.pad(bias_table.to(dtype), [0, 1, 0, 1], value=float("-inf"))

@@ -3,7 +3,7 @@
 import torch
 
 from .. import _derivatives, _dispatch
-from ..tracing import leaves_sizes_free
+from ..tracing import leaves_sizes_free, untraced
 from . import chunked, operator
 from .operator import check
 from .reference import routing_attention as _definition
@@ -81,11 +81,12 @@ def routing_attention(
             backend.
         RuntimeError: where Triton is asked for and cannot run.
     """
-    if not torch.jit.is_scripting():
+    if torch.jit.is_scripting():
+        check(q, k, v, num_heads, regions, topk, scale)
+    else:
         q, k, v = _dispatch.autocast(q, k, v)
-    check(q, k, v, num_heads, regions, topk, scale)
-    if not torch.jit.is_scripting():
-        reason = operator.why_not(q, k, v, num_heads, regions, topk, scale)
+        untraced(check, q, k, v, num_heads, regions, topk, scale)
+        reason = untraced(operator.why_not, q, k, v, num_heads, regions, topk, scale)
         triton = _dispatch.use_triton(
             "routing_attention", backend, (q, k, v), reason, operations(q.shape, regions, topk)
         )

@@ -3,7 +3,8 @@
 import torch
 
 from .. import _derivatives, _dispatch
-from ..tracing import leaves_sizes_free
+from .._checks import default_scale
+from ..tracing import leaves_sizes_free, untraced
 from .operator import attention, check, pair, why_not
 from .reference import attend, attend_in_one, position_bias
 from .training import attend_with_gradients
@@ -88,14 +89,17 @@ def window_attention(
             for an unknown `backend`.
         RuntimeError: where `backend` is "triton" and that cannot run.
     """
-    if not torch.jit.is_scripting():
-        q, k, v = _dispatch.autocast(q, k, v)
     window, shifts = pair(window_size), pair(shift)
-    check(q, k, v, num_heads, window, shifts, overlap, bias_table, scale)
-    if scale is None:
-        scale = float(q.shape[3] // num_heads) ** -0.5
-    if not torch.jit.is_scripting():
-        reason = why_not(q, k, v, num_heads, bias_table)
+    if torch.jit.is_scripting():
+        check(q, k, v, num_heads, window, shifts, overlap, bias_table, scale)
+        if scale is None:
+            scale = default_scale(q, num_heads)
+    else:
+        q, k, v = _dispatch.autocast(q, k, v)
+        untraced(check, q, k, v, num_heads, window, shifts, overlap, bias_table, scale)
+        if scale is None:
+            scale = untraced(default_scale, q, num_heads)
+        reason = untraced(why_not, q, k, v, num_heads, bias_table)
         if _dispatch.use_triton(
             "window_attention",
             backend,

@@ -159,9 +159,9 @@ def test_can_run():
         kernels.can_run("depthwise_conv", x, torch.zeros(2, 1, 33, 3), raise_error=True)
     with pytest.raises(RuntimeError, match="there is no gate"):
         kernels.can_run("pointwise_conv", x, torch.zeros(2, 2, 1, 1), raise_error=True)
-    with pytest.raises(RuntimeError, match="weight must be torch.float32 as x is, got torch.float16"):
+    with pytest.raises(RuntimeError, match=r"weight must be torch\.float32 as x is, got torch\.float16"):
         kernels.can_run("depthwise_conv", x, weight.half(), raise_error=True)
-    with pytest.raises(ValueError, match="weight must be torch.float32 as x is, got torch.float16"):
+    with pytest.raises(ValueError, match=r"weight must be torch\.float32 as x is, got torch\.float16"):
         depthwise_conv(x, weight.half(), backend="triton")
     with pytest.raises(ValueError, match="backend must be one of"):
         depthwise_conv(x, weight, backend="cudnn")
