@@ -1,18 +1,25 @@
 """Which implementation an operator runs: Triton's kernels or plain PyTorch.
 
 Every operator takes `backend="auto" | "triton" | "torch"`. "auto", the default, follows `use_backend` or else the
-environment variable ATTNZOO_BACKEND, and where these say "auto" too, runs Triton on every GPU on which it can run.
-Exporters always get plain PyTorch.
+environment variable ATTNZOO_BACKEND. Where these say "auto" too, Triton runs exactly where the package's table of
+measurements says that on such a GPU it is right and faster (`_measured`), else PyTorch. Exporters and tracers always
+get plain PyTorch.
 """
 
 import contextlib
+import contextvars
 import importlib.util
+import logging
 import os
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-from .tracing import is_exporting
+from . import _derivatives, _measured
+from .tracing import leaves_sizes_free
 
 BACKENDS = ("auto", "triton", "torch")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -25,8 +32,24 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "
 _INSTALLED = importlib.util.find_spec("triton") is not None
 _ENVIRONMENT = "ATTNZOO_BACKEND"
 # A list, so that a compiled graph is guarded by what it holds.
-_current = [os.environ.get(_ENVIRONMENT, "auto")]
-_reasons: dict[str, Callable[..., str | None]] = {}
+_default = [os.environ.get(_ENVIRONMENT, "auto")]
+
+# What `use_backend` asks for, the newest last: lists of one name, which is None once the context has ended.
+_Entries = tuple[list[str | None], ...]
+_entered: contextvars.ContextVar[_Entries] = contextvars.ContextVar("attnzoo_backend", default=())
+# The same for `torch.compile` of PyTorch that cannot trace a context variable (2.9; tried with 2.14, which can), but
+# guards what it reads of a thread's own variables.
+_of_thread = threading.local()
+_COMPILES_CONTEXTS = torch.__version__ >= "2.14"
+# All that have not ended, of whatever context: what holds in threads that Python did not start.
+_all_entered: list[list[str | None]] = []
+
+# Devices that the table of measurements is about.
+_MEASURED_DEVICES = ("cuda",)
+_log = logging.getLogger("attnzoo")
+_told: set[str] = set()
+
+_operators: dict[str, tuple[Callable[..., None], Callable[..., str | None]]] = {}
 
 
 def _checked(backend: str, source: str) -> str:
@@ -37,7 +60,12 @@ def _checked(backend: str, source: str) -> str:
 
 @contextlib.contextmanager
 def use_backend(backend: str) -> Iterator[None]:
-    """Within it, operators that are called with `backend="auto"` run this one; in all threads.
+    """Within it, operators that are called with `backend="auto"` run this one.
+
+    It holds in the current context (`contextvars`): in this thread or asynchronous task. A new thread begins with what
+    the environment variable ATTNZOO_BACKEND says; so do those of `torch.nn.DataParallel`. A backward pass runs the
+    backend of its forward pass, wherever it is called; under gradient checkpointing, which runs operators again, it
+    must be called within the same choice, which then holds in autograd's own threads too.
 
     Args:
         backend: "auto", "triton" or "torch".
@@ -49,17 +77,55 @@ def use_backend(backend: str) -> Iterator[None]:
         >>> with attnzoo.kernels.use_backend("torch"):
         ...     model(images)
     """
-    before = _current[0]
-    _current[0] = _checked(backend, "backend")
+    entry: list[str | None] = [_checked(backend, "backend")]
+    _all_entered.append(entry)
+    _enter((*_still_entered(), entry))
     try:
         yield
     finally:
-        _current[0] = before
+        # Generators end in any order, and in any context: this may not be the newest entry, nor one of this context.
+        entry[0] = None
+        # By identity: those that have ended are all equal.
+        _all_entered[:] = [other for other in _all_entered if other is not entry]
+        _enter(_still_entered())
 
 
-def register(operator: str, why_not: Callable[..., str | None]) -> None:
-    """Tells `can_run` of an operator; `why_not` takes the operator's arguments and gives a reason or None."""
-    _reasons[operator] = why_not
+def _still_entered() -> _Entries:
+    return tuple(entry for entry in _entered.get() if entry[0] is not None)
+
+
+def _enter(entries: _Entries) -> None:
+    _entered.set(entries)
+    _of_thread.entries = entries
+
+
+def _current() -> str:
+    """What "auto" stands for in this context."""
+    if not torch.compiler.is_compiling():
+        entries = _entered.get()
+        # Autograd has threads of its own, one a GPU, which know of no context; gradient checkpointing calls operators
+        # there.
+        if not entries and _all_entered and isinstance(threading.current_thread(), threading._DummyThread):
+            entries = tuple(_all_entered)
+    elif _COMPILES_CONTEXTS:
+        entries = _entered.get()
+    else:
+        entries = getattr(_of_thread, "entries", ())
+    for entry in reversed(entries):
+        if entry[0] is not None:
+            return entry[0]
+    return _checked(_default[0], _ENVIRONMENT)
+
+
+def register(operator: str, check: Callable[..., None], why_not: Callable[..., str | None]) -> None:
+    """Tells `can_run` of an operator.
+
+    Args:
+        operator: its name.
+        check: takes the operator's arguments but `backend`; raises TypeError or ValueError where they are wrong.
+        why_not: takes the same, if they are right; what keeps Triton from running, or None.
+    """
+    _operators[operator] = check, why_not
 
 
 def can_run(operator: str, *args: object, raise_error: bool = False, **kwargs: object) -> bool:
@@ -72,29 +138,41 @@ def can_run(operator: str, *args: object, raise_error: bool = False, **kwargs: o
         **kwargs: what the operator would be called with.
 
     Returns:
-        True if they can.
+        True if they can; False also for arguments that the operator would refuse with any backend.
 
     Raises:
         ValueError: for an unknown operator.
         RuntimeError: with `raise_error`, where they cannot run; it says why.
     """
-    if operator not in _reasons:
-        raise ValueError(f"operator must be one of {', '.join(sorted(_reasons))}, got {operator!r}")
+    if operator not in _operators:
+        raise ValueError(f"operator must be one of {', '.join(sorted(_operators))}, got {operator!r}")
     kwargs.pop("backend", None)
-    reason = _reasons[operator](*args, **kwargs)
+    check, why_not = _operators[operator]
+    try:
+        check(*args, **kwargs)
+        reason = why_not(*args, **kwargs) or _why_no_derivatives()
+    except (TypeError, ValueError) as error:
+        reason = str(error)
     if reason is not None and raise_error:
         raise RuntimeError(f"{operator}: Triton cannot run: {reason}")
     return reason is None
 
 
-def use_triton(operator: str, backend: str, device: torch.device, reason: str | None) -> bool:
+def use_triton(
+    operator: str,
+    backend: str,
+    tensors: Sequence[torch.Tensor | None],
+    reason: str | None,
+    flops: int,
+) -> bool:
     """The choice for one call.
 
     Args:
-        operator: its name, for errors.
+        operator: its name, for errors and the table of measurements.
         backend: as the caller gave it.
-        device: of the tensors.
+        tensors: the arguments that may learn; device and dtype of the first count.
         reason: why Triton cannot run here, None if it can.
+        flops: operations of the forward pass, as the operator counts them for the table of measurements.
 
     Raises:
         ValueError: for an unknown `backend`, here or in the environment.
@@ -102,13 +180,53 @@ def use_triton(operator: str, backend: str, device: torch.device, reason: str | 
     """
     chosen = _checked(backend, "backend")
     if chosen == "auto":
-        chosen = _checked(_current[0], _ENVIRONMENT)
-    if chosen == "torch" or is_exporting() or torch.onnx.is_in_onnx_export() or torch.jit.is_tracing():
+        chosen = _current()
+    if chosen == "torch" or leaves_sizes_free() or torch.onnx.is_in_onnx_export():
         return False
-    if chosen == "triton" and reason is not None:
-        raise RuntimeError(f"{operator}: Triton cannot run: {reason}; backend='auto' or 'torch' would")
+    if reason is None:
+        reason = _why_no_derivatives()
+    if chosen == "triton":
+        if reason is not None:
+            raise RuntimeError(f"{operator}: Triton cannot run: {reason}; backend='auto' or 'torch' would")
+        return True
+    first = tensors[0]
     # The interpreter, on the CPU, is for tests: nobody wants it unasked.
-    return reason is None and (chosen == "triton" or device.type == "cuda")
+    if reason is not None or first is None or first.device.type not in _MEASURED_DEVICES:
+        return False
+    learns = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+    # Of a size that a graph leaves free nothing is asked that would bind the graph: it gets PyTorch.
+    for low, high in _spans(operator, first.dtype, learns, first.device.index or 0):
+        if statically_known_true(low <= flops) and statically_known_true(flops < high):
+            return True
+    return False
+
+
+@torch.compiler.assume_constant_result
+def _spans(operator: str, dtype: torch.dtype, learns: bool, index: int) -> tuple[tuple[int, int], ...]:
+    """Operations at which Triton is to run on a GPU; says once how to have it where nothing was measured."""
+    card = _measured.nearest(_measured.table(), *_card(index))
+    name = str(dtype).removeprefix("torch.")
+    if card is not None and any(record.operator == operator for record in card.records):
+        return _measured.spans(card, operator, name, learns)
+    if not _told:
+        _told.add(operator)
+        _log.warning(
+            "%s runs in PyTorch: Triton's kernels were not measured on this GPU yet. "
+            'attnzoo.kernels.use_backend("triton") or %s=triton switches them on.',
+            operator,
+            _ENVIRONMENT,
+        )
+    return ()
+
+
+def _card(index: int) -> tuple[str, tuple[int, int]]:
+    return torch.cuda.get_device_name(index), torch.cuda.get_device_capability(index)
+
+
+def _why_no_derivatives() -> str | None:
+    if _derivatives.is_transformed():
+        return "its kernels know nothing of forward-mode differentiation and the transforms of torch.func"
+    return None
 
 
 def why_not(*tensors: torch.Tensor | None) -> str | None:
@@ -120,7 +238,7 @@ def why_not(*tensors: torch.Tensor | None) -> str | None:
     if device.type != "cuda" and not (device.type == "cpu" and INTERPRETED):
         return f"tensors are on {device.type}, it needs an NVIDIA GPU (or TRITON_INTERPRET=1 for its interpreter)"
     if device.type == "cuda" and _capability(device.index or 0) < (8, 0):
-        return "the GPU is older than compute capability 8.0 (Ampere)"
+        return "there is no NVIDIA GPU of compute capability 8.0 (Ampere) or later"
     if dtype not in DTYPES:
         return f"dtype is {dtype}, it needs float32, bfloat16 or float16"
     if device.type == "cpu" and dtype not in INTERPRETED_DTYPES:
@@ -133,9 +251,29 @@ def why_not(*tensors: torch.Tensor | None) -> str | None:
 
 @torch.compiler.assume_constant_result
 def _capability(index: int) -> tuple[int, int]:
-    if torch.version.hip is not None:
+    # Tensors without memory, as compilers and tests make them, claim to be on GPUs that a machine lacks.
+    if torch.version.hip is not None or not torch.cuda.is_available():
         return 0, 0
     return torch.cuda.get_device_capability(index)
+
+
+def autocast(*tensors: torch.Tensor | None) -> list[Any]:
+    """Tensors as autocast would give them to PyTorch's products: it does not know of other operators.
+
+    In float64 all stay as they are. What is no tensor passes, to be refused by a check.
+    """
+    first = tensors[0]
+    # Of other devices, such as meta, PyTorch raises when it is asked.
+    if not isinstance(first, torch.Tensor) or first.device.type not in ("cpu", "cuda"):
+        return list(tensors)
+    device = first.device.type
+    if not torch.is_autocast_enabled(device):
+        return list(tensors)
+    given = [x for x in tensors if isinstance(x, torch.Tensor)]
+    if any(x.dtype == torch.float64 or not x.is_floating_point() for x in given):
+        return list(tensors)
+    dtype = torch.get_autocast_dtype(device)
+    return [x.to(dtype) if isinstance(x, torch.Tensor) else x for x in tensors]
 
 
 def device_of(x: torch.Tensor) -> contextlib.AbstractContextManager:
@@ -145,4 +283,5 @@ def device_of(x: torch.Tensor) -> contextlib.AbstractContextManager:
 
 def dot_precision() -> str:
     """Triton's `input_precision` for products of float32, as PyTorch is set for its own."""
-    return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"
+    # `allow_tf32` raises once this switch or the one above it was set; this one knows of all.
+    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"

@@ -1,5 +1,8 @@
 """What is being done with the code that runs: one answer for every supported version of PyTorch."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 
 # Before it, `torch.compiler.is_exporting` is not to be trusted: see `is_exporting`.
@@ -14,3 +17,20 @@ def is_exporting() -> bool:
     branches. The flag behind it, which `torch.export` sets and `torch.compile` reads as it stands, was right.
     """
     return torch.compiler.is_exporting() if _TRUSTED else torch.compiler._is_exporting_flag
+
+
+def leaves_sizes_free() -> bool:
+    """Whether a graph of plain PyTorch is being made that must serve other sizes too: by an exporter or a tracer."""
+    return is_exporting() or torch.jit.is_tracing()
+
+
+def untraced(function: Callable[..., Any], *args: Any) -> Any:
+    """Calls a function of which `torch.jit.trace` records nothing, and to which sizes are plain numbers."""
+    if not torch.jit.is_tracing():
+        return function(*args)
+    state = torch._C._get_tracing_state()
+    torch._C._set_tracing_state(None)
+    try:
+        return function(*args)
+    finally:
+        torch._C._set_tracing_state(state)

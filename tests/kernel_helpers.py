@@ -1,6 +1,11 @@
 """What the kernel tests import."""
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
+
+from attnzoo import kernels
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -13,3 +18,132 @@ def assert_near(name: str, actual: torch.Tensor, expected: torch.Tensor, toleran
     largest = expected.double().abs().max().clamp(min=1e-12)
     error = ((actual.double() - expected.double()).abs().max() / largest).item()
     assert error <= tolerance, f"{name}: relative error {error:.2e} above {tolerance:.0e}"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A call of a public operator at a small size.
+
+    Attributes:
+        name: of the operator.
+        tensors: those that learn, by the names of the arguments: in float64.
+        settings: the other arguments.
+    """
+
+    name: str
+    tensors: dict[str, torch.Tensor]
+    settings: dict[str, Any]
+
+    def call(self, *tensors: torch.Tensor, **settings: Any) -> torch.Tensor:
+        """The operator with these tensors in place of its own, in their order."""
+        given = dict(zip(self.tensors, tensors, strict=True)) if tensors else self.tensors
+        return getattr(kernels, self.name)(**given, **self.settings, **settings)
+
+
+def cases(batch: int = 2, height: int = 6, width: int = 8, channels: int = 4) -> dict[str, Case]:
+    """Every public operator, with all of its tensors, and again where it takes another way.
+
+    Sides are multiples of 2, channels of 2.
+    """
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, dtype=torch.float64)
+
+    def maps(count: int, *names: str) -> dict[str, torch.Tensor]:
+        return {name: draw(batch, height, width, count) for name in names}
+
+    size = (batch, channels, height, width)
+    levels = [(height, width), (2, 3)]
+    positions = height * width + 6
+    samples = (batch, 5, 2, 2, 3)
+    deformable = {
+        "value": draw(batch, positions, 2, channels),
+        "sampling_locations": torch.rand(*samples, 2, dtype=torch.float64) * 1.2 - 0.1,
+        "attention_weights": draw(*samples),
+    }
+    lifted = {
+        **deformable,
+        "sampling_locations": torch.rand(*samples, 3, dtype=torch.float64) * 1.2 - 0.1,
+        "depth": draw(batch, positions, 2, 3).softmax(-1),
+    }
+    pyramid = {"spatial_shapes": levels, "level_start_index": [0, height * width]}
+    return {
+        "routing": Case(
+            "routing_attention",
+            maps(channels, "q", "k", "v"),
+            dict(num_heads=2, regions=(3, 2), topk=2, scale=0.5),
+        ),
+        "routing_to_all": Case(
+            "routing_attention",
+            maps(channels, "q", "k", "v"),
+            dict(num_heads=2, regions=(2, 2), topk=4, scale=0.5),
+        ),
+        "routing_uneven": Case(
+            "routing_attention",
+            maps(channels, "q", "k", "v"),
+            dict(num_heads=2, regions=(4, 3), topk=3, scale=0.5),
+        ),
+        "window": Case(
+            "window_attention",
+            {**maps(4 * channels, "q", "k", "v"), "bias_table": draw(9, 2)},
+            dict(num_heads=2, window_size=2),
+        ),
+        "window_shifted": Case(
+            "window_attention",
+            {**maps(4 * channels, "q", "k", "v"), "bias_table": draw(9, 2)},
+            dict(num_heads=2, window_size=2, shift=1),
+        ),
+        "window_without_bias": Case(
+            "window_attention", maps(channels, "q", "k", "v"), dict(num_heads=2, window_size=(2, 2), shift=(1, 0))
+        ),
+        "window_overlapping": Case(
+            "window_attention",
+            {**maps(channels, "q", "k", "v"), "bias_table": draw(25, 2)},
+            dict(num_heads=2, window_size=2, overlap=2),
+        ),
+        "neighborhood": Case(
+            "neighborhood_attention",
+            {**maps(channels, "q", "k", "v"), "bias_table": draw(2, 5, 5)},
+            dict(num_heads=2, kernel_size=3, dilation=2),
+        ),
+        "neighborhood_without_bias": Case(
+            "neighborhood_attention", maps(channels, "q", "k", "v"), dict(num_heads=2, kernel_size=5)
+        ),
+        "deformable": Case("deformable_attention", deformable, pyramid),
+        "deformable_3d": Case("deformable_attention_3d", lifted, pyramid),
+        "depthwise": Case(
+            "depthwise_conv",
+            {"x": draw(*size), "weight": draw(channels, 1, 5, 3), "bias": draw(channels)},
+            dict(dilation=2),
+        ),
+        "depthwise_dense": Case(
+            "depthwise_conv", {"x": draw(*size), "weight": draw(channels, 1, 3, 3), "bias": draw(channels)}, {}
+        ),
+        "pointwise": Case("pointwise_conv", {"x": draw(*size), "weight": draw(6, channels, 1, 1), "bias": draw(6)}, {}),
+        "pointwise_gated": Case(
+            "pointwise_conv",
+            {
+                "x": draw(*size),
+                "weight": draw(6, channels, 1, 1),
+                "bias": draw(6),
+                "gate": draw(batch, 6, height, width),
+            },
+            {},
+        ),
+        "large_kernel": Case(
+            "large_kernel_attention",
+            {
+                "x": draw(*size),
+                "local_weight": draw(channels, 1, 3, 3),
+                "local_bias": draw(channels),
+                "dilated_weight": draw(channels, 1, 5, 5),
+                "dilated_bias": draw(channels),
+                "pointwise_weight": draw(channels, channels, 1, 1),
+                "pointwise_bias": draw(channels),
+            },
+            dict(dilation=2),
+        ),
+    }
+
+
+CASES = tuple(cases())

@@ -11,9 +11,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .. import _dispatch
+from .. import _derivatives, _dispatch
+from ..tracing import untraced
 from . import operator
+from .gathered import attend_gathered
 from .reference import deformable_attention_reference
+from .work import operations
 
 __all__ = ["deformable_attention"]
 
@@ -36,7 +39,8 @@ def deformable_attention(
     the levels go unchecked if they are tensors, and are read where they are.
 
     Args:
-        value: `(B, K, M, C)` float, the L maps one after the other, M heads of C channels; K positions in all.
+        value: `(B, K, M, C)` float, the L maps one after the other, M heads of C channels; K positions in all. Any of
+            B, M, C and Q may be 0.
         spatial_shapes: `(L, 2)` int, `(height, width)` of each level.
         level_start_index: `(L,)` int, first position of each level in K; levels do not overlap.
         sampling_locations: `(B, Q, M, L, P, 2)` float, `(x, y)` from 0 to 1 across the map, P samples per level.
@@ -44,17 +48,31 @@ def deformable_attention(
         backend: "auto", "triton" or "torch"; see `attnzoo.kernels.use_backend`.
 
     Returns:
-        `(B, Q, M * C)`, of `value`'s dtype.
+        `(B, Q, M * C)`, of `value`'s dtype, whatever the dtypes of the rest.
 
     Raises:
-        ValueError: If shapes do not fit each other, or a level lies outside `value` or overlaps another.
+        TypeError: If a tensor is none, or holds other than floating-point numbers, or levels are no integers.
+        ValueError: If shapes or devices do not fit each other, or a level is empty, lies outside `value` or overlaps
+            another, or for an unknown backend.
         RuntimeError: If Triton is asked for and cannot run.
     """
-    operator.check(value, spatial_shapes, level_start_index, sampling_locations, attention_weights)
-    reason = _why_not(value, spatial_shapes, level_start_index, sampling_locations, attention_weights)
-    if _dispatch.use_triton("deformable_attention", backend, value.device, reason):
+    untraced(_check, value, spatial_shapes, level_start_index, sampling_locations, attention_weights)
+    reason = untraced(operator.why_not, value, sampling_locations, attention_weights, None)
+    if _dispatch.use_triton(
+        "deformable_attention",
+        backend,
+        (value, sampling_locations, attention_weights),
+        reason,
+        operations(value.shape, sampling_locations.shape),
+    ):
         levels = operator.levels_on(spatial_shapes, level_start_index, value.device)
         return operator.deformable_attention(value, None, *levels, sampling_locations, attention_weights)
+    if operator.is_empty(value, sampling_locations):
+        shape = [value.shape[0], sampling_locations.shape[1], value.shape[2] * value.shape[3]]
+        return _derivatives.nothing(shape, value, sampling_locations, attention_weights)
+    if operator.must_gather(value, spatial_shapes, level_start_index):
+        levels = operator.levels_on(spatial_shapes, level_start_index, value.device)
+        return attend_gathered(value, None, *levels, sampling_locations, attention_weights)
     dtype = torch.promote_types(value.dtype, torch.float32)
     plain = operator.as_lists(spatial_shapes, level_start_index)
     output = deformable_attention_reference(
@@ -73,4 +91,14 @@ def _why_not(
     return operator.why_not(value, sampling_locations, attention_weights, None)
 
 
-_dispatch.register("deformable_attention", _why_not)
+def _check(
+    value: Tensor,
+    spatial_shapes: Tensor | Sequence[Sequence[int]],
+    level_start_index: Tensor | Sequence[int],
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+) -> None:
+    operator.check(value, spatial_shapes, level_start_index, sampling_locations, attention_weights)
+
+
+_dispatch.register("deformable_attention", _check, _why_not)

@@ -1,12 +1,16 @@
 """Deformable attention in two and in three dimensions as one PyTorch operator, and the checks of its arguments."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
-from .. import _dispatch
+from .. import _checks, _derivatives, _dispatch
+from ..tracing import is_exporting, leaves_sizes_free, untraced
+from .gathered import attend_gathered
 
 # A program of the kernels holds a head's channels, and a pixel's depth bins, in registers.
 MAX_CHANNELS = 256
@@ -20,6 +24,8 @@ def deformable_attention(
     """By Triton; as `deformable_attention_3d`, in two dimensions without `depth`. Levels are int32 on the device."""
     from .triton import deformable_attention_forward
 
+    # A compiled graph leaves sizes free, which nobody checked yet.
+    check(value, sizes, starts, locations, weights, depth, three=depth is not None)
     return deformable_attention_forward(value, depth, sizes, starts, locations, weights)
 
 
@@ -56,6 +62,9 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    if _derivatives.backward_is_differentiated(grad):
+        needed = ctx.needs_input_grad
+        return tuple(_derivatives.gradients(attend_gathered, ctx.saved_tensors, needed, grad))
     value, depth, locations, weights = _backward(grad, *ctx.saved_tensors)
     return value, depth if ctx.needs_input_grad[1] else None, None, None, locations, weights
 
@@ -67,15 +76,22 @@ def levels_on(
     spatial_shapes: Tensor | Sequence[Sequence[int]], level_start_index: Tensor | Sequence[int], device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Sizes (L, 2) and starts (L,) as the operator takes them."""
-    sizes, starts = (torch.as_tensor(x, device=device).int() for x in (spatial_shapes, level_start_index))
-    return sizes, starts
+    return _tensor_on(spatial_shapes, device), _tensor_on(level_start_index, device)
+
+
+def _tensor_on(given: Tensor | Sequence[Any], device: torch.device) -> Tensor:
+    if isinstance(given, Tensor):
+        return given.to(device, torch.int32)
+    # Numbers are constants of a trace, which it need not be told.
+    return untraced(functools.partial(torch.tensor, given, dtype=torch.int32, device=device))
 
 
 def why_not(value: Tensor, locations: Tensor, weights: Tensor, depth: Tensor | None) -> str | None:
-    """What keeps Triton from running, None if nothing does; value and depth may be of another dtype than the rest."""
+    """What keeps Triton from running on arguments that passed `check`, None if nothing does.
+
+    Value and depth may be of another dtype than the rest.
+    """
     reason = _dispatch.why_not(value, depth) or _dispatch.why_not(locations, weights)
-    if reason is None and locations.device != value.device:
-        reason = f"tensors differ: value is on {value.device}, sampling_locations on {locations.device}"
     if reason is None and value.shape[3] > MAX_CHANNELS:
         reason = f"a head has {value.shape[3]} channels, it needs {MAX_CHANNELS} at most"
     if reason is None and depth is not None and depth.shape[3] > MAX_BINS:
@@ -90,31 +106,85 @@ def check(
     locations: Tensor,
     weights: Tensor,
     depth: Tensor | None = None,
+    three: bool = False,
 ) -> None:
-    """Raises ValueError where the arguments of `deformable_attention`, or `_3d` with `depth`, contradict each other."""
+    """Raises TypeError and ValueError for what no backend of `deformable_attention` takes, or of `_3d` if `three`."""
+    names: tuple[str, ...] = ("value", "sampling_locations", "attention_weights")
+    tensors: tuple[Tensor | None, ...] = (value, locations, weights)
+    if three:
+        names, tensors = ("depth", *names), (depth, *tensors)
+    _checks.check_tensors(names, tensors, one_dtype=False)
     if value.dim() != 4:
         raise ValueError(f"value must be (B, K, M, C), got shape {tuple(value.shape)}")
+    _check_integers("spatial_shapes", spatial_shapes, value)
+    _check_integers("level_start_index", level_start_index, value)
+    if isinstance(spatial_shapes, Tensor) and (spatial_shapes.dim() != 2 or spatial_shapes.shape[1] != 2):
+        raise ValueError(f"spatial_shapes must be (L, 2), got shape {tuple(spatial_shapes.shape)}")
+    if isinstance(level_start_index, Tensor) and level_start_index.dim() != 1:
+        raise ValueError(f"level_start_index must be (L,), got shape {tuple(level_start_index.shape)}")
     batch, positions, heads, _ = value.shape
-    if len(level_start_index) != len(spatial_shapes):
-        raise ValueError(
-            f"level_start_index has {len(level_start_index)} levels, spatial_shapes has {len(spatial_shapes)}"
-        )
+    levels = len(spatial_shapes)
+    if len(level_start_index) != levels:
+        raise ValueError(f"level_start_index has {len(level_start_index)} levels, spatial_shapes has {levels}")
     if depth is not None and (
-        depth.dim() != 4 or depth.shape[:2] != value.shape[:2] or depth.shape[2] not in (1, heads)
+        depth.dim() != 4
+        or depth.shape[:2] != value.shape[:2]
+        or depth.shape[2] not in (1, heads)
+        or depth.shape[3] == 0
     ):
         raise ValueError(f"depth must be (B={batch}, K={positions}, M={heads} or 1, D), got shape {tuple(depth.shape)}")
-    shape, axes = tuple(locations.shape), 2 if depth is None else 3
-    if len(shape) != 6 or (shape[0], *shape[2:4], shape[5]) != (batch, heads, len(spatial_shapes), axes):
+    shape, axes = tuple(locations.shape), 3 if three else 2
+    if len(shape) != 6 or (shape[0], *shape[2:4], shape[5]) != (batch, heads, levels, axes):
         raise ValueError(
-            f"sampling_locations must be (B={batch}, Q, M={heads}, L={len(spatial_shapes)}, P, {axes}), "
-            f"got shape {shape}"
+            f"sampling_locations must be (B={batch}, Q, M={heads}, L={levels}, P, {axes}), got shape {shape}"
         )
     if tuple(weights.shape) != shape[:5]:
         raise ValueError(f"attention_weights must have shape {shape[:5]}, got {tuple(weights.shape)}")
     # To read a GPU's tensors would be to wait for it; the kernels never read beyond `value` all the same.
     given = [x for x in (spatial_shapes, level_start_index) if isinstance(x, Tensor)]
-    if not torch.compiler.is_compiling() and all(x.device.type == "cpu" for x in given):
+    free = torch.compiler.is_compiling() or leaves_sizes_free()
+    if not free and all(x.device.type == "cpu" for x in given) and not _have_no_memory(given):
         _check_levels(*as_lists(spatial_shapes, level_start_index), positions)
+
+
+def _check_integers(name: str, given: Any, value: Tensor) -> None:
+    if isinstance(given, Tensor):
+        if given.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
+            raise TypeError(f"{name} must hold integers, got {given.dtype}")
+    elif not isinstance(given, (list, tuple)):
+        raise TypeError(f"{name} must be a tensor or a list, got {type(given).__name__}")
+    elif name == "level_start_index":
+        for start in given:
+            _checks.check_integer(name, start)
+    else:
+        for size in given:
+            _checks.check_pair(f"each of {name}", size)
+
+
+def _have_no_memory(given: Sequence[Tensor]) -> bool:
+    """Whether numbers cannot be read: of meta tensors, a compiler's fake ones, those that a transform batches."""
+    return any(
+        isinstance(x, FakeTensor) or x.device.type == "meta" or torch._C._functorch.is_functorch_wrapped_tensor(x)
+        for x in given
+    )
+
+
+def is_empty(value: Tensor, locations: Tensor) -> bool:
+    """Whether there is no number to compute, or nothing to sum; never in a graph that leaves sizes free."""
+    return not leaves_sizes_free() and (value.numel() == 0 or locations.numel() == 0)
+
+
+def must_gather(
+    value: Tensor, spatial_shapes: Tensor | Sequence[Sequence[int]], level_start_index: Tensor | Sequence[int]
+) -> bool:
+    """Whether the form by gathers must do what `grid_sample`, or sizes in plain numbers, cannot."""
+    given = [x for x in (spatial_shapes, level_start_index) if isinstance(x, Tensor)]
+    if torch.jit.is_tracing() or _derivatives.is_transformed():
+        return True
+    if torch.compiler.is_compiling():
+        # Numbers out of a tensor would break the graph; of exporters each has its own way with them.
+        return len(given) > 0 and not is_exporting()
+    return _have_no_memory(given) or (value.is_cuda and torch.are_deterministic_algorithms_enabled())
 
 
 def as_lists(
@@ -129,6 +199,10 @@ def as_lists(
 def _check_levels(sizes: Sequence[Sequence[int]], starts: Sequence[int], positions: int) -> None:
     end = 0
     for start, (height, width) in sorted(zip(starts, sizes, strict=True)):
+        if start < 0 or height < 1 or width < 1:
+            raise ValueError(
+                f"levels must have a pixel and start at 0 or later, got {height} x {width} starting at {start}"
+            )
         if start < end:
             raise ValueError(f"level_start_index {list(starts)}: levels of {[tuple(x) for x in sizes]} overlap")
         end = start + height * width

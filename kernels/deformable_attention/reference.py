@@ -8,6 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .. import _derivatives
+from .gathered import attend_gathered
+
 
 def deformable_attention_reference(
     value: Tensor,
@@ -22,6 +25,7 @@ def deformable_attention_reference(
     """
     batch, _, heads, channels = value.shape
     queries = sampling_locations.shape[1]
+    given = value, sampling_locations, attention_weights
     if torch.is_grad_enabled() and sampling_locations.requires_grad:
         sampling_locations = _still_at_the_edge(sampling_locations, spatial_shapes)
     # grid_sample counts from -1 to 1 between the outer edges of the outer pixels.
@@ -34,7 +38,15 @@ def deformable_attention_reference(
         samples = F.grid_sample(planes, grids[:, :, level], mode="bilinear", padding_mode="zeros", align_corners=False)
         # Not einsum: autocast would run it in 16 bits.
         output = output + (samples * weights[:, None, :, level]).sum(-1)
-    return output.view(batch, heads * channels, queries).transpose(1, 2).contiguous()
+    output = output.view(batch, heads * channels, queries)
+    if output.requires_grad and not torch.compiler.is_compiling():
+        sizes, starts = (torch.as_tensor(x, device=value.device) for x in (spatial_shapes, level_start_index))
+
+        def definition(value, locations, weights):
+            return attend_gathered(value, None, sizes, starts, locations, weights).transpose(1, 2)
+
+        output = _derivatives.twice(output, definition, *given)
+    return output.transpose(1, 2).clone(memory_format=torch.contiguous_format)
 
 
 def _still_at_the_edge(sampling_locations: Tensor, spatial_shapes: Sequence[Sequence[int]]) -> Tensor:

@@ -1,5 +1,7 @@
 """The least work of deformable attention, in two dimensions or, with depth bins, in three; places are in float32."""
 
+from collections.abc import Sequence
+
 import torch
 
 from .._work import Work
@@ -65,3 +67,14 @@ def backward(
         bytes=(2 * maps + batch * queries * heads * channels) * dtype.itemsize + 2 * samples * (axes + 1) * 4,
         flops=2 * samples * _CORNERS * 2 * (channels + (2 if bins else 0)),
     )
+
+
+def operations(value: Sequence[int], locations: Sequence[int]) -> int:
+    """Of the forward pass in two dimensions, without bins: the size by which `measured.json` counts.
+
+    Args:
+        value: its shape, (B, K, M, C).
+        locations: their shape, (B, Q, M, L, P, 2 or 3).
+    """
+    batch, queries, heads, levels, points = locations[:5]
+    return 2 * _CORNERS * batch * queries * heads * levels * points * value[3]

@@ -10,8 +10,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .. import _dispatch
+from .. import _derivatives, _dispatch
 from ..deformable_attention import operator
+from ..deformable_attention.gathered import attend_gathered
+from ..deformable_attention.work import operations
+from ..tracing import untraced
 from .reference import deformable_attention_3d_reference
 
 __all__ = ["deformable_attention_3d"]
@@ -35,7 +38,8 @@ def deformable_attention_3d(
     remarks on GPUs hold here too.
 
     Args:
-        value: `(B, K, M, C)` float, the L maps one after the other, M heads of C channels; K positions in all.
+        value: `(B, K, M, C)` float, the L maps one after the other, M heads of C channels; K positions in all. Any of
+            B, M, C and Q may be 0.
         depth: `(B, K, M, D)` float, or `(B, K, 1, D)` for all heads alike; usually sums to 1 over D.
         spatial_shapes: `(L, 2)` int, `(height, width)` of each level.
         level_start_index: `(L,)` int, first position of each level in K; levels do not overlap.
@@ -47,14 +51,28 @@ def deformable_attention_3d(
         `(B, Q, M * C)`, of `value`'s dtype; 16-bit floats are computed in float32 and rounded once.
 
     Raises:
-        ValueError: If shapes do not fit each other, or a level lies outside `value` or overlaps another.
+        TypeError: If a tensor is none, or holds other than floating-point numbers, or levels are no integers.
+        ValueError: If shapes or devices do not fit each other, or a level is empty, lies outside `value` or overlaps
+            another, or for an unknown backend.
         RuntimeError: If Triton is asked for and cannot run.
     """
-    operator.check(value, spatial_shapes, level_start_index, sampling_locations, attention_weights, depth)
-    reason = _why_not(value, depth, spatial_shapes, level_start_index, sampling_locations, attention_weights)
-    if _dispatch.use_triton("deformable_attention_3d", backend, value.device, reason):
+    untraced(_check, value, depth, spatial_shapes, level_start_index, sampling_locations, attention_weights)
+    reason = untraced(operator.why_not, value, sampling_locations, attention_weights, depth)
+    if _dispatch.use_triton(
+        "deformable_attention_3d",
+        backend,
+        (value, depth, sampling_locations, attention_weights),
+        reason,
+        operations(value.shape, sampling_locations.shape),
+    ):
         levels = operator.levels_on(spatial_shapes, level_start_index, value.device)
         return operator.deformable_attention(value, depth, *levels, sampling_locations, attention_weights)
+    if operator.is_empty(value, sampling_locations):
+        shape = [value.shape[0], sampling_locations.shape[1], value.shape[2] * value.shape[3]]
+        return _derivatives.nothing(shape, value, depth, sampling_locations, attention_weights)
+    if operator.must_gather(value, spatial_shapes, level_start_index):
+        levels = operator.levels_on(spatial_shapes, level_start_index, value.device)
+        return attend_gathered(value, depth, *levels, sampling_locations, attention_weights)
     dtype = torch.promote_types(value.dtype, torch.float32)
     plain = operator.as_lists(spatial_shapes, level_start_index)
     output = deformable_attention_3d_reference(
@@ -74,4 +92,15 @@ def _why_not(
     return operator.why_not(value, sampling_locations, attention_weights, depth)
 
 
-_dispatch.register("deformable_attention_3d", _why_not)
+def _check(
+    value: Tensor,
+    depth: Tensor,
+    spatial_shapes: Tensor | Sequence[Sequence[int]],
+    level_start_index: Tensor | Sequence[int],
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+) -> None:
+    operator.check(value, spatial_shapes, level_start_index, sampling_locations, attention_weights, depth, three=True)
+
+
+_dispatch.register("deformable_attention_3d", _check, _why_not)

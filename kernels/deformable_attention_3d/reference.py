@@ -49,7 +49,7 @@ def deformable_attention_3d_reference(
             score = score + part.where((bin >= 0) & (bin < bins), part.new_zeros(()))
         chosen = rows.index_select(0, (pixel * heads + head[..., None]).flatten()).view(-1, 4 * points, channels)
         with torch.autocast(value.device.type, enabled=False):
-            output = output + (share * score).view(-1, 1, 4 * points) @ chosen
+            output = output + (share * score).reshape(-1, 1, 4 * points) @ chosen
     return output.view(batch, queries, heads * channels)
 
 

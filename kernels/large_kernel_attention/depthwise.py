@@ -7,12 +7,18 @@ dilation ** 2 sub-grids; the gradient of the input is a convolution by the turne
 falls into groups of three columns; a low map can be padded.
 """
 
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch.nn.grad import conv2d_weight
 
-from .. import _dispatch
+from .. import _derivatives, _dispatch
+from ..tracing import leaves_sizes_free, untraced
 from . import operator
+from .operator import check_depthwise, check_pointwise
+from .reference import depthwise as _definition
+from .work import depthwise_operations, pointwise_operations
 
 _COLUMNS = 3
 
@@ -27,26 +33,37 @@ def depthwise_conv(
     """Depth-wise convolution with stride 1 and "same" zero padding.
 
     Args:
-        x: (B, C, H, W), floating point; quickest in channels_last.
+        x: (B, C, H, W), floating point; quickest in channels_last. B may be 0.
         weight: (C, 1, K, L), K and L odd; Triton's kernels take up to 31.
         bias: (C,) or None.
-        dilation: of both axes, in pixels.
+        dilation: of both axes, in pixels, at least 1.
         backend: "auto", "triton" or "torch"; see `attnzoo.kernels.use_backend`.
 
     Returns:
-        (B, C, H, W), dtype and memory format of `x`; by Triton channels_last.
+        (B, C, H, W), dtype and memory format of `x`; by Triton channels_last. Under autocast x, weight and bias are
+        taken in its dtype first.
 
     Raises:
+        TypeError: for what is no tensor of floating-point numbers, and no integer.
+        ValueError: where shapes, dtypes and devices do not fit each other, or for an unknown backend.
         RuntimeError: if Triton is asked for and cannot run.
     """
     if torch.jit.is_scripting():
+        check_depthwise(x, weight, bias, dilation)
         return _definition(x, weight, bias, dilation)
     else:
-        given = _autocast(x, weight, bias)
-        if _dispatch.use_triton("depthwise_conv", backend, x.device, why_not_depthwise(*given)):
-            return operator.depthwise_conv(*given, dilation)
-        # Compilers and exporters get the one operator that says what is meant.
-        if torch.compiler.is_compiling() or not _is_rearranged(x, weight, dilation):
+        x, weight, bias = _dispatch.autocast(x, weight, bias)
+        untraced(check_depthwise, x, weight, bias, dilation)
+        reason = untraced(operator.why_not_depthwise, x, weight, bias, dilation)
+        if _dispatch.use_triton(
+            "depthwise_conv", backend, (x, weight, bias), reason, depthwise_operations(x.shape, weight.shape)
+        ):
+            return operator.depthwise_conv(x, weight, bias, dilation)
+        if not leaves_sizes_free() and x.numel() == 0:
+            return _derivatives.nothing(x.shape, x, weight, bias)
+        # Compilers, exporters and transforms get the one operator that says what is meant.
+        plain = torch.compiler.is_compiling() or leaves_sizes_free() or _derivatives.is_transformed()
+        if plain or not _is_rearranged(x, weight, dilation):
             return _definition(x, weight, bias, dilation)
         if torch.is_grad_enabled() and (
             x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
@@ -65,77 +82,73 @@ def pointwise_conv(
     """Convolution of kernel 1, and the product with a gate.
 
     Args:
-        x: (B, C, H, W), floating point; quickest in channels_last, where it is one matrix product without copies.
+        x: (B, C, H, W), floating point; B may be 0. Quickest in channels_last, where it is one matrix product without
+            copies.
         weight: (D, C, 1, 1).
         bias: (D,) or None.
         gate: (B, D, H, W), or None for 1. Triton's kernel multiplies while the product is in registers.
         backend: "auto", "triton" or "torch", of the gated convolution; see `attnzoo.kernels.use_backend`.
 
     Returns:
-        (B, D, H, W), dtype of `x`, or what `gate` promotes it to; by Triton channels_last.
+        (B, D, H, W), dtype of `x`, or what `gate` promotes it to; by Triton channels_last. Under autocast x, weight and
+        bias are taken in its dtype first.
 
     Raises:
+        TypeError: for what is no tensor of floating-point numbers.
+        ValueError: where shapes, dtypes and devices do not fit each other, or for an unknown backend.
         RuntimeError: if Triton is asked for and cannot run.
     """
     if torch.jit.is_scripting():
+        check_pointwise(x, weight, bias, gate)
         out = F.conv2d(x, weight, bias)
     else:
-        if gate is not None:
-            given = _autocast(x, weight, bias)
-            reason = why_not_pointwise(*given, gate)
-            if _dispatch.use_triton("pointwise_conv", backend, x.device, reason):
-                return operator.gated_pointwise_conv(*given, gate)
-        if torch.compiler.is_compiling():
+        x, weight, bias = _dispatch.autocast(x, weight, bias)
+        untraced(check_pointwise, x, weight, bias, gate)
+        if gate is not None and _dispatch.use_triton(
+            "pointwise_conv",
+            backend,
+            (x, weight, bias, gate),
+            operator.why_not_pointwise(x, weight, bias, gate),
+            pointwise_operations(x.shape, weight.shape),
+        ):
+            return operator.gated_pointwise_conv(x, weight, bias, gate)
+        if torch.compiler.is_compiling() or leaves_sizes_free():
             out = F.conv2d(x, weight, bias)
         else:
             out = F.linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
     return out if gate is None else gate * out
 
 
-def why_not_depthwise(
+def _check_depthwise(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, dilation: int = 1
+) -> None:
+    x, weight, bias = _dispatch.autocast(x, weight, bias)
+    check_depthwise(x, weight, bias, dilation)
+
+
+def _why_not_depthwise(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, dilation: int = 1
 ) -> str | None:
-    """What keeps Triton from running, None if nothing does."""
-    reason = _dispatch.why_not(x, weight, bias)
-    rows, cols = weight.shape[2:]
-    if reason is None and (rows % 2 == 0 or cols % 2 == 0 or max(rows, cols) > operator.MAX_KERNEL):
-        reason = f"the kernel has {rows} x {cols} taps, it needs odd sides of {operator.MAX_KERNEL} at most"
-    return reason
+    x, weight, bias = _dispatch.autocast(x, weight, bias)
+    return operator.why_not_depthwise(x, weight, bias, dilation)
 
 
-def why_not_pointwise(
+def _check_pointwise(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, gate: torch.Tensor | None = None
+) -> None:
+    x, weight, bias = _dispatch.autocast(x, weight, bias)
+    check_pointwise(x, weight, bias, gate)
+
+
+def _why_not_pointwise(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, gate: torch.Tensor | None = None
 ) -> str | None:
-    """What keeps Triton from running, None if nothing does."""
-    if gate is None:
-        return "there is no gate: the rest is PyTorch's matrix product"
-    reason = _dispatch.why_not(x, weight, bias) or _dispatch.why_not(gate)
-    if reason is None and gate.device != x.device:
-        reason = f"tensors differ: x is on {x.device}, gate on {gate.device}"
-    return reason
+    x, weight, bias = _dispatch.autocast(x, weight, bias)
+    return operator.why_not_pointwise(x, weight, bias, gate)
 
 
-_dispatch.register("depthwise_conv", why_not_depthwise)
-_dispatch.register("pointwise_conv", why_not_pointwise)
-
-
-def _autocast(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """The tensors as autocast would give them to PyTorch's convolution; it does not know of other operators."""
-    device = x.device.type
-    # Of other devices, such as meta, PyTorch raises when it is asked.
-    if device not in ("cpu", "cuda") or torch.float64 in (x.dtype, weight.dtype):
-        return x, weight, bias
-    if not torch.is_autocast_enabled(device):
-        return x, weight, bias
-    dtype = torch.get_autocast_dtype(device)
-    return x.to(dtype), weight.to(dtype), bias if bias is None else bias.to(dtype)
-
-
-def _definition(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, dilation: int) -> torch.Tensor:
-    padding = [dilation * (weight.shape[2] // 2), dilation * (weight.shape[3] // 2)]
-    return F.conv2d(x, weight, bias, padding=padding, dilation=dilation, groups=weight.shape[0])
+_dispatch.register("depthwise_conv", _check_depthwise, _why_not_depthwise)
+_dispatch.register("pointwise_conv", _check_pointwise, _why_not_pointwise)
 
 
 def _is_rearranged(x: torch.Tensor, weight: torch.Tensor, dilation: int) -> bool:
@@ -198,14 +211,17 @@ def _weight_gradient(x: torch.Tensor, grad: torch.Tensor, weight: torch.Tensor) 
 class _DepthwiseConv(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, dilation):
-        ctx.save_for_backward(x, weight)
+        ctx.save_for_backward(x, weight, bias)
         ctx.dilation = dilation
         return _convolve(x, weight, bias, dilation)
 
     @staticmethod
     def backward(ctx, grad):
-        x, weight = ctx.saved_tensors
+        x, weight, bias = ctx.saved_tensors
         dilation = ctx.dilation
+        if _derivatives.backward_is_differentiated(grad):
+            definition = functools.partial(_definition, dilation=dilation)
+            return *_derivatives.gradients(definition, (x, weight, bias), ctx.needs_input_grad[:3], grad), None
         grad_bias = grad.sum((0, 2, 3)) if ctx.needs_input_grad[2] else None
         grids = grad if dilation == 1 else _split(grad, dilation)
         grad_x = grad_weight = None

@@ -1,12 +1,91 @@
-"""Depth-wise convolution and gated point-wise convolution by Triton as PyTorch operators."""
+"""Depth-wise convolution and gated point-wise convolution by Triton as PyTorch operators; and what they ask for."""
 
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .. import _checks, _derivatives, _dispatch
+from .reference import depthwise, gated_pointwise
+
 # Patches lie in registers, so that larger kernels cost time alone; these are the ones that are tested.
 MAX_KERNEL = 31
+
+
+def check_depthwise(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    dilation: int,
+    names: tuple[str, str] = ("weight", "bias"),
+) -> None:
+    """Raises TypeError and ValueError for what no backend takes; arguments as of `depthwise_conv`.
+
+    `names` are those of weight and bias, for errors.
+    """
+    if not torch.jit.is_scripting():
+        _checks.check_tensors(("x", names[0], names[1]), (x, weight, bias))
+        _checks.check_integer("dilation", dilation)
+    _check_map(x)
+    channels = x.shape[1]
+    if weight.dim() != 4 or weight.shape[0] != channels or weight.shape[1] != 1:
+        raise ValueError(f"{names[0]} must be (C={channels}, 1, K, L), got {_checks.shape(weight)}")
+    if weight.shape[2] % 2 == 0 or weight.shape[3] % 2 == 0:
+        raise ValueError(f"{names[0]} must have odd sides, got {weight.shape[2]} x {weight.shape[3]}")
+    _check_bias(bias, channels, names[1])
+    if dilation < 1:
+        raise ValueError(f"dilation must be at least 1, got {dilation}")
+
+
+def check_pointwise(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    gate: Tensor | None,
+    names: tuple[str, str] = ("weight", "bias"),
+) -> None:
+    """Raises TypeError and ValueError for what no backend takes; arguments as of `pointwise_conv`.
+
+    `names` are those of weight and bias, for errors.
+    """
+    if not torch.jit.is_scripting():
+        _checks.check_tensors(("x", names[0], names[1]), (x, weight, bias))
+        _checks.check_tensors(("x", "gate"), (x, gate), one_dtype=False)
+    _check_map(x)
+    inputs, outputs = x.shape[1], weight.shape[0] if weight.dim() > 0 else 0
+    if weight.dim() != 4 or outputs < 1 or weight.shape[1] != inputs or weight.shape[2] != 1 or weight.shape[3] != 1:
+        raise ValueError(f"{names[0]} must be (D, C={inputs}, 1, 1), got {_checks.shape(weight)}")
+    _check_bias(bias, outputs, names[1])
+    if gate is not None:
+        b, _, height, width = x.shape
+        if gate.dim() != 4 or gate.shape[0] != b or gate.shape[1] != outputs or gate.shape[2:] != x.shape[2:]:
+            raise ValueError(f"gate must be {(b, outputs, height, width)}, got {_checks.shape(gate)}")
+
+
+def _check_map(x: Tensor) -> None:
+    if x.dim() != 4 or x.shape[1] < 1:
+        raise ValueError(f"x must be (B, C, H, W) with a channel at least, got {_checks.shape(x)}")
+
+
+def _check_bias(bias: Tensor | None, channels: int, name: str) -> None:
+    if bias is not None and (bias.dim() != 1 or bias.shape[0] != channels):
+        raise ValueError(f"{name} must be ({channels},), got {_checks.shape(bias)}")
+
+
+def why_not_depthwise(x: Tensor, weight: Tensor, bias: Tensor | None = None, dilation: int = 1) -> str | None:
+    """What keeps Triton from running on arguments that passed their check, None if nothing does."""
+    reason = _dispatch.why_not(x, weight, bias)
+    rows, cols = weight.shape[2:]
+    if reason is None and max(rows, cols) > MAX_KERNEL:
+        reason = f"the kernel has {rows} x {cols} taps, it needs sides of {MAX_KERNEL} at most"
+    return reason
+
+
+def why_not_pointwise(x: Tensor, weight: Tensor, bias: Tensor | None = None, gate: Tensor | None = None) -> str | None:
+    """What keeps Triton from running on arguments that passed their check, None if nothing does."""
+    if gate is None:
+        return "there is no gate: the rest is PyTorch's matrix product"
+    return _dispatch.why_not(x, weight, bias) or _dispatch.why_not(gate)
 
 
 @torch.library.custom_op("attnzoo::depthwise_conv", mutates_args=())
@@ -14,6 +93,8 @@ def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int
     """As the public function; the result is in channels_last."""
     from .triton import depthwise_forward
 
+    # A compiled graph leaves sizes free, which nobody checked yet.
+    check_depthwise(x, weight, bias, dilation)
     return depthwise_forward(x, weight, bias, dilation)
 
 
@@ -36,12 +117,18 @@ def _(grad, x, weight, dilation):
 
 
 def _save_depthwise(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, _, ctx.dilation = inputs
-    ctx.save_for_backward(x, weight)
+    x, weight, bias, ctx.dilation = inputs
+    ctx.save_for_backward(x, weight, bias)
 
 
 def _depthwise_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    x, weight = ctx.saved_tensors
+    x, weight, bias = ctx.saved_tensors
+    if _derivatives.backward_is_differentiated(grad):
+
+        def definition(x, weight, bias):
+            return depthwise(x, weight, bias, ctx.dilation)
+
+        return *_derivatives.gradients(definition, (x, weight, bias), ctx.needs_input_grad[:3], grad), None
     grad_x, grad_weight = _depthwise_backward(grad, x, weight, ctx.dilation)
     return grad_x, grad_weight, _sum(grad) if ctx.needs_input_grad[2] else None, None
 
@@ -54,6 +141,8 @@ def gated_pointwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None, gate: T
     """`gate * pointwise_conv(x, weight, bias)`, in channels_last; the gate may be of another dtype than the rest."""
     from .triton import gated_pointwise_forward
 
+    # A compiled graph leaves sizes free, which nobody checked yet.
+    check_pointwise(x, weight, bias, gate)
     return gated_pointwise_forward(x, weight, bias, gate)
 
 
@@ -69,6 +158,9 @@ def _save_gated(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _gated_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     """The ungated product is not kept: the gradient of the gate computes it again, gated by `grad`."""
     x, weight, bias, gate = ctx.saved_tensors
+    if _derivatives.backward_is_differentiated(grad):
+        needed = ctx.needs_input_grad
+        return tuple(_derivatives.gradients(gated_pointwise, (x, weight, bias, gate), needed, grad))
     inner = (grad * gate).to(x.dtype).permute(0, 2, 3, 1)
     grad_x = (inner @ weight.flatten(1)).permute(0, 3, 1, 2)
     grad_weight = (inner.flatten(0, 2).t() @ x.permute(0, 2, 3, 1).flatten(0, 2)).view(weight.shape)

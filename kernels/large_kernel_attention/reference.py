@@ -4,6 +4,19 @@ import torch
 import torch.nn.functional as F
 
 
+def depthwise(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, dilation: int) -> torch.Tensor:
+    """`depthwise_conv`."""
+    padding = [dilation * (weight.shape[2] // 2), dilation * (weight.shape[3] // 2)]
+    return F.conv2d(x, weight, bias, padding=padding, dilation=dilation, groups=weight.shape[0])
+
+
+def gated_pointwise(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, gate: torch.Tensor
+) -> torch.Tensor:
+    """`pointwise_conv`, with a gate."""
+    return gate * F.conv2d(x, weight, bias)
+
+
 def large_kernel_attention(
     x: torch.Tensor,
     local_weight: torch.Tensor,
@@ -15,14 +28,5 @@ def large_kernel_attention(
     dilation: int = 3,
 ) -> torch.Tensor:
     """As the public function."""
-    channels = x.shape[1]
-    gate = F.conv2d(x, local_weight, local_bias, padding=local_weight.shape[-1] // 2, groups=channels)
-    gate = F.conv2d(
-        gate,
-        dilated_weight,
-        dilated_bias,
-        padding=dilation * (dilated_weight.shape[-1] // 2),
-        dilation=dilation,
-        groups=channels,
-    )
-    return x * F.conv2d(gate, pointwise_weight, pointwise_bias)
+    gate = depthwise(depthwise(x, local_weight, local_bias, 1), dilated_weight, dilated_bias, dilation)
+    return gated_pointwise(gate, pointwise_weight, pointwise_bias, x)

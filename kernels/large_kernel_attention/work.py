@@ -1,5 +1,7 @@
 """The least work of depth-wise convolution and of large-kernel attention."""
 
+from collections.abc import Sequence
+
 import torch
 
 from .._work import Work
@@ -51,3 +53,25 @@ def backward(shape: tuple[int, int, int, int], dtype: torch.dtype) -> Work:
     """Of `forward`. Arguments as of `depthwise_forward`."""
     chain = depthwise_backward(shape, (5, 5), dtype) + depthwise_backward(shape, (7, 7), dtype)
     return chain + gated_backward(shape, dtype)
+
+
+def depthwise_operations(shape: Sequence[int], weight: Sequence[int]) -> int:
+    """Of the forward pass: the size by which `measured.json` counts.
+
+    Args:
+        shape: of the map, (B, C, H, W).
+        weight: shape of the taps, (C, 1, K, L).
+    """
+    b, c, h, w = shape
+    return 2 * b * c * h * w * weight[2] * weight[3]
+
+
+def pointwise_operations(shape: Sequence[int], weight: Sequence[int]) -> int:
+    """Of the forward pass: the size by which `measured.json` counts.
+
+    Args:
+        shape: of the map, (B, C, H, W).
+        weight: shape of the matrix, (D, C, 1, 1).
+    """
+    b, c, h, w = shape
+    return 2 * b * c * h * w * weight[0]

@@ -2,13 +2,14 @@
 
 import torch
 
-from .. import _dispatch
-from .operator import attention
+from .. import _derivatives, _dispatch
+from .._checks import default_scale
+from ..tracing import leaves_sizes_free, untraced
+from .operator import attention, check, why_not
 from .reference import attend
+from .work import operations
 
 __all__ = ["neighborhood_attention"]
-
-MAX_HEAD_DIM = 128
 
 
 def _check(
@@ -17,23 +18,12 @@ def _check(
     v: torch.Tensor,
     num_heads: int,
     kernel_size: int,
-    dilation: int,
-    bias_table: torch.Tensor | None,
+    dilation: int = 1,
+    bias_table: torch.Tensor | None = None,
+    scale: float | None = None,
 ) -> None:
-    if q.dim() != 4 or q.shape != k.shape or q.shape != v.shape:
-        raise ValueError(f"q, k and v must be (B, H, W, C) alike, got {q.shape}, {k.shape} and {v.shape}")
-    if num_heads < 1 or q.shape[3] % num_heads != 0:
-        raise ValueError(f"num_heads must divide C = {q.shape[3]}, got {num_heads}")
-    if not 3 <= kernel_size <= 15 or kernel_size % 2 == 0:
-        raise ValueError(f"kernel_size must be odd and 3 to 15, got {kernel_size}")
-    if dilation < 1:
-        raise ValueError(f"dilation must be at least 1, got {dilation}")
-    table_shape = (num_heads, 2 * kernel_size - 1, 2 * kernel_size - 1)
-    if bias_table is not None and tuple(bias_table.shape) != table_shape:
-        raise ValueError(f"bias_table must be {table_shape}, got {tuple(bias_table.shape)}")
-    # Sizes of a graph that is being traced must stay symbolic: a check would bind them to the example's.
-    if not torch.compiler.is_compiling() and 0 in q.shape[1:]:
-        raise ValueError(f"H, W and C must be at least 1, got {tuple(q.shape[1:])}")
+    q, k, v = _dispatch.autocast(q, k, v)
+    check(q, k, v, num_heads, kernel_size, dilation, bias_table, scale)
 
 
 def _why_not(
@@ -46,18 +36,11 @@ def _why_not(
     bias_table: torch.Tensor | None = None,
     scale: float | None = None,
 ) -> str | None:
-    reason = _dispatch.why_not(q, k, v)
-    if reason is None and bias_table is not None:
-        # Of its own dtype: under autocast a parameter keeps float32.
-        reason = _dispatch.why_not(bias_table)
-        if reason is None and bias_table.device != q.device:
-            reason = f"tensors differ: q on {q.device} and bias_table on {bias_table.device}"
-    if reason is None and q.shape[3] > MAX_HEAD_DIM * num_heads:
-        reason = f"a head has {q.shape[3] // num_heads} channels, it takes up to {MAX_HEAD_DIM}"
-    return reason
+    q, k, v = _dispatch.autocast(q, k, v)
+    return why_not(q, k, v, num_heads, bias_table)
 
 
-_dispatch.register("neighborhood_attention", _why_not)
+_dispatch.register("neighborhood_attention", _check, _why_not)
 
 
 def neighborhood_attention(
@@ -86,7 +69,7 @@ def neighborhood_attention(
     dilated: Hassani and Shi, https://arxiv.org/abs/2209.15001; the rule at the borders as in NATTEN.
 
     Args:
-        q: (B, H, W, C), floating point, any strides.
+        q: (B, H, W, C), floating point, any strides; B may be 0.
         k: like `q`.
         v: like `q`.
         num_heads: divides C.
@@ -94,21 +77,37 @@ def neighborhood_attention(
         dilation: at least 1.
         bias_table: (num_heads, 2 * kernel_size - 1, 2 * kernel_size - 1), added to the scaled dot products: row and
             column are the key's position minus the query's in units of `dilation`, plus `kernel_size - 1`. Swin's
-            tables count the other way.
-        scale: factor of the dot products, by default (C / num_heads) ** -0.5.
+            tables count the other way. Rounded to the dtype of `q`, its gradient summed in float32 at least.
+        scale: factor of the dot products, finite, by default (C / num_heads) ** -0.5.
         backend: "auto", "triton" or "torch"; see `attnzoo.kernels.can_run`.
 
     Returns:
-        (B, H, W, C), dtype of `q`.
+        (B, H, W, C), dtype of `q`; under autocast q, k and v are taken in its dtype first.
 
     Raises:
-        ValueError: where shapes, `num_heads`, `kernel_size` or `dilation` do not fit each other, or for an unknown
-            `backend`.
+        TypeError: for what is no tensor of floating-point numbers, no integer or no number.
+        ValueError: where shapes, dtypes, devices, `num_heads`, `kernel_size` or `dilation` do not fit each other, or
+            for an unknown `backend`.
         RuntimeError: where `backend` is "triton" and that cannot run.
     """
-    if not torch.jit.is_scripting():
-        _check(q, k, v, num_heads, kernel_size, dilation, bias_table)
-        reason = _why_not(q, k, v, num_heads, kernel_size, dilation, bias_table)
-        if _dispatch.use_triton("neighborhood_attention", backend, q.device, reason):
+    if torch.jit.is_scripting():
+        check(q, k, v, num_heads, kernel_size, dilation, bias_table, scale)
+        if scale is None:
+            scale = default_scale(q, num_heads)
+    else:
+        q, k, v = _dispatch.autocast(q, k, v)
+        untraced(check, q, k, v, num_heads, kernel_size, dilation, bias_table, scale)
+        if scale is None:
+            scale = untraced(default_scale, q, num_heads)
+        reason = untraced(why_not, q, k, v, num_heads, bias_table)
+        if _dispatch.use_triton(
+            "neighborhood_attention",
+            backend,
+            (q, k, v, bias_table),
+            reason,
+            operations(q.shape, kernel_size),
+        ):
             return attention(q, k, v, bias_table, num_heads, kernel_size, dilation, scale)[0]
+        if not leaves_sizes_free() and q.numel() == 0:
+            return _derivatives.nothing(q.shape, q, k, v, bias_table)
     return attend(q, k, v, num_heads, kernel_size, dilation, bias_table, scale)

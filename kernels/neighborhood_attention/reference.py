@@ -10,6 +10,9 @@ masked away, and the tiles away from the borders share one mask and bias.
 import torch
 import torch.nn.functional as F
 
+from .. import _derivatives
+from ..tracing import leaves_sizes_free
+
 
 def _table_index(query: torch.Tensor, key: torch.Tensor, last: torch.Tensor, kernel_size: int) -> torch.Tensor:
     """Rows or columns of the bias table, for queries and keys of one axis by their positions in a residue class.
@@ -97,15 +100,18 @@ def _undilated(
         out_cols = []
         for cols, index in zip(col_segments, col_indices):  # noqa: B905, TorchScript knows no `strict`
             bias = row_table.index_select(2, index).unflatten(2, [cols[1], cols[3]]).unflatten(1, [rows[1], rows[3]])
-            bias = bias.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+            bias = bias.transpose(2, 3).flatten(3, 4).flatten(1, 2).to(q.dtype)
             query = _tokens(q, rows, cols, keys=False)
             key, value = _tokens(k, rows, cols, keys=True), _tokens(v, rows, cols, keys=True)
-            if bias.requires_grad:
+            transformed = False
+            if not torch.jit.is_scripting():
+                transformed = _derivatives.is_transformed()
+            if bias.requires_grad and not transformed:
                 # What `scaled_dot_product_attention` would do for a bias that learns, in fewer passes.
                 scores = torch.matmul(query * scale, key.transpose(-2, -1)).add_(bias)
                 out = torch.matmul(scores.softmax(-1), value)
             else:
-                out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias[None], scale=scale)
+                out = _derivatives.attend(query, key, value, bias[None], scale)
             out = out.reshape(n, rows[0], cols[0], heads, rows[1], cols[1], dim).permute(0, 1, 4, 2, 5, 3, 6)
             out_cols.append(out.flatten(3, 4).flatten(1, 2))
         out_rows.append(torch.cat(out_cols, 2))
@@ -192,7 +198,7 @@ def _gathered(
     bias = table.index_select(1, bias_rows.flatten()).unflatten(1, [height, kernel_size]).permute(1, 2, 3, 0)
     scores = torch.stack(
         [
-            (query * key.index_select(3, cols[:, j])).sum(-1) + bias.index_select(2, bias_cols[:, j])
+            (query * key.index_select(3, cols[:, j])).sum(-1) + bias.index_select(2, bias_cols[:, j]).to(q.dtype)
             for j in range(kernel_size)
         ]
     )
@@ -212,20 +218,38 @@ def attend(
     kernel_size: int,
     dilation: int,
     bias_table: torch.Tensor | None,
-    scale: float | None,
+    scale: float,
 ) -> torch.Tensor:
     """`neighborhood_attention` of arguments that fit each other."""
-    if scale is None:
-        scale = (q.shape[3] // num_heads) ** -0.5
+    if torch.jit.is_scripting():
+        return attend_tiled(q, k, v, num_heads, kernel_size, dilation, bias_table, scale)
+    else:
+        # A graph of tiles is long and fits one size: what is compiled, exported or traced serves them all.
+        if not torch.compiler.is_compiling() and not leaves_sizes_free():
+            return attend_tiled(q, k, v, num_heads, kernel_size, dilation, bias_table, scale)
+        table = _table(q, kernel_size, bias_table)
+        return _gathered(q, k, v, num_heads, kernel_size, dilation, table, scale)
+
+
+def attend_tiled(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    num_heads: int,
+    kernel_size: int,
+    dilation: int,
+    bias_table: torch.Tensor | None,
+    scale: float,
+) -> torch.Tensor:
+    """`attend` for one size, quicker, and differentiable in any way."""
+    return _tiled(q, k, v, num_heads, kernel_size, dilation, _table(q, kernel_size, bias_table), scale)
+
+
+def _table(q: torch.Tensor, kernel_size: int, bias_table: torch.Tensor | None) -> torch.Tensor:
+    """The table with a row and a column more, for keys that are masked."""
+    # In float32 at least: many a pair of query and key adds to the gradient of one entry.
+    dtype = torch.promote_types(q.dtype, torch.float32)
     if bias_table is None:
         side = 2 * kernel_size - 1
-        bias_table = torch.zeros([1, side, side], dtype=q.dtype, device=q.device)
-    # A row and a column more, for keys that are masked.
-    table = F.pad(bias_table.to(q.dtype), [0, 1, 0, 1], value=float("-inf"))
-    if torch.jit.is_scripting():
-        out = _tiled(q, k, v, num_heads, kernel_size, dilation, table, scale)
-    else:
-        # A graph of tiles is long and fits one size: what is compiled or exported serves them all.
-        form = _gathered if torch.compiler.is_compiling() else _tiled
-        out = form(q, k, v, num_heads, kernel_size, dilation, table, scale)
-    return out
+        bias_table = torch.zeros([1, side, side], dtype=dtype, device=q.device)
+    return F.pad(bias_table.to(dtype), [0, 1, 0, 1], value=float("-inf"))

@@ -406,7 +406,7 @@ def neighborhood_attention_forward(
     num_heads: int,
     kernel_size: int,
     dilation: int,
-    scale: float | None,
+    scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Arguments as `neighborhood_attention`, a head of at most 128 channels.
 
@@ -424,7 +424,7 @@ def neighborhood_attention_forward(
     with _dispatch.device_of(q):
         _forward_kernel[_programs(q, num_heads, dilation, launch)](
             q, k, v, None if bias_table is None else bias_table.contiguous(), out, lse,
-            head_dim**-0.5 if scale is None else scale, height, width, num_heads, dilation,
+            scale, height, width, num_heads, dilation,
             *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
             **_constants(launch, kernel_size, head_dim, bias_table is not None),
             num_warps=launch.num_warps, num_stages=launch.num_stages,
@@ -443,7 +443,7 @@ def neighborhood_attention_backward(
     num_heads: int,
     kernel_size: int,
     dilation: int,
-    scale: float | None,
+    scale: float,
     learns: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of q, k, v, (B, H, W, C) each, and of the bias table where it `learns`: else (0,).
@@ -460,7 +460,6 @@ def neighborhood_attention_backward(
     bias = None if bias_table is None else bias_table.contiguous()
     out, lse = out.contiguous(), lse.contiguous()
     delta = torch.empty_like(lse)
-    scale = head_dim**-0.5 if scale is None else scale
     sizes = (height, width, num_heads, dilation)
     strides = [stride for x in (grad_out, q, k, v) for stride in x.stride()[:3]]
     launch = _tiles(q.dtype, head_dim)

@@ -1,5 +1,7 @@
 """The least work of neighborhood attention."""
 
+from collections.abc import Sequence
+
 import torch
 
 from .._work import Work
@@ -54,3 +56,14 @@ def backward(
     Five products: the scores again, the gradients of the weights, and those of v, q and k. Arguments as of `forward`.
     """
     return _attention(shape, num_heads, kernel_size, dilation, dtype, maps=8, tables=2, products=5)
+
+
+def operations(shape: Sequence[int], kernel_size: int) -> int:
+    """Of the forward pass, as if every window were whole: the size by which `measured.json` counts.
+
+    Args:
+        shape: of q, (B, H, W, C).
+        kernel_size: odd, 3 to 15.
+    """
+    b, height, width, c = shape
+    return 4 * b * height * width * c * kernel_size**2

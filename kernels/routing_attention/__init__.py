@@ -1,16 +1,44 @@
 """Bi-level routing attention: each region of queries attends to the tokens of the regions that it matches best."""
 
 import torch
-import torch.nn.functional as F
 
-from .. import _dispatch
+from .. import _derivatives, _dispatch
+from ..tracing import leaves_sizes_free, untraced
 from . import chunked, operator
+from .operator import check
 from .reference import routing_attention as _definition
+from .work import operations
 
 __all__ = ["routing_attention"]
 
-# Beyond it no tiles were found that keep all sums of float32 in registers.
-_MAX_HEAD_DIM = 64
+
+def _check(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    num_heads: int,
+    regions: tuple[int, int],
+    topk: int,
+    scale: float,
+) -> None:
+    q, k, v = _dispatch.autocast(q, k, v)
+    check(q, k, v, num_heads, regions, topk, scale)
+
+
+def _why_not(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    num_heads: int,
+    regions: tuple[int, int],
+    topk: int,
+    scale: float,
+) -> str | None:
+    q, k, v = _dispatch.autocast(q, k, v)
+    return operator.why_not(q, k, v, num_heads, regions, topk, scale)
+
+
+_dispatch.register("routing_attention", _check, _why_not)
 
 
 def routing_attention(
@@ -34,36 +62,47 @@ def routing_attention(
     Source: Zhu et al., BiFormer, https://arxiv.org/abs/2303.08810, equations 3 to 7.
 
     Args:
-        q: (B, H, W, C), floating point, any strides. In an exported graph, H and W that are free must be multiples of
-            `regions`.
+        q: (B, H, W, C), floating point, any strides; B may be 0. In an exported graph, H and W that are free must be
+            multiples of `regions`.
         k: like `q`.
         v: like `q`.
         num_heads: divides C.
         regions: (rows, columns) of the region grid.
         topk: regions that a query region attends to, 1 to rows * columns.
-        scale: factor of the dot products. The published models use C ** -0.5 over all heads together.
+        scale: factor of the dot products, finite. The published models use C ** -0.5 over all heads together.
         backend: "auto", "triton" or "torch"; see `attnzoo.kernels`.
 
     Returns:
-        (B, H, W, C), dtype of `q`.
+        (B, H, W, C), dtype of `q`; under autocast q, k and v are taken in its dtype first.
 
     Raises:
-        ValueError: where shapes, heads, regions and `topk` do not fit each other, or for an unknown backend.
+        TypeError: for what is no tensor of floating-point numbers, no integer or no number.
+        ValueError: where shapes, dtypes, devices, heads, regions and `topk` do not fit each other, or for an unknown
+            backend.
         RuntimeError: where Triton is asked for and cannot run.
     """
-    if not torch.jit.is_scripting():
-        _check(q, k, v, num_heads, regions, topk)
-        reason = _why_not(q, k, v, num_heads, regions, topk, scale)
-        triton = _dispatch.use_triton("routing_attention", backend, q.device, reason)
+    if torch.jit.is_scripting():
+        check(q, k, v, num_heads, regions, topk, scale)
+    else:
+        q, k, v = _dispatch.autocast(q, k, v)
+        untraced(check, q, k, v, num_heads, regions, topk, scale)
+        reason = untraced(operator.why_not, q, k, v, num_heads, regions, topk, scale)
+        triton = _dispatch.use_triton(
+            "routing_attention", backend, (q, k, v), reason, operations(q.shape, regions, topk)
+        )
         if triton and topk < regions[0] * regions[1]:
             return operator.forward(q, k, v, num_heads, list(regions), topk, scale)[0]
+        if not leaves_sizes_free() and q.numel() == 0:
+            return _derivatives.nothing(q.shape, q, k, v)
     if topk == regions[0] * regions[1]:
         return _attend_to_all(q, k, v, num_heads, scale)
     if torch.jit.is_scripting():
         return _definition(q, k, v, num_heads, regions, topk, scale)
     else:
-        # Compilers and exporters get one plain graph.
-        if torch.compiler.is_compiling() or q.device.type != "cpu":
+        # Compilers, exporters and transforms get one plain graph.
+        if torch.compiler.is_compiling() or leaves_sizes_free() or _derivatives.is_transformed():
+            return _definition(q, k, v, num_heads, regions, topk, scale)
+        if q.device.type != "cpu":
             return _definition(q, k, v, num_heads, regions, topk, scale)
         return chunked.routing_attention(q, k, v, num_heads, regions, topk, scale)
 
@@ -72,35 +111,9 @@ def _attend_to_all(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, num_heads:
     """(B, H, W, C) -> the same; regions do not matter where all are chosen."""
     b, h, w, c = q.shape
     q, k, v = [x.reshape(b, h * w, num_heads, c // num_heads).transpose(1, 2) for x in (q, k, v)]
-    return F.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2).reshape(b, h, w, c)
-
-
-def _check(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, num_heads: int, regions: tuple[int, int], topk: int
-) -> None:
-    if q.dim() != 4 or q.shape != k.shape or q.shape != v.shape:
-        raise ValueError(f"q, k and v must be (B, H, W, C) alike, got {q.shape}, {k.shape} and {v.shape}")
-    rows, cols = regions
-    if min(rows, cols) < 1:
-        raise ValueError(f"regions must be at least 1 either way, got {(rows, cols)}")
-    if num_heads < 1 or q.shape[3] % num_heads != 0:
-        raise ValueError(f"num_heads must divide C = {q.shape[3]}, got {num_heads}")
-    if not 1 <= topk <= rows * cols:
-        raise ValueError(f"topk must be 1 to {rows * cols} for regions {(rows, cols)}, got {topk}")
-
-
-def _why_not(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    num_heads: int,
-    regions: tuple[int, int],
-    topk: int,
-    scale: float,
-) -> str | None:
-    if q.shape[3] // num_heads > _MAX_HEAD_DIM:
-        return f"head dimension is {q.shape[3] // num_heads}, it takes up to {_MAX_HEAD_DIM}"
-    return _dispatch.why_not(q, k, v)
-
-
-_dispatch.register("routing_attention", _why_not)
+    out = _derivatives.attend(q, k, v, None, scale).transpose(1, 2).reshape(b, h, w, c)
+    if torch.jit.is_scripting():
+        return out
+    else:
+        # What `attend` gives must not be changed in place, what an operator gives may.
+        return out.clone() if out.requires_grad and not torch.compiler.is_compiling() else out

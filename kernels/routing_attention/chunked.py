@@ -6,8 +6,8 @@ The backward pass gathers them again, so that nothing of the size of topk * map 
 from collections.abc import Iterator
 
 import torch
-from torch.autograd.function import once_differentiable
 
+from .. import _derivatives
 from .reference import from_regions, route, to_regions, tokens_inside
 
 # Elements of the keys and values gathered at a time: what a processor's cache holds.
@@ -59,9 +59,17 @@ class _Attention(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad):
         q, k, v, index, inside, out, *logsumexp = ctx.saved_tensors
+        if _derivatives.backward_is_differentiated(grad):
+
+            def definition(q, k, v):
+                q, k, v = (_heads(x, ctx.num_heads) for x in (q, _gather(k, index), _gather(v, index)))
+                out = _derivatives.written_out(q, k, v, _mask(inside, index, q.dtype), ctx.scale)
+                return out.transpose(1, 2).flatten(2)
+
+            grads = _derivatives.gradients(definition, (q, k, v), ctx.needs_input_grad[:3], grad)
+            return *grads, None, None, None, None
         # Keys chosen by many regions gather many gradients: half precision would round each addition.
         sums = torch.promote_types(k.dtype, torch.float32)
         grad_q = torch.empty_like(q)

@@ -1,4 +1,4 @@
-"""Triton's bi-level routing attention as an operator of PyTorch, one node of a compiled graph.
+"""Triton's bi-level routing attention as an operator of PyTorch, one node of a compiled graph; and what it asks for.
 
 Triton is imported when the operator runs.
 """
@@ -6,6 +6,51 @@ Triton is imported when the operator runs.
 from typing import Any
 
 import torch
+
+from .. import _checks, _derivatives, _dispatch
+from .reference import attend_to_chosen
+
+# Beyond it no tiles were found that keep all sums of float32 in registers.
+_MAX_HEAD_DIM = 64
+
+
+def check(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    num_heads: int,
+    regions: tuple[int, int],
+    topk: int,
+    scale: float,
+) -> None:
+    """Raises TypeError and ValueError for what no backend takes; arguments as of `routing_attention`."""
+    _checks.check_heads(q, k, v, num_heads)
+    if not torch.jit.is_scripting():
+        _checks.check_pair("regions", regions)
+        _checks.check_integer("topk", topk)
+        if scale is None:
+            raise TypeError("scale must be a number, got None")
+        _checks.check_scale(scale)
+    rows, cols = regions
+    if rows < 1 or cols < 1:
+        raise ValueError(f"regions must be at least 1 either way, got {(rows, cols)}")
+    if not 1 <= topk <= rows * cols:
+        raise ValueError(f"topk must be 1 to {rows * cols} for regions {(rows, cols)}, got {topk}")
+
+
+def why_not(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    num_heads: int,
+    regions: tuple[int, int],
+    topk: int,
+    scale: float,
+) -> str | None:
+    """What keeps Triton from running on arguments that passed `check`, None if nothing does."""
+    if q.shape[3] // num_heads > _MAX_HEAD_DIM:
+        return f"head dimension is {q.shape[3] // num_heads}, it takes up to {_MAX_HEAD_DIM}"
+    return _dispatch.why_not(q, k, v)
 
 
 @torch.library.custom_op("attnzoo::routing_attention", mutates_args=())
@@ -16,6 +61,8 @@ def forward(
     from . import triton
 
     grid = (regions[0], regions[1])
+    # A compiled graph leaves sizes free, which nobody checked yet.
+    check(q, k, v, num_heads, grid, topk, scale)
     index = triton.route(q, k, grid, topk)
     return *triton.attention_forward(q, k, v, index, num_heads, grid, scale), index
 
@@ -62,6 +109,14 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -
 
 
 def _gradients(ctx: Any, grad: torch.Tensor, *_: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+    if _derivatives.backward_is_differentiated(grad):
+        q, k, v, index = ctx.saved_tensors[:4]
+
+        def definition(q, k, v):
+            return attend_to_chosen(q, k, v, index, ctx.num_heads, (ctx.regions[0], ctx.regions[1]), ctx.scale)
+
+        grads = _derivatives.gradients(definition, (q, k, v), ctx.needs_input_grad[:3], grad)
+        return *grads, None, None, None, None
     grads = backward(grad, *ctx.saved_tensors, ctx.num_heads, ctx.regions, ctx.scale)
     return *grads, None, None, None, None
 

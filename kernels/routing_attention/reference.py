@@ -4,7 +4,13 @@ import torch
 import torch.nn.functional as F
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
+from .. import _derivatives
 from ..tracing import is_exporting
+
+
+def _is_traced() -> bool:
+    """Whether `torch.jit.trace` is at work: there a branch on a size would bind the graph to the example's."""
+    return False if torch.jit.is_scripting() else torch.jit.is_tracing()
 
 
 def _padded(size: int, parts: int) -> int:
@@ -12,6 +18,8 @@ def _padded(size: int, parts: int) -> int:
 
     Of an exported graph, a side that is free must be a multiple: a branch on it would bind the graph to the example's.
     """
+    if _is_traced():
+        return (size + parts - 1) // parts * parts
     if not torch.jit.is_scripting():
         free = is_exporting() and not statically_known_true(size % parts != 0)
         if free:
@@ -27,7 +35,7 @@ def to_regions(x: torch.Tensor, rows: int, cols: int) -> torch.Tensor:
     """
     b, c = x.shape[0], x.shape[3]
     h, w = _padded(x.shape[1], rows), _padded(x.shape[2], cols)
-    if h != x.shape[1] or w != x.shape[2]:
+    if _is_traced() or h != x.shape[1] or w != x.shape[2]:
         x = F.pad(x, (0, 0, 0, w - x.shape[2], 0, h - x.shape[1]))
     x = x.reshape(b, rows, h // rows, cols, w // cols, c).transpose(2, 3)
     # An explicit copy: `reshape` would ask whether one is needed, which binds symbolic sizes to the example's.
@@ -41,7 +49,7 @@ def from_regions(x: torch.Tensor, regions: tuple[int, int], height: int, width: 
     h, w = _padded(height, rows), _padded(width, cols)
     x = x.reshape(b, rows, cols, h // rows, w // cols, c).transpose(2, 3)
     x = x.clone(memory_format=torch.contiguous_format).view(b, h, w, c)
-    if h != height or w != width:
+    if _is_traced() or h != height or w != width:
         x = x[:, :height, :width]
     return x
 
@@ -49,7 +57,7 @@ def from_regions(x: torch.Tensor, regions: tuple[int, int], height: int, width: 
 def tokens_inside(x: torch.Tensor, rows: int, cols: int) -> torch.Tensor | None:
     """Which tokens of the regions lie on the map (B, H, W, C): (R, T) bool, or None where all do."""
     h, w = x.shape[1], x.shape[2]
-    if h == _padded(h, rows) and w == _padded(w, cols):
+    if not _is_traced() and h == _padded(h, rows) and w == _padded(w, cols):
         return None
     return to_regions(torch.ones(1, h, w, 1, dtype=torch.bool, device=x.device), rows, cols)[0, :, :, 0]
 
@@ -69,11 +77,12 @@ def route(q: torch.Tensor, k: torch.Tensor, topk: int, inside: torch.Tensor | No
         (B, R, topk) int64, indices of key regions, best first.
     """
     q, k = q.detach(), k.detach()
-    if inside is None:
-        return torch.topk(q.mean(2) @ k.mean(2).transpose(-2, -1), topk, dim=-1)[1]
+    # In float32 at least: rounded to 16 bits, means and scores would choose other regions.
     dtype = torch.promote_types(q.dtype, torch.float32)
+    if inside is None:
+        return torch.topk(q.mean(2, dtype=dtype) @ k.mean(2, dtype=dtype).transpose(-2, -1), topk, dim=-1)[1]
     count = inside.sum(1)
-    mean_q, mean_k = [(x.sum(2, dtype=dtype) / count.clamp(min=1)[:, None]).to(x.dtype) for x in (q, k)]
+    mean_q, mean_k = [x.sum(2, dtype=dtype) / count.clamp(min=1)[:, None] for x in (q, k)]
     scores = (mean_q @ mean_k.transpose(-2, -1)).masked_fill(count == 0, -float("inf"))
     return torch.topk(scores, topk, dim=-1)[1]
 
@@ -89,11 +98,42 @@ def routing_attention(
 ) -> torch.Tensor:
     """As the public function."""
     rows, cols = regions
-    b, h, w, c = q.shape
     inside = tokens_inside(q, rows, cols)
+    height, width = q.shape[1], q.shape[2]
     q, k, v = to_regions(q, rows, cols), to_regions(k, rows, cols), to_regions(v, rows, cols)
-    count, tokens = q.shape[1], q.shape[2]
     index = route(q, k, topk, inside)
+    return from_regions(_attend(q, k, v, index, inside, num_heads, scale), regions, height, width)
+
+
+def attend_to_chosen(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    index: torch.Tensor,
+    num_heads: int,
+    regions: tuple[int, int],
+    scale: float,
+) -> torch.Tensor:
+    """`routing_attention` over the key regions of an index (B, R, topk)."""
+    rows, cols = regions
+    inside = tokens_inside(q, rows, cols)
+    height, width = q.shape[1], q.shape[2]
+    q, k, v = to_regions(q, rows, cols), to_regions(k, rows, cols), to_regions(v, rows, cols)
+    return from_regions(_attend(q, k, v, index, inside, num_heads, scale), regions, height, width)
+
+
+def _attend(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    index: torch.Tensor,
+    inside: torch.Tensor | None,
+    num_heads: int,
+    scale: float,
+) -> torch.Tensor:
+    """Of regions, (B, R, T, C) -> the same, over those of an index (B, R, topk)."""
+    b, count, tokens, c = q.shape
+    topk = index.shape[2]
     mask: torch.Tensor | None = None
     if inside is not None:
         mask = inside.index_select(0, index.flatten()).view(b * count, 1, 1, topk * tokens)
@@ -103,11 +143,11 @@ def routing_attention(
     k = k.reshape(b * count, tokens * c).index_select(0, index)
     v = v.reshape(b * count, tokens * c).index_select(0, index)
     head_dim = c // num_heads
-    out = F.scaled_dot_product_attention(
+    out = _derivatives.attend(
         q.reshape(b * count, tokens, num_heads, head_dim).transpose(1, 2),
         k.reshape(b * count, topk * tokens, num_heads, head_dim).transpose(1, 2),
         v.reshape(b * count, topk * tokens, num_heads, head_dim).transpose(1, 2),
         mask,
-        scale=scale,
+        scale,
     )
-    return from_regions(out.transpose(1, 2).reshape(b, count, tokens, c), regions, h, w)
+    return out.transpose(1, 2).reshape(b, count, tokens, c)

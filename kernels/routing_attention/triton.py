@@ -417,11 +417,11 @@ def _attention_options(
 
 
 def region_means(x: torch.Tensor, regions: tuple[int, int]) -> torch.Tensor:
-    """(B, H, W, C) -> (B, R, C), dtype of `x`, summed in float32; zero for a region off the map."""
+    """(B, H, W, C) -> (B, R, C), float32; zero for a region off the map."""
     x = _dense_channels(x)
     b, channels = x.shape[0], x.shape[3]
     geometry = _geometry(x, regions)
-    means = x.new_empty(b, geometry[-1], channels)
+    means = x.new_empty(b, geometry[-1], channels, dtype=torch.float32)
     options = _means_options(channels, _whole(x, regions))
     grid = (b * geometry[-1], triton.cdiv(channels, options["BLOCK_C"]))
     with _dispatch.device_of(x):
@@ -593,7 +593,9 @@ def static_cases() -> list[StaticCase]:
 def _case(kernel: Any, dtype: str, label: str, options: dict[str, Any]) -> StaticCase:
     types = dict.fromkeys(("index", "lists", "numbers"), "*i32")
     types |= dict.fromkeys(("logsumexp", "delta"), "*fp32")
-    types |= dict.fromkeys(("x", "means", "q", "k", "v", "out", "grad", "grad_q", "grad_k", "grad_v"), f"*{dtype}")
+    types |= {"means": "*fp32"} | dict.fromkeys(
+        ("x", "q", "k", "v", "out", "grad", "grad_q", "grad_k", "grad_v"), f"*{dtype}"
+    )
     types["scale"] = "fp32"
     constants = {name: value for name, value in options.items() if name in kernel.arg_names}
     signature = {name: types.get(name, "i32") for name in kernel.arg_names if name not in constants}

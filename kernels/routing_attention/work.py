@@ -1,5 +1,7 @@
 """The least work of bi-level routing attention, where `topk` is less than all and the regions come out even."""
 
+from collections.abc import Sequence
+
 import torch
 
 from .._work import Work
@@ -74,3 +76,10 @@ def backward(
     """
     attention = _attention(shape, num_heads, regions, topk, dtype, maps=8, products=5)
     return inverted_index(shape[0], regions, topk) + attention
+
+
+def operations(shape: Sequence[int], regions: tuple[int, int], topk: int) -> int:
+    """Of the forward pass without the routing: the size by which `measured.json` counts. Arguments as of `routing`."""
+    b, h, w, c = shape
+    keys = topk * -(-h // regions[0]) * -(-w // regions[1])
+    return 4 * b * h * w * c * keys

@@ -1,4 +1,4 @@
-"""The kernels as an operator of PyTorch: one node in a compiled graph, with its gradient.
+"""The kernels as an operator of PyTorch: one node in a compiled graph, with its gradient; and what they ask for.
 
 Triton is imported when the operator runs.
 """
@@ -6,6 +6,81 @@ Triton is imported when the operator runs.
 from typing import Any
 
 import torch
+
+from .. import _checks, _derivatives, _dispatch
+from .reference import attend_in_one, position_bias
+
+
+def max_head_dim(dtype: torch.dtype) -> int:
+    """Channels of a head that Triton's kernels take: wider ones of float32 do not fit a GPU's registers."""
+    return 64 if dtype == torch.float32 else 128
+
+
+def pair(value: int | tuple[int, int]) -> tuple[int, int]:
+    """Two of the same for one integer; anything but integers is left to `check`."""
+    if isinstance(value, int):
+        return value, value
+    if not torch.jit.is_scripting() and isinstance(value, list):
+        return tuple(value)
+    return value
+
+
+def check(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    num_heads: int,
+    window: tuple[int, int],
+    shift: tuple[int, int],
+    overlap: int,
+    bias_table: torch.Tensor | None,
+    scale: float | None,
+) -> None:
+    """Raises TypeError and ValueError for what no backend takes; arguments as of `window_attention`."""
+    _checks.check_heads(q, k, v, num_heads)
+    if not torch.jit.is_scripting():
+        _checks.check_pair("window_size", window)
+        _checks.check_pair("shift", shift)
+        _checks.check_integer("overlap", overlap)
+        _checks.check_tensors(("q", "bias_table"), (q, bias_table), one_dtype=False)
+        _checks.check_scale(scale)
+    if window[0] < 1 or window[1] < 1:
+        raise ValueError(f"window_size must be at least 1, got {window}")
+    if not (0 <= shift[0] < window[0] and 0 <= shift[1] < window[1]):
+        raise ValueError(f"shift must be at least 0 and less than window_size {window}, got {shift}")
+    if overlap < 0 or overlap % 2 != 0:
+        raise ValueError(f"overlap must be even and at least 0, got {overlap}")
+    if overlap > 0 and (shift[0] > 0 or shift[1] > 0):
+        raise ValueError(f"shift must be 0 where windows overlap, got {shift}")
+    if bias_table is not None:
+        rows = (2 * window[0] - 1 + overlap) * (2 * window[1] - 1 + overlap)
+        if bias_table.dim() != 2 or bias_table.shape[0] != rows or bias_table.shape[1] != num_heads:
+            raise ValueError(
+                f"bias_table must be {(rows, num_heads)} for these windows, got {_checks.shape(bias_table)}"
+            )
+    check_sizes(q, window)
+
+
+def check_sizes(q: torch.Tensor, window: tuple[int, int]) -> None:
+    """Raises ValueError for a map (B, H, W, C) that windows of these sides do not fill."""
+    free = False
+    if not torch.jit.is_scripting():
+        free = _checks.are_sizes_free()
+    if not free and (q.shape[1] % window[0] != 0 or q.shape[2] % window[1] != 0):
+        raise ValueError(f"H and W must be multiples of window_size {window}, got {(q.shape[1], q.shape[2])}")
+
+
+def why_not(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, num_heads: int, bias_table: torch.Tensor | None
+) -> str | None:
+    """What keeps Triton from running on arguments that passed `check`, None if nothing does."""
+    reason = _dispatch.why_not(q, k, v)
+    if reason is None and bias_table is not None:
+        # Of its own dtype: under autocast a parameter keeps float32.
+        reason = _dispatch.why_not(bias_table)
+    if reason is None and q.shape[3] > max_head_dim(q.dtype) * num_heads:
+        reason = f"a head has {q.shape[3] // num_heads} channels, in {q.dtype} it takes up to {max_head_dim(q.dtype)}"
+    return reason
 
 
 @torch.library.custom_op("attnzoo::window_attention_triton", mutates_args=())
@@ -29,6 +104,8 @@ def attention(
     from .triton import window_attention_forward
 
     windows, shifts = (window[0], window[1]), (shift[0], shift[1])
+    # A compiled graph leaves sizes free, which nobody checked yet.
+    check(q, k, v, num_heads, windows, shifts, overlap, bias_table, scale)
     return window_attention_forward(q, k, v, bias_table, num_heads, windows, shifts, overlap, scale)
 
 
@@ -75,6 +152,18 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.T
 
 
 def _gradients(ctx: Any, grad: torch.Tensor, _: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+    if _derivatives.backward_is_differentiated(grad):
+        num_heads, window, shift, overlap, scale = ctx.settings
+
+        def definition(q, k, v, table):
+            windows, key = (window[0], window[1]), (window[0] + overlap, window[1] + overlap)
+            bias = None
+            if table is not None:
+                bias = position_bias(table.to(torch.promote_types(q.dtype, torch.float32)), windows, key)
+            return attend_in_one(q, k, v, bias, num_heads, windows, (shift[0], shift[1]), overlap, scale)
+
+        grads = _derivatives.gradients(definition, ctx.saved_tensors[:4], ctx.needs_input_grad[:4], grad)
+        return *grads, None, None, None, None, None
     learns = ctx.needs_input_grad[3]
     *grads, grad_bias = attention_backward(grad, *ctx.saved_tensors, *ctx.settings, learns)
     return *grads, grad_bias if learns else None, None, None, None, None, None

@@ -3,6 +3,9 @@
 import torch
 import torch.nn.functional as F
 
+from .._derivatives import written_out
+from ..tracing import leaves_sizes_free
+
 
 def windows_of(x: torch.Tensor, num_heads: int, size: tuple[int, int], step: tuple[int, int]) -> torch.Tensor:
     """Windows of `size`, each `step` pixels, of (B, H, W, C) -> (windows, heads, pixels, C / heads), one copy."""
@@ -55,13 +58,14 @@ def parts_of(
 
     Large ones fall into strips, which bounds what is copied at a time.
     """
-    limit = 1 << 20
+    # Elements of the windows of keys: what a processor's cache holds, or what a GPU can spare, so that one call does.
+    limit = 1 << 20 if x.device.type == "cpu" else 1 << 27
     parts: list[tuple[int, int, int, int, int, int]] = []
     for top, bottom, height in _spans(x.shape[1], window[0], shift[0]):
         for left, right, width in _spans(x.shape[2], window[1], shift[1]):
             if bottom > top and right > left:
                 row = x.shape[0] * x.shape[3] * (right - left) // width * (height + overlap) * (width + overlap)
-                step = max(limit // row, 1) * height
+                step = max(limit // max(row, 1), 1) * height
                 for start in range(top, bottom, step):
                     parts.append((start, min(start + step, bottom), left, right, height, width))
     return parts
@@ -85,18 +89,14 @@ def _attend_rectangle(
     window: tuple[int, int],
     overlap: int,
     scale: float,
-    mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Unshifted windows that fill q (B, H, W, C), with the margin around k and v -> (B, I, h, J, w, C).
-
-    A `mask` (windows, heads or 1, queries, keys) stands in for the bias.
-    """
+    """Unshifted windows that fill q (B, H, W, C), with the margin around k and v -> (B, I, h, J, w, C)."""
     key = (window[0] + overlap, window[1] + overlap)
     out = F.scaled_dot_product_attention(
         windows_of(q, num_heads, window, window),
         windows_of(k, num_heads, key, window),
         windows_of(v, num_heads, key, window),
-        bias_of(bias, window, key) if mask is None else mask,
+        bias_of(bias, window, key),
         scale=scale,
     )
     rows, cols = q.shape[1] // window[0], q.shape[2] // window[1]
@@ -115,6 +115,8 @@ def attend(
     scale: float,
 ) -> torch.Tensor:
     margin = overlap // 2
+    # A bias in another precision would take the attention off its fast path.
+    bias = None if bias is None else bias.to(q.dtype)
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     for top, bottom, left, right, h, w in parts_of(q, window, shift, overlap):
         part_q = q[:, top:bottom, left:right]
@@ -125,7 +127,7 @@ def attend(
     return out
 
 
-def attend_exported(
+def attend_in_one(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
@@ -135,25 +137,32 @@ def attend_exported(
     shift: tuple[int, int],
     overlap: int,
     scale: float,
+    hidden: float = -torch.inf,
 ) -> torch.Tensor:
-    """`attend` in a graph whose sizes are free: no strips, and Swin's own form of a shift.
+    """`attend` in a graph whose sizes are free or that is differentiated in any way: Swin's own form, without strips.
 
     Cut at the border, a map that is a single window leaves no whole window, and graphs must not be empty anywhere.
+    `hidden` is added to the scores that a window which wraps round the border must not see.
     """
     margin = overlap // 2
     if margin > 0:
         k, v = (F.pad(x, (0, 0, margin, margin, margin, margin)) for x in (k, v))
-    if shift == (0, 0):
-        out = _attend_rectangle(q, k, v, bias, num_heads, window, overlap, scale)
-        return out.clone(memory_format=torch.contiguous_format).view(q.shape)
-    mask = torch.where(unseen((q.shape[1], q.shape[2]), window, shift, q.device), -100.0, 0.0).to(q.dtype)
-    bias = bias_of(bias, window, window)
-    mask = mask if bias is None else mask + bias
-    mask = mask.repeat(q.shape[0], 1, 1, 1)
-    q, k, v = (torch.roll(x, (-shift[0], -shift[1]), (1, 2)) for x in (q, k, v))
-    out = _attend_rectangle(q, k, v, None, num_heads, window, 0, scale, mask)
+    mask = bias_of(None if bias is None else bias.to(q.dtype), window, (window[0] + overlap, window[1] + overlap))
+    if shift != (0, 0):
+        border = torch.where(unseen((q.shape[1], q.shape[2]), window, shift, q.device), hidden, 0.0).to(q.dtype)
+        mask = (border if mask is None else border + mask).repeat(q.shape[0], 1, 1, 1)
+        q, k, v = (torch.roll(x, (-shift[0], -shift[1]), (1, 2)) for x in (q, k, v))
+    key = (window[0] + overlap, window[1] + overlap)
+    queries = windows_of(q, num_heads, window, window)
+    keys, values = windows_of(k, num_heads, key, window), windows_of(v, num_heads, key, window)
+    if leaves_sizes_free():
+        out = F.scaled_dot_product_attention(queries, keys, values, mask, scale=scale)
+    else:
+        out = written_out(queries, keys, values, mask, scale)
+    rows, cols = q.shape[1] // window[0], q.shape[2] // window[1]
+    out = out.transpose(1, 2).reshape(q.shape[0], rows, cols, window[0], window[1], q.shape[3]).transpose(2, 3)
     out = out.clone(memory_format=torch.contiguous_format).view(q.shape)
-    return torch.roll(out, shift, (1, 2))
+    return out if shift == (0, 0) else torch.roll(out, shift, (1, 2))
 
 
 def unseen(

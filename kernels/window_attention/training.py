@@ -1,16 +1,19 @@
 """Window attention that is trained in plain PyTorch: with its attention kept, or computed anew in the backward pass."""
 
-import functools
 from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch.autograd.function import once_differentiable
 
-from .reference import attend, bias_of, parts_of, unseen, windows_of, with_margin
+from .. import _derivatives
+from .operator import check_sizes
+from .reference import attend, attend_in_one, bias_of, parts_of, unseen, windows_of, with_margin
 
 # Bytes of attention that one call may keep for its backward pass.
 KEPT_BYTES = 32 << 20
+# Elements of attention that are computed at a time: what a processor's cache holds, and elsewhere what a GPU can spare.
+_CACHED = 1 << 19
+_SPARED = 1 << 27
 
 
 def attend_with_gradients(
@@ -33,84 +36,111 @@ def attend_with_gradients(
     # A compiled graph holds one operator instead of hundreds, and no guard on the sizes.
     compiling = torch.compiler.is_compiling()
     if not compiling and overlap == 0 and attention <= min(3 * q.numel(), KEPT_BYTES // q.element_size()):
-        return _Keeping.apply(q, k, v, bias_of(bias, window, window), num_heads, window, shift, scale)
+        return _attend_keeping(q, k, v, bias, num_heads, window, shift, scale)
     return recomputing(q, k, v, bias, num_heads, list(window), list(shift), overlap, scale)
 
 
-class _Keeping(torch.autograd.Function):
+def _attend_keeping(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    bias: torch.Tensor | None,
+    num_heads: int,
+    window: tuple[int, int],
+    shift: tuple[int, int],
+    scale: float,
+) -> torch.Tensor:
     """Swin's own form: the map is rolled, and what a wrapped window must not see is masked."""
+    b, height, width, c = q.shape
+    rows, cols = height // window[0], width // window[1]
+    hidden: torch.Tensor | None = None
+    kind: torch.Tensor | None = None
+    if shift != (0, 0):
+        # What is unseen in each kind of window: inside, at the right border, at the lower one, at both. A map of 2 x 2
+        # windows has them all. Not cached: a tensor is of one mode, such as inference or a compiler's fake tensors.
+        hidden = unseen((2 * window[0], 2 * window[1]), window, shift, q.device)
+        kinds = torch.zeros((b, rows, cols), dtype=torch.long, device=q.device)
+        kinds[:, -1] += 2
+        kinds[:, :, -1] += 1
+        kind = kinds.flatten()
+        q, k, v = (_roll(x, height - shift[0], width - shift[1]) for x in (q, k, v))
+    q, k, v = (windows_of(x, num_heads, window, window).flatten(0, 1) for x in (q, k, v))
+    out = _Keeping.apply(q, k, v, bias_of(bias, window, window), hidden, kind, num_heads, scale)
+    out = out.view(b, rows, cols, num_heads, *window, c // num_heads).permute(0, 1, 4, 2, 5, 3, 6)
+    out = out.reshape(b, height, width, c)
+    return out if kind is None else _roll(out, *shift)
+
+
+def _roll(x: torch.Tensor, down: int, right: int) -> torch.Tensor:
+    """`torch.roll` of (B, H, W, C), which takes one pass an axis, in one pass where no transform is at work."""
+    if _derivatives.is_transformed() or torch._C._functorch.is_legacy_batchedtensor(x):
+        return torch.roll(x, (down, right), (1, 2))
+    return _Roll.apply(x, down, right)
+
+
+class _Roll(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, down, right):
+        ctx.back = x.shape[1] - down, x.shape[2] - right
+        out = torch.empty_like(x, memory_format=torch.contiguous_format)
+        top, left = ctx.back
+        out[:, down:, right:], out[:, down:, :right] = x[:, :top, :left], x[:, :top, left:]
+        out[:, :down, right:], out[:, :down, :right] = x[:, top:, :left], x[:, top:, left:]
+        return out
 
     @staticmethod
-    def forward(ctx, q, k, v, bias, num_heads, window, shift, scale):
-        ctx.settings = q.shape, num_heads, window, shift, scale
-        kinds, kind = _kinds(q, bias, num_heads, window, shift)
-        q, k, v = (_rolled_windows(x, num_heads, window, shift) for x in (q, k, v))
+    def backward(ctx, grad):
+        return _roll(grad, *ctx.back), None, None
+
+
+class _Keeping(torch.autograd.Function):
+    """Attention of windows that is kept for the backward pass.
+
+    q, k and v are (windows * heads, pixels, C / heads), the bias is (1, heads, queries, keys), `hidden` what is unseen
+    in each kind of window, (kinds, 1, queries, keys), and `kind` that of each window.
+    """
+
+    @staticmethod
+    def forward(ctx, q, k, v, bias, hidden, kind, num_heads, scale):
+        kinds = _bias_by_kind(q, bias, hidden, num_heads)
         attention = q.new_empty(q.shape[0], q.shape[1], k.shape[1])
         out = torch.empty_like(q)
         for windows, some in _chunks(attention, num_heads):
             some_bias = kinds if kinds is None or kind is None else kinds.index_select(0, kind[windows])
             torch.softmax(_scores(q[some], k[some], some_bias, num_heads, scale), -1, out=attention[some])
             torch.bmm(attention[some], v[some], out=out[some])
-        ctx.save_for_backward(q, k, v, bias, attention)
-        return _from_rolled_windows(out, *ctx.settings[:4])
+        ctx.save_for_backward(q, k, v, bias, hidden, kind, attention)
+        ctx.num_heads, ctx.scale = num_heads, scale
+        return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad):
-        shape, num_heads, window, shift, scale = ctx.settings
-        q, k, v, bias, attention = ctx.saved_tensors
-        grad = _rolled_windows(grad, num_heads, window, shift)
-        *grads, grad_bias = _gradients_of_windows(grad, q, k, v, bias, num_heads, scale, attention)
-        grads = [_from_rolled_windows(x, shape, num_heads, window, shift) for x in grads]
-        return *grads, None if bias is None else grad_bias[None], None, None, None, None
+        q, k, v, bias, hidden, kind, attention = ctx.saved_tensors
+        if _derivatives.backward_is_differentiated(grad):
+
+            def definition(q, k, v, bias):
+                bias = _bias_by_kind(q, bias, hidden, ctx.num_heads)
+                if bias is not None and kind is not None:
+                    bias = bias.index_select(0, kind)
+                q, k, v = (x.unflatten(0, (-1, ctx.num_heads)) for x in (q, k, v))
+                return _derivatives.written_out(q, k, v, bias, ctx.scale).flatten(0, 1)
+
+            grads = _derivatives.gradients(definition, (q, k, v, bias), ctx.needs_input_grad[:4], grad)
+        else:
+            *grads, grad_bias = _gradients_of_windows(grad, q, k, v, bias, ctx.num_heads, ctx.scale, attention)
+            grads.append(None if bias is None else grad_bias[None])
+        return *grads, None, None, None, None
 
 
-def _kinds(
-    q: torch.Tensor, bias: torch.Tensor | None, num_heads: int, window: tuple[int, int], shift: tuple[int, int]
-) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """What is added to the scores of each kind of window (kinds, heads, queries, keys), and each window's kind."""
-    if shift == (0, 0):
-        return bias, None
-    hidden = _hidden(window, shift, q.device)
+def _bias_by_kind(
+    q: torch.Tensor, bias: torch.Tensor | None, hidden: torch.Tensor | None, num_heads: int
+) -> torch.Tensor | None:
+    """What is added to the scores of each kind of window, (kinds, heads, queries, keys), in the dtype of `q`."""
+    bias = None if bias is None else bias.to(q.dtype)
+    if hidden is None:
+        return bias
     bias = q.new_zeros(1, num_heads, 1, 1) if bias is None else bias
-    rows, cols = q.shape[1] // window[0], q.shape[2] // window[1]
-    kind = torch.zeros((q.shape[0], rows, cols), dtype=torch.long, device=q.device)
-    kind[:, -1] += 2
-    kind[:, :, -1] += 1
-    return bias.masked_fill(hidden, -torch.inf), kind.flatten()
-
-
-@functools.lru_cache(maxsize=64)
-def _hidden(window: tuple[int, int], shift: tuple[int, int], device: torch.device) -> torch.Tensor:
-    """`unseen` of each kind of window: inside, at the right border, at the lower one, at both."""
-    # A map of 2x2 windows has them all.
-    return unseen((2 * window[0], 2 * window[1]), window, shift, device)
-
-
-def _rolled(x: torch.Tensor, down: int, right: int) -> torch.Tensor:
-    """`torch.roll` of (B, H, W, C) in one pass."""
-    out = torch.empty_like(x, memory_format=torch.contiguous_format)
-    top, left = x.shape[1] - down, x.shape[2] - right
-    out[:, down:, right:], out[:, down:, :right] = x[:, :top, :left], x[:, :top, left:]
-    out[:, :down, right:], out[:, :down, :right] = x[:, top:, :left], x[:, top:, left:]
-    return out
-
-
-def _rolled_windows(x: torch.Tensor, num_heads: int, window: tuple[int, int], shift: tuple[int, int]) -> torch.Tensor:
-    """(B, H, W, C) -> (windows * heads, pixels, C / heads)."""
-    if shift != (0, 0):
-        x = _rolled(x, x.shape[1] - shift[0], x.shape[2] - shift[1])
-    return windows_of(x, num_heads, window, window).flatten(0, 1)
-
-
-def _from_rolled_windows(
-    x: torch.Tensor, shape: torch.Size, num_heads: int, window: tuple[int, int], shift: tuple[int, int]
-) -> torch.Tensor:
-    """The inverse of `_rolled_windows`."""
-    b, height, width, c = shape
-    x = x.view(b, height // window[0], width // window[1], num_heads, *window, c // num_heads)
-    x = x.permute(0, 1, 4, 2, 5, 3, 6).reshape(shape)
-    return x if shift == (0, 0) else _rolled(x, *shift)
+    return bias.masked_fill(hidden, -torch.inf)
 
 
 def _add_windows(x: torch.Tensor, windows: torch.Tensor, size: tuple[int, int], step: tuple[int, int]) -> None:
@@ -144,6 +174,8 @@ def recomputing(
     PyTorch's fast attention on the CPU has no gradient of a bias; without one it would fall back to a path that keeps
     the attention of all windows. A compiled graph holds one node instead of hundreds.
     """
+    # A compiled graph leaves sizes free, which nobody checked yet.
+    check_sizes(q, (window[0], window[1]))
     # A bias that asks for a gradient would take the attention off its fast path even here.
     bias = None if bias is None else bias.detach()
     return attend(q, k, v, bias, num_heads, (window[0], window[1]), (shift[0], shift[1]), overlap, scale)
@@ -213,6 +245,15 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
 def _gradients(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
     # Taken once: under gradient checkpointing a second time raises.
     saved = ctx.saved_tensors
+    if _derivatives.backward_is_differentiated(grad):
+        num_heads, window, shift, overlap, scale = ctx.settings
+
+        def definition(q, k, v, bias):
+            windows, shifts = (window[0], window[1]), (shift[0], shift[1])
+            return attend_in_one(q, k, v, bias, num_heads, windows, shifts, overlap, scale)
+
+        grads = _derivatives.gradients(definition, saved, ctx.needs_input_grad[:4], grad)
+        return *grads, None, None, None, None, None
     *grads, grad_bias = _backward(grad, *saved, *ctx.settings)
     return *grads, None if saved[3] is None else grad_bias, None, None, None, None, None
 
@@ -221,13 +262,14 @@ recomputing.register_autograd(_gradients, setup_context=_save)
 
 
 def _chunks(attention: torch.Tensor, num_heads: int) -> Iterator[tuple[slice, slice]]:
-    """As many windows at a time as keep their attention (windows * heads, queries, keys) in the cache.
+    """As many windows at a time as keep their attention (windows * heads, queries, keys) within bounds.
 
     Yields:
         Which windows, and which places of the attention these are.
     """
     count = attention.shape[0] // num_heads
-    step = max((1 << 19) // (num_heads * attention.shape[1] * attention.shape[2]), 1)
+    limit = _CACHED if attention.device.type == "cpu" else _SPARED
+    step = max(limit // (num_heads * attention.shape[1] * attention.shape[2]), 1)
     for start in range(0, count, step):
         stop = min(start + step, count)
         yield slice(start, stop), slice(start * num_heads, stop * num_heads)
@@ -252,20 +294,24 @@ def _gradients_of_windows(
     attention: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of q, k, v (windows * heads, pixels, C / heads) and the bias; the attention is computed if not kept."""
-    grad_q, grad_k, grad_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+    # Zeros: a product that is scaled by 0 is not written in every dtype.
+    grad_q, grad_k, grad_v = torch.zeros_like(q), torch.zeros_like(k), torch.empty_like(v)
     shape = q.shape[0], q.shape[1], k.shape[1]
-    grad_bias = q.new_zeros(num_heads, *shape[1:])
+    # 16-bit sums over all windows would round each addition.
+    sums = torch.promote_types(q.dtype, torch.float32)
+    grad_bias = q.new_zeros((num_heads, *shape[1:]), dtype=sums)
+    rounded = None if bias is None else bias.to(q.dtype)
     for _, some in _chunks(q.new_empty(1).expand(shape), num_heads):
         some_grad, some_q, some_k, some_v = grad[some], q[some], k[some], v[some]
         if attention is None:
-            some_attention = _scores(some_q, some_k, bias, num_heads, scale).softmax(-1)
+            some_attention = _scores(some_q, some_k, rounded, num_heads, scale).softmax(-1)
         else:
             some_attention = attention[some]
         torch.bmm(some_attention.transpose(1, 2), some_grad, out=grad_v[some])
         scores = torch.bmm(some_grad, some_v.transpose(1, 2))
         scores = torch._softmax_backward_data(scores, some_attention, -1, q.dtype)
         if bias is not None:
-            grad_bias += scores.view(-1, *grad_bias.shape).sum(0)
+            grad_bias += scores.view(-1, *grad_bias.shape).sum(0, dtype=sums)
         grad_q[some].baddbmm_(scores, some_k, beta=0, alpha=scale)
         grad_k[some].baddbmm_(scores.transpose(1, 2), some_q, beta=0, alpha=scale)
     return grad_q, grad_k, grad_v, grad_bias

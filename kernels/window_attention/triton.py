@@ -15,7 +15,7 @@ import triton.language as tl
 
 from .. import _dispatch
 from .._static import StaticCase
-from . import max_head_dim
+from .operator import max_head_dim
 
 # One compiled kernel serves all sizes.
 _SIZES = ("windows", "rows", "cols", "heads", "shift_h", "shift_w", "share")

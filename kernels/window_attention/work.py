@@ -1,5 +1,7 @@
 """The least work of window attention."""
 
+from collections.abc import Sequence
+
 import torch
 
 from .._work import Work
@@ -73,3 +75,15 @@ def backward(
     Five products: the scores again, the gradients of the weights, and those of v, q and k. Arguments as of `forward`.
     """
     return _attention(shape, num_heads, window, shift, overlap, biased, dtype, maps=8, tables=2, products=5)
+
+
+def operations(shape: Sequence[int], window: tuple[int, int], overlap: int) -> int:
+    """Of the forward pass, as if no border cut any window: the size by which `measured.json` counts.
+
+    Args:
+        shape: of q, (B, H, W, C).
+        window: sides of the windows of queries, pixels.
+        overlap: pixels by which windows of keys are larger.
+    """
+    b, height, width, c = shape
+    return 4 * b * height * width * c * (window[0] + overlap) * (window[1] + overlap)

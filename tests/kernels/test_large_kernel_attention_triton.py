@@ -155,11 +155,13 @@ def test_can_run():
     assert kernels.can_run("depthwise_conv", x, weight)
     assert kernels.can_run("large_kernel_attention", *attention_operands())
     assert not kernels.can_run("large_kernel_attention", *(x.double() for x in attention_operands()))
-    with pytest.raises(RuntimeError, match="33 x 3 taps, it needs odd sides of 31 at most"):
+    with pytest.raises(RuntimeError, match="33 x 3 taps, it needs sides of 31 at most"):
         kernels.can_run("depthwise_conv", x, torch.zeros(2, 1, 33, 3), raise_error=True)
     with pytest.raises(RuntimeError, match="there is no gate"):
         kernels.can_run("pointwise_conv", x, torch.zeros(2, 2, 1, 1), raise_error=True)
-    with pytest.raises(RuntimeError, match="depthwise_conv: Triton cannot run: tensors differ"):
+    with pytest.raises(RuntimeError, match=r"weight must be torch\.float32 as x is, got torch\.float16"):
+        kernels.can_run("depthwise_conv", x, weight.half(), raise_error=True)
+    with pytest.raises(ValueError, match=r"weight must be torch\.float32 as x is, got torch\.float16"):
         depthwise_conv(x, weight.half(), backend="triton")
     with pytest.raises(ValueError, match="backend must be one of"):
         depthwise_conv(x, weight, backend="cudnn")

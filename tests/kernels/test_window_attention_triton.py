@@ -169,7 +169,7 @@ def test_can_run():
     assert can_run("window_attention", half, half, half, 1, 4)
     for heads, key, table, reason in (
         (1, q, None, "a head has 120 channels, in torch.float32 it takes up to 64"),
-        (2, q.half(), None, "tensors differ"),
+        (2, q.half(), None, "k must be torch.float32 as q is, got torch.float16"),
         (2, q, torch.zeros(49, 2, device=DEVICE).double(), "float64"),
         (2, q, torch.zeros(49, 2, device="meta"), "meta"),
     ):

@@ -1,0 +1,96 @@
+"""Checks of arguments that the operators share: one error each, which says what was expected and what came."""
+
+import math
+
+import torch
+
+from .tracing import is_exporting
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def check_tensors(names: tuple[str, ...], tensors: tuple[torch.Tensor | None, ...], one_dtype: bool = True) -> None:
+    """All must be dense tensors of floating-point numbers on one device; None stands for none.
+
+    Args:
+        names: of the arguments, for errors.
+        tensors: the first of them required.
+        one_dtype: whether all must have the dtype of the first.
+
+    Raises:
+        TypeError: for what is no tensor, and for tensors of integers, booleans, complex numbers and the like.
+        ValueError: for layouts such as sparse ones, and where devices or dtypes differ.
+    """
+    first, first_name = None, ""
+    for name, x in zip(names, tensors, strict=True):
+        if x is None and first is not None:
+            continue
+        if not isinstance(x, torch.Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
+        if x.layout != torch.strided:
+            raise ValueError(f"{name} must be a dense tensor, got layout {x.layout}")
+        if x.dtype not in DTYPES:
+            raise TypeError(f"{name} must be float32, float64, bfloat16 or float16, got {x.dtype}")
+        if first is None:
+            first, first_name = x, name
+        elif x.device != first.device:
+            raise ValueError(f"{name} must be on {first.device} as {first_name} is, got {x.device}")
+        elif one_dtype and x.dtype != first.dtype:
+            raise ValueError(f"{name} must be {first.dtype} as {first_name} is, got {x.dtype}")
+
+
+def check_integer(name: str, value: int) -> None:
+    """Raises TypeError for anything but an integer; True and False are none."""
+    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+
+
+def check_pair(name: str, value: tuple[int, int]) -> None:
+    """Raises TypeError for anything but two integers."""
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        raise TypeError(f"{name} must be two integers, got {value!r}")
+    for side in value:
+        check_integer(name, side)
+
+
+def check_scale(scale: float | None) -> None:
+    """Raises TypeError for what is no number, ValueError for what is not finite; None stands for the default."""
+    if scale is None:
+        return
+    if isinstance(scale, bool) or not isinstance(scale, (int, float, torch.SymInt, torch.SymFloat)):
+        raise TypeError(f"scale must be a number, got {scale!r}")
+    # One that a graph leaves free has no value to look at.
+    if not torch.compiler.is_compiling() and not math.isfinite(scale):
+        raise ValueError(f"scale must be finite, got {scale}")
+
+
+def are_sizes_free() -> bool:
+    """Whether a graph is being made that leaves sizes of maps free: a check would bind it to the example's."""
+    return torch.compiler.is_compiling() or is_exporting()
+
+
+def check_heads(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, num_heads: int) -> None:
+    """What the attention operators ask of maps and heads, whatever their windows.
+
+    Raises:
+        TypeError: for what is no tensor of floating-point numbers, or no number of heads.
+        ValueError: where shapes, dtypes, devices or heads do not fit each other.
+    """
+    if not torch.jit.is_scripting():
+        check_tensors(("q", "k", "v"), (q, k, v))
+        check_integer("num_heads", num_heads)
+    if q.dim() != 4 or q.shape != k.shape or q.shape != v.shape:
+        raise ValueError(f"q, k and v must be (B, H, W, C) alike, got {shape(q)}, {shape(k)} and {shape(v)}")
+    if num_heads < 1 or q.shape[3] < 1 or q.shape[3] % num_heads != 0:
+        raise ValueError(f"num_heads must divide C = {q.shape[3]}, got {num_heads}")
+
+
+def shape(x: torch.Tensor) -> str:
+    """The shape of a tensor, for an error."""
+    sides = [str(side) for side in x.shape]
+    return "(" + ", ".join(sides) + ("," if len(sides) == 1 else "") + ")"
+
+
+def default_scale(q: torch.Tensor, num_heads: int) -> float:
+    """Of the dot products of heads of a map (B, H, W, C)."""
+    return float(q.shape[3] // num_heads) ** -0.5

@@ -1,0 +1,61 @@
+"""Deformable attention by gathers, in two dimensions and in three: it fits every size and every derivative."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def attend_gathered(
+    value: Tensor, depth: Tensor | None, sizes: Tensor, starts: Tensor, locations: Tensor, weights: Tensor
+) -> Tensor:
+    """`deformable_attention_3d`, or in two dimensions without `depth`; levels are tensors of integers.
+
+    All levels at once, and nothing is asked of a size: a graph leaves them free. Each step can be differentiated in
+    every mode as often as one likes, which is not true of `grid_sample`. Slower than that, and all samples are in
+    memory at a time.
+    """
+    dtype = torch.promote_types(value.dtype, torch.float32)
+    batch, positions, heads, channels = value.shape
+    queries, levels, points = locations.shape[1], locations.shape[3], locations.shape[4]
+    # (L, 1) against samples (B, Q, M, L, P); of a graph that is traced these are inputs.
+    height, width, start = sizes[:, 0, None], sizes[:, 1, None], starts[:, None]
+    x, y, *rest = locations.to(dtype).unbind(-1)
+    x, y = x * width - 0.5, y * height - 0.5
+    inside = (x > -1) & (x < width) & (y > -1) & (y < height)
+    if depth is not None:
+        bins = depth.shape[3]
+        z = rest[0] * bins - 0.5
+        inside = inside & (z > -1) & (z < bins)
+    # Corners: (B, Q, M, L, P, 4). A sample beyond the map weighs nothing, whatever its place.
+    x, y = torch.where(inside, x, 0)[..., None], torch.where(inside, y, 0)[..., None]
+    corner = torch.arange(4, device=value.device)
+    column, row = x.detach().floor() + corner % 2, y.detach().floor() + corner // 2
+    share = (1 - (x - column).abs()) * (1 - (y - row).abs()) * weights.to(dtype)[..., None]
+    width, height, start = width[..., None], height[..., None], start[..., None]
+    there = inside[..., None] & (column >= 0) & (column < width) & (row >= 0) & (row < height)
+    share = share.where(there, share.new_zeros(()))
+    column = torch.minimum(column.clamp(min=0), (width - 1).to(dtype))
+    row = torch.minimum(row.clamp(min=0), (height - 1).to(dtype))
+    # A graph that runs elsewhere may be given levels that do not fit the value.
+    pixel = (start + row * width + column).long().clamp(min=0, max=positions - 1)
+    image = torch.arange(batch, device=value.device)[:, None, None, None, None, None] * positions
+    head = torch.arange(heads, device=value.device)[:, None, None, None]
+    if depth is not None:
+        groups, bins = depth.shape[2], depth.shape[3]
+        curve = ((image + pixel) * groups + head % groups) * bins
+        scores = depth.to(dtype).reshape(-1)
+        z = torch.where(inside, z, 0)[..., None]
+        lower = z.detach().floor()
+        total = torch.zeros_like(share)
+        for bin in (lower, lower + 1):
+            score = scores[curve + bin.clamp(0, bins - 1).long()] * (1 - (z - bin).abs())
+            total = total + score.where((bin >= 0) & (bin < bins), score.new_zeros(()))
+        share = share * total
+    chosen = value.to(dtype).reshape(-1, channels).index_select(0, ((image + pixel) * heads + head).reshape(-1))
+    samples = levels * points * 4
+    with torch.autocast(value.device.type, enabled=False):
+        out = share.reshape(batch * queries * heads, 1, samples) @ chosen.view(
+            batch * queries * heads, samples, channels
+        )
+    return out.view(batch, queries, heads * channels).to(value.dtype)
