@@ -4,8 +4,9 @@ import timm
 
 from . import agent, attention_cnns, biformer, coat, hat, inline, litv2, nat, van
 from .attach import attach
+from .modules import attention
 
-__all__ = ["attach", "list_models"]
+__all__ = ["attach", "attention", "list_models"]
 
 _FAMILIES = (agent, attention_cnns, biformer, coat, hat, inline, litv2, nat, van)
 
