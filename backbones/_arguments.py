@@ -23,7 +23,9 @@ def check_integers(least: int = 1, odd: bool = False, **values: Any) -> None:
                 raise ValueError(f"{name}={value!r}: {kind} are needed")
 
 
-def check_numbers(least: float | None = None, above: float | None = None, most: float | None = None, **values: Any):
+def check_numbers(
+    least: float | None = None, above: float | None = None, most: float | None = None, **values: Any
+) -> None:
     """Raises unless each value is a finite number, or a sequence of them, within the limits.
 
     Args:
@@ -36,12 +38,12 @@ def check_numbers(least: float | None = None, above: float | None = None, most: 
     kind = " and ".join(f"{words} {limit:g}" for words, limit in limits.items() if limit is not None)
     for name, value in values.items():
         for entry in _entries(value):
+            number = float(entry) if isinstance(entry, Real) else math.nan
             if (
-                not isinstance(entry, Real)
-                or not math.isfinite(entry)
-                or (least is not None and entry < least)
-                or (above is not None and entry <= above)
-                or (most is not None and entry > most)
+                not math.isfinite(number)
+                or (least is not None and number < least)
+                or (above is not None and number <= above)
+                or (most is not None and number > most)
             ):
                 raise ValueError(f"{name}={value!r}: finite numbers{' ' + kind if kind else ''} are needed")
 
@@ -49,7 +51,7 @@ def check_numbers(least: float | None = None, above: float | None = None, most: 
 def check_rates(**values: Any) -> None:
     """Raises unless each value is the probability of dropping something: at least 0 and below 1."""
     for name, value in values.items():
-        if not isinstance(value, Real) or not 0 <= value < 1:
+        if not isinstance(value, Real) or not 0 <= float(value) < 1:
             raise ValueError(f"{name}={value!r}: a number of at least 0 and below 1 is needed")
 
 
