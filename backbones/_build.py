@@ -5,7 +5,7 @@ from typing import Any
 from timm.models import build_model_with_cfg
 from torch import nn
 
-__all__ = ["TimmChangedError", "build"]
+__all__ = ["TimmChangedError", "build", "levels_of"]
 
 
 class TimmChangedError(ImportError):
@@ -38,7 +38,8 @@ def build(
     out_indices = kwargs.pop("out_indices", None)
     if out_indices is None:
         out_indices = tuple(range(levels)) if default is None else default
-    _check_out_indices(variant, out_indices, levels)
+    else:
+        _check_out_indices(variant, out_indices, levels)
     return build_model_with_cfg(
         model_cls, variant, pretrained, feature_cfg=dict(feature_cfg or {}, out_indices=out_indices), **kwargs
     )

@@ -18,6 +18,7 @@ from timm.layers import LayerNorm2d, calculate_drop_path_rates, register_notrace
 from torch import nn
 
 from ..kernels.tracing import is_exporting
+from ._arguments import check_body, check_integers
 from ._layers import DepthwiseConv, TokenBlock, init_weights, pad_to_least
 from ._pyramid import PyramidBackbone, PyramidStage
 
@@ -157,16 +158,22 @@ class CSwinTransformer(PyramidBackbone):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ):
-        if not len(depths) == len(embed_dims) == len(num_heads) == len(split_sizes):
-            raise ValueError(
-                "depths, embed_dims, num_heads and split_sizes must have one entry a stage, "
-                f"got {len(depths)}, {len(embed_dims)}, {len(num_heads)} and {len(split_sizes)}"
-            )
-        for dim, heads, split in zip(embed_dims, num_heads, split_sizes, strict=True):
-            if dim % heads:
-                raise ValueError(f"num_heads must divide embed_dims, got {heads} for {dim}")
-            if split is not None and (split < 1 or heads % 2):
-                raise ValueError(f"split_sizes must be at least 1, with even num_heads, got {split} with {heads} heads")
+        check_body(
+            depths,
+            embed_dims,
+            mlp_ratio,
+            in_chans,
+            num_classes,
+            global_pool,
+            drop_rate,
+            proj_drop_rate,
+            drop_path_rate,
+            num_heads=num_heads,
+            split_sizes=split_sizes,
+        )
+        check_integers(img_size=img_size, split_sizes=[split for split in split_sizes if split is not None])
+        if any(split is not None and heads % 2 for heads, split in zip(num_heads, split_sizes, strict=True)):
+            raise ValueError(f"num_heads={num_heads!r}: even numbers are needed where split_sizes={split_sizes!r}")
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         drop_path: Any = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
         stem = _conv_norm(in_chans, embed_dims[0], 7, 4, 2, **dd)

@@ -19,9 +19,12 @@ from timm.models._manipulate import checkpoint
 from timm.models.vision_transformer import global_pool_nlc
 from torch import nn
 
+from ._arguments import check_divisible, check_integers, check_numbers, check_pool, check_rates
 from ._layers import PatchConv, TokenBlock, init_weights, resize_map
 
 __all__ = ["DeiT"]
+
+_POOLS = ("", "token", "avg", "max", "avgmax")
 
 
 class Attention(nn.Module):
@@ -120,11 +123,22 @@ class DeiT(nn.Module):
         dtype: torch.dtype | None = None,
     ):
         super().__init__()
-        if embed_dim % num_heads:
-            raise ValueError(f"num_heads must divide embed_dim = {embed_dim}, got {num_heads}")
+        check_integers(
+            in_chans=in_chans,
+            depth=depth,
+            embed_dim=embed_dim,
+            num_heads=num_heads,
+            patch_size=patch_size,
+            img_size=img_size,
+        )
+        check_integers(least=0, num_classes=num_classes)
+        check_divisible("embed_dim", "num_heads", embed_dim=embed_dim, num_heads=num_heads)
+        check_numbers(least=1 / embed_dim, mlp_ratio=mlp_ratio)
+        check_rates(drop_rate=drop_rate, pos_drop_rate=pos_drop_rate)
+        check_rates(proj_drop_rate=proj_drop_rate, drop_path_rate=drop_path_rate)
         if img_size < patch_size:
-            raise ValueError(f"img_size must be at least patch_size = {patch_size}, got {img_size}")
-        _check_pool(global_pool)
+            raise ValueError(f"img_size={img_size!r}: at least patch_size={patch_size} is needed")
+        check_pool(global_pool, _POOLS)
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.num_classes = num_classes
         self.in_chans = in_chans
@@ -179,8 +193,9 @@ class DeiT(nn.Module):
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replaces the classifier; `num_classes=0` removes it, `global_pool=""` the pooling too."""
+        check_integers(least=0, num_classes=num_classes)
         if global_pool is not None:
-            _check_pool(global_pool)
+            check_pool(global_pool, _POOLS)
             self.global_pool = global_pool
         self.num_classes = num_classes
         weight = self.cls_token
@@ -222,7 +237,7 @@ class DeiT(nn.Module):
             ValueError: for another `output_fmt`.
         """
         if output_fmt not in ("NCHW", "NLC"):
-            raise ValueError(f"output_fmt must be NCHW or NLC, got {output_fmt}")
+            raise ValueError(f"output_fmt={output_fmt!r}: 'NCHW' or 'NLC' is needed")
         take_indices, max_index = feature_take_indices(len(self.blocks), indices)
         x = self.patch_embed(x)
         height, width = x.shape[2], x.shape[3]
@@ -285,8 +300,3 @@ class DeiT(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, in_chans, H, W) -> (B, num_classes)."""
         return self.forward_head(self.forward_features(x))
-
-
-def _check_pool(global_pool: str) -> None:
-    if global_pool not in ("", "token", "avg", "max", "avgmax"):
-        raise ValueError(f"global_pool must be '', 'token', 'avg', 'max' or 'avgmax', got {global_pool!r}")

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from timm.layers import calculate_drop_path_rates
 from torch import nn
 
+from ._arguments import check_body, check_integers
 from ._layers import TokenBlock, init_weights, pad_to_least, resize_map
 from ._pyramid import PyramidBackbone, PyramidStage
 
@@ -132,16 +133,22 @@ class PyramidVisionTransformer(PyramidBackbone):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ):
-        if not len(depths) == len(embed_dims) == len(num_heads) == len(mlp_ratios) == len(sr_ratios):
-            raise ValueError(
-                "depths, embed_dims, num_heads, mlp_ratios and sr_ratios must have one entry a stage, "
-                f"got {len(depths)}, {len(embed_dims)}, {len(num_heads)}, {len(mlp_ratios)} and {len(sr_ratios)}"
-            )
-        for dim, heads in zip(embed_dims, num_heads, strict=True):
-            if dim % heads:
-                raise ValueError(f"num_heads must divide embed_dims = {embed_dims}, got {num_heads}")
+        check_body(
+            depths,
+            embed_dims,
+            mlp_ratios,
+            in_chans,
+            num_classes,
+            global_pool,
+            drop_rate,
+            proj_drop_rate,
+            drop_path_rate,
+            num_heads=num_heads,
+            sr_ratios=sr_ratios,
+        )
+        check_integers(sr_ratios=sr_ratios, img_size=img_size)
         if img_size < 4 * 2 ** (len(depths) - 1):
-            raise ValueError(f"img_size must be at least {4 * 2 ** (len(depths) - 1)}, got {img_size}")
+            raise ValueError(f"img_size={img_size!r}: at least {4 * 2 ** (len(depths) - 1)} is needed")
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         drop_path: Any = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
         grids = [(img_size // (4 * 2**i),) * 2 for i in range(len(depths))]

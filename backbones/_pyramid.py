@@ -8,6 +8,8 @@ from timm.models._features import feature_take_indices
 from timm.models._manipulate import checkpoint_seq
 from torch import nn
 
+from ._arguments import check_integers, check_pool
+
 
 class PyramidStage(nn.Module):
     """Downsampling, blocks, norm; (B, C, H, W) to (B, D, H', W').
@@ -103,6 +105,9 @@ class PyramidBackbone(nn.Module):
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replaces the classifier; `num_classes=0` removes it, `global_pool=""` the pooling too."""
+        check_integers(least=0, num_classes=num_classes)
+        if global_pool is not None:
+            check_pool(global_pool)
         self.num_classes = num_classes
         self.head.reset(num_classes, global_pool)
 

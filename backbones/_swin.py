@@ -19,6 +19,7 @@ from torch import nn
 
 from ..kernels import window_attention
 from ..kernels.tracing import is_exporting
+from ._arguments import check_body, check_integers
 from ._layers import PatchConv, TokenBlock, crop, init_weights, pad_to_multiple
 from ._pyramid import PyramidBackbone, PyramidStage
 
@@ -163,16 +164,19 @@ class SwinTransformer(PyramidBackbone):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ):
-        if not len(depths) == len(embed_dims) == len(num_heads):
-            raise ValueError(
-                "depths, embed_dims and num_heads must have one entry a stage, "
-                f"got {len(depths)}, {len(embed_dims)} and {len(num_heads)}"
-            )
-        for dim, heads in zip(embed_dims, num_heads, strict=True):
-            if dim % heads:
-                raise ValueError(f"num_heads must divide embed_dims, got {heads} for {dim}")
-        if window_size < 1:
-            raise ValueError(f"window_size must be at least 1, got {window_size}")
+        check_body(
+            depths,
+            embed_dims,
+            mlp_ratio,
+            in_chans,
+            num_classes,
+            global_pool,
+            drop_rate,
+            proj_drop_rate,
+            drop_path_rate,
+            num_heads=num_heads,
+        )
+        check_integers(window_size=window_size, img_size=img_size)
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         drop_path: Any = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
         stem = nn.Sequential(PatchConv(in_chans, embed_dims[0], 4, **dd), LayerNorm2d(embed_dims[0], eps=1e-5, **dd))

@@ -18,10 +18,12 @@ import torch
 import torch.nn.functional as F
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import DropPath, Mlp, calculate_drop_path_rates, register_notrace_function
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
 from ..kernels import routing_attention
+from ._arguments import check_body, check_integers
+from ._build import build, levels_of
 from ._checkpoint import keep_classifier, trunk_of
 from ._layers import ChannelsLastConv, DepthwiseConv, pad_to_multiple
 from ._pyramid import PyramidBackbone, PyramidStage
@@ -173,18 +175,28 @@ class BiFormer(PyramidBackbone):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ):
-        if not len(depths) == len(embed_dims) == len(mlp_ratios) == len(topks):
-            raise ValueError(
-                "depths, embed_dims, mlp_ratios and topks must have one entry a stage, "
-                f"got {len(depths)}, {len(embed_dims)}, {len(mlp_ratios)} and {len(topks)}"
-            )
+        check_body(
+            depths,
+            embed_dims,
+            mlp_ratios,
+            in_chans,
+            num_classes,
+            global_pool,
+            drop_rate,
+            proj_drop_rate,
+            drop_path_rate,
+            topks=topks,
+        )
+        check_integers(head_dim=head_dim, n_win=n_win)
         for dim, topk in zip(embed_dims, topks, strict=True):
-            if topk != -2 and not 1 <= topk <= n_win**2:
-                raise ValueError(f"topks must be -2 or 1 to n_win ** 2 = {n_win**2}, got {topk}")
+            if topk != -2:
+                check_integers(topks=topk)
+            if topk > n_win**2:
+                raise ValueError(f"topks={topks!r}: -2 or 1 to n_win ** 2 = {n_win**2} are needed")
             width = 8 if topk == -2 else head_dim
             if dim % width:
-                kind = "8 (the heads of attention to everything)" if topk == -2 else f"head_dim = {head_dim}"
-                raise ValueError(f"embed_dims must be multiples of {kind}, got {dim}")
+                kind = "8 (the heads of attention to everything)" if topk == -2 else f"head_dim={head_dim}"
+                raise ValueError(f"embed_dims={embed_dims!r}: multiples of {kind} are needed, got {dim}")
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         drop_path: Any = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
         stem = _patch_stem(in_chans, embed_dims[0], **dd) if swin_layout else _conv_stem(in_chans, embed_dims[0], **dd)
@@ -268,13 +280,14 @@ def checkpoint_filter_fn(state_dict: dict[str, torch.Tensor], model: nn.Module) 
 
 
 def _create_biformer(variant: str, pretrained: bool = False, **kwargs) -> BiFormer:
-    out_indices = kwargs.pop("out_indices", (0, 1, 2, 3))
-    return build_model_with_cfg(
+    features = dict(flatten_sequential=True)
+    return build(
         BiFormer,
         variant,
         pretrained,
+        levels_of(kwargs, 4),
+        feature_cfg=features,
         pretrained_filter_fn=checkpoint_filter_fn,
-        feature_cfg=dict(flatten_sequential=True, out_indices=out_indices),
         **kwargs,
     )
 

@@ -33,7 +33,7 @@ from timm.models._features import feature_take_indices
 from timm.models._manipulate import checkpoint
 from torch import nn
 
-from ._arguments import check_divisible, check_integers, check_numbers, check_rates, check_stages
+from ._arguments import check_divisible, check_integers, check_numbers, check_pool, check_rates, check_stages
 from ._build import TimmChangedError, build
 from ._checkpoint import keep_classifier, trunk_of
 from ._layers import DepthwiseConv2d, init_weights, pad_to_least
@@ -368,7 +368,7 @@ class CoaT(TimmsCoaT):
         check_integers(least=0, parallel_depth=parallel_depth, num_classes=num_classes)
         check_numbers(above=0, mlp_ratios=mlp_ratios)
         check_rates(drop_rate=drop_rate, proj_drop_rate=proj_drop_rate, drop_path_rate=drop_path_rate)
-        check_divisible("embed_dims", "num_heads", embed_dims=embed_dims, num_heads=(num_heads,) * 4)
+        check_divisible("embed_dims", "num_heads", embed_dims=embed_dims, num_heads=num_heads)
         if attn_drop_rate != 0:
             raise ValueError(f"attn_drop_rate={attn_drop_rate!r}: the factorised attention has none, 0 is needed")
         windows = {crpe_window: num_heads} if isinstance(crpe_window, int) else crpe_window or _WINDOWS
@@ -383,8 +383,10 @@ class CoaT(TimmsCoaT):
             )
         names = [f"x{i}_nocls" for i in (1, 2, 3, 4)]
         if return_interm_layers and not (out_features and set(out_features) <= set(names)):
-            raise ValueError(f"out_features={out_features!r}: some of {', '.join(names)} are needed")
-        _check_pool(global_pool)
+            raise ValueError(
+                f"out_features={out_features!r}: with return_interm_layers some of {', '.join(names)} are needed"
+            )
+        check_pool(global_pool, ("token", "avg"))
         # Not timm's constructor, which builds timm's layers.
         nn.Module.__init__(self)
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
@@ -478,7 +480,7 @@ class CoaT(TimmsCoaT):
         """
         check_integers(least=0, num_classes=num_classes)
         if global_pool is not None:
-            _check_pool(global_pool)
+            check_pool(global_pool, ("token", "avg"))
             self.global_pool = global_pool
         self.num_classes = num_classes
         weight = self.cls_token1
@@ -637,11 +639,6 @@ class CoaT(TimmsCoaT):
         if not torch.jit.is_scripting() and self.return_interm_layers:
             return features  # type: ignore[return-value]
         return self.forward_head(features)
-
-
-def _check_pool(global_pool: str) -> None:
-    if global_pool not in ("token", "avg"):
-        raise ValueError(f"global_pool={global_pool!r}: 'token' or 'avg' is needed")
 
 
 def checkpoint_filter_fn(state_dict: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:

@@ -22,13 +22,15 @@ from typing import Any, cast
 
 import torch
 from timm.layers import DropPath, Mlp, calculate_drop_path_rates, register_notrace_function
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from timm.models._manipulate import checkpoint, checkpoint_seq
 from torch import nn
 
 from ..kernels import window_attention
 from ..kernels.tracing import is_exporting
+from ._arguments import check_divisible, check_integers, check_numbers, check_rates, check_stages
+from ._build import build, levels_of
 from ._checkpoint import trunk_of
 from ._layers import init_weights
 
@@ -279,23 +281,34 @@ class HAT(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ):
-        if len(depths) != len(num_heads):
-            raise ValueError(
-                f"depths and num_heads must have one entry a group, got {len(depths)} and {len(num_heads)}"
-            )
-        if any(embed_dim % heads for heads in num_heads):
-            raise ValueError(f"num_heads must divide embed_dim = {embed_dim}, got {tuple(num_heads)}")
-        if not 1 <= max(compress_ratio, squeeze_factor) <= embed_dim:
-            raise ValueError(
-                f"compress_ratio and squeeze_factor must be at most embed_dim = {embed_dim}, "
-                f"got {compress_ratio} and {squeeze_factor}"
-            )
-        if upscale != 3 and (upscale < 1 or upscale & (upscale - 1)):
-            raise ValueError(f"upscale must be 3 or a power of two, got {upscale}")
+        check_stages(depths=depths, num_heads=num_heads)
+        check_integers(
+            in_chans=in_chans,
+            upscale=upscale,
+            depths=depths,
+            embed_dim=embed_dim,
+            num_heads=num_heads,
+            window_size=window_size,
+            compress_ratio=compress_ratio,
+            squeeze_factor=squeeze_factor,
+            num_feat=num_feat,
+        )
+        check_divisible("embed_dim", "num_heads", embed_dim=embed_dim, num_heads=num_heads)
+        for name, ratio in (("compress_ratio", compress_ratio), ("squeeze_factor", squeeze_factor)):
+            if ratio > embed_dim:
+                raise ValueError(f"{name}={ratio}: at most embed_dim={embed_dim} is needed")
+        check_numbers(least=0, overlap_ratio=overlap_ratio)
+        check_numbers(least=1 / embed_dim, mlp_ratio=mlp_ratio)
+        check_numbers(conv_scale=conv_scale)
+        check_rates(drop_rate=drop_rate, drop_path_rate=drop_path_rate)
+        if num_classes not in (0, None):
+            check_integers(least=0, num_classes=num_classes)
+        if upscale != 3 and upscale & (upscale - 1):
+            raise ValueError(f"upscale={upscale}: 3 or a power of two is needed")
         overlap = int(window_size * overlap_ratio)
         if overlap % 2:
             raise ValueError(
-                f"overlap_ratio must give an even overlap, got {overlap_ratio} of window_size {window_size}"
+                f"overlap_ratio={overlap_ratio}: an even overlap of window_size={window_size} is needed, not {overlap}"
             )
         super().__init__()
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
@@ -370,9 +383,9 @@ class HAT(nn.Module):
             ValueError: for any number of classes but 0, or another pooling.
         """
         if num_classes != 0:
-            raise ValueError(f"num_classes must be 0 for a model that restores images, got {num_classes}")
+            raise ValueError(f"num_classes={num_classes!r}: 0 is needed for a model that restores images")
         if global_pool not in (None, "avg", ""):
-            raise ValueError(f"global_pool must be 'avg' or '' for a model that restores images, got {global_pool!r}")
+            raise ValueError(f"global_pool={global_pool!r}: 'avg' or '' is needed for a model that restores images")
         self.restores = False
         self.global_pool = "avg" if global_pool is None else global_pool
         self.head = nn.Identity()
@@ -410,7 +423,7 @@ class HAT(nn.Module):
             ValueError: for another `output_fmt`.
         """
         if output_fmt != "NCHW":
-            raise ValueError(f"output_fmt must be 'NCHW', got {output_fmt!r}")
+            raise ValueError(f"output_fmt={output_fmt!r}: 'NCHW' is needed")
         last = len(self.feature_info) - 1
         take_indices, max_index = feature_take_indices(last + 1, indices)
         height, width = x.shape[2], x.shape[3]
@@ -549,14 +562,15 @@ def checkpoint_filter_fn(state_dict: dict[str, torch.Tensor], model: nn.Module) 
 
 
 def _create_hat(variant: str, pretrained: bool = False, **kwargs) -> HAT:
-    out_indices = kwargs.pop("out_indices", len(kwargs["depths"]) + 1)
-    return build_model_with_cfg(
+    # The levels are cropped and the last is a sum, which no module of the model puts out.
+    features = dict(feature_cls="getter")
+    return build(
         HAT,
         variant,
         pretrained,
+        levels_of(kwargs, 6) + 1,
+        feature_cfg=features,
         pretrained_filter_fn=checkpoint_filter_fn,
-        # The levels are cropped and the last is a sum, which no module of the model puts out.
-        feature_cfg=dict(out_indices=out_indices, feature_cls="getter"),
         **kwargs,
     )
 

@@ -16,11 +16,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
 from ..kernels.tracing import is_exporting
 from . import _pvt, _swin
+from ._arguments import check_integers, check_stages
+from ._build import build, levels_of
 from ._checkpoint import fit_tables, fuse_qkv, keep_classifier, trunk_of
 from ._deit import DeiT
 
@@ -129,11 +131,11 @@ def _local(v: torch.Tensor, kernels: torch.Tensor, bias: torch.Tensor, height: i
 
 
 def _inline(
-    blocks: tuple[int | None, ...], stages: int, layer: Callable[..., nn.Module] = InLineAttention
+    blocks: tuple[int | None, ...], depths: tuple[int, ...], layer: Callable[..., nn.Module] = InLineAttention
 ) -> Callable[[int, int], Callable[..., nn.Module] | None]:
     """Which attention a body's block has: InLine attention in the first `blocks` of its stage, else the body's own."""
-    if len(blocks) != stages:
-        raise ValueError(f"inline_blocks must have one entry a stage, {stages}, got {len(blocks)}")
+    check_stages(depths=depths, inline_blocks=blocks)
+    check_integers(least=0, inline_blocks=[count for count in blocks if count is not None])
 
     def attention(stage: int, block: int) -> Callable[..., nn.Module] | None:
         count = blocks[stage]
@@ -153,7 +155,7 @@ class InLineDeiT(DeiT):
     """
 
     def __init__(self, **kwargs: Any):
-        super().__init__(attention=_inline((None,), 1), **kwargs)
+        super().__init__(attention=_inline((None,), (1,)), **kwargs)
 
 
 class InLinePVT(_pvt.PyramidVisionTransformer):
@@ -177,7 +179,7 @@ class InLinePVT(_pvt.PyramidVisionTransformer):
         inline_blocks: tuple[int | None, ...] = (None, None, None, None),
         **kwargs: Any,
     ):
-        attention = _inline(inline_blocks, len(depths))
+        attention = _inline(inline_blocks, depths)
         super().__init__(depths=depths, num_heads=num_heads, attention=attention, **kwargs)
 
 
@@ -200,7 +202,7 @@ class InLineSwin(_swin.SwinTransformer):
         inline_blocks: tuple[int | None, ...] = (None, None, None, 0),
         **kwargs: Any,
     ):
-        super().__init__(depths=depths, attention=_inline(inline_blocks, len(depths)), **kwargs)
+        super().__init__(depths=depths, attention=_inline(inline_blocks, depths), **kwargs)
 
 
 _RENAMES: list[tuple[type[nn.Module], list[tuple[str, str]]]] = [
@@ -232,14 +234,12 @@ def checkpoint_filter_fn(state_dict: dict[str, torch.Tensor], model: nn.Module) 
 
 def _create_inline(body: type[nn.Module], variant: str, pretrained: bool = False, **kwargs) -> Any:
     if issubclass(body, DeiT):
+        levels: int = kwargs.get("depth", 12)
         # As many blocks' tokens as timm's vision transformers give.
-        features: dict[str, Any] = dict(out_indices=min(3, kwargs.get("depth", 3)), feature_cls="getter")
+        features: dict[str, Any] = dict(default=min(3, levels), feature_cfg=dict(feature_cls="getter"))
     else:
-        features = dict(out_indices=(0, 1, 2, 3), flatten_sequential=True)
-    features["out_indices"] = kwargs.pop("out_indices", features["out_indices"])
-    return build_model_with_cfg(
-        body, variant, pretrained, pretrained_filter_fn=checkpoint_filter_fn, feature_cfg=features, **kwargs
-    )
+        levels, features = levels_of(kwargs, 4), dict(feature_cfg=dict(flatten_sequential=True))
+    return build(body, variant, pretrained, levels, pretrained_filter_fn=checkpoint_filter_fn, **features, **kwargs)
 
 
 def _cfg(top1: float, **kwargs) -> dict:
