@@ -19,7 +19,7 @@ from torch import nn
 
 from ..kernels.tracing import is_exporting
 from ._arguments import check_body, check_integers
-from ._layers import DepthwiseConv, TokenBlock, init_weights, pad_to_least
+from ._layers import DepthwiseConv, StridedConv, TokenBlock, init_weights
 from ._pyramid import PyramidBackbone, PyramidStage
 
 
@@ -192,20 +192,9 @@ class CSwinTransformer(PyramidBackbone):
             downsample = _conv_norm(embed_dims[i - 1], dim, 3, 2, 1, **dd) if i > 0 else nn.Identity()
             stages.append(PyramidStage(downsample, blocks, nn.Identity()))
         norm = LayerNorm2d(embed_dims[-1], eps=1e-5, **dd)
-        super().__init__(stem, stages, norm, embed_dims, num_classes, in_chans, global_pool, drop_rate, **dd)
+        classifier = (num_classes, in_chans, global_pool, drop_rate)
+        super().__init__(stem, stages, norm, embed_dims, *classifier, size="ceil(max((n + 1) // 4, 1) / {step})", **dd)
         self.apply(init_weights)
-
-
-class StridedConv(nn.Conv2d):
-    """Convolution of overlapping patches, of which even one pixel makes one."""
-
-    def __init__(self, in_dim: int, dim: int, kernel_size: int, stride: int, padding: int, device=None, dtype=None):
-        super().__init__(in_dim, dim, kernel_size, stride, padding, device=device, dtype=dtype)
-        self.least = kernel_size - 2 * padding
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, C, H, W) -> (B, D, (H + 2 * padding - kernel_size) // stride + 1, the same of W)."""
-        return self._conv_forward(pad_to_least(x, self.least), self.weight, self.bias)
 
 
 def _conv_norm(in_dim: int, dim: int, kernel_size: int, stride: int, padding: int, **dd) -> nn.Sequential:

@@ -21,6 +21,7 @@ from torch import nn
 
 from ._arguments import check_divisible, check_integers, check_numbers, check_pool, check_rates
 from ._layers import PatchConv, TokenBlock, init_weights, resize_map
+from ._pyramid import ROUNDED_UP
 
 __all__ = ["DeiT"]
 
@@ -146,7 +147,8 @@ class DeiT(nn.Module):
         self.num_features = self.head_hidden_size = self.embed_dim = embed_dim
         self.num_prefix_tokens = 1
         self.grad_checkpointing = False
-        self.feature_info = [dict(num_chs=embed_dim, reduction=patch_size, module=f"blocks.{i}") for i in range(depth)]
+        level = dict(num_chs=embed_dim, reduction=patch_size, size=ROUNDED_UP.format(stride=patch_size))
+        self.feature_info = [dict(level, module=f"blocks.{i}") for i in range(depth)]
         self.grid = (img_size // patch_size,) * 2
         self.patch_embed = PatchEmbed(in_chans, embed_dim, patch_size, **dd)
         self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim, **dd))

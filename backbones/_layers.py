@@ -87,21 +87,34 @@ def resize_map(x: torch.Tensor, height: int, width: int) -> torch.Tensor:
         (B, C, height, width), in the memory format of `x`; equal to `x` where it has that size already.
     """
     if torch.jit.is_scripting():
-        traced = False
+        exporting = False
     else:
-        traced = torch.compiler.is_compiling()
-    # A branch on the size would bind a graph to it.
-    if not traced and x.shape[2] == height and x.shape[3] == width:
+        exporting = is_exporting()
+    # A branch on the size would bind an exported graph to the example's.
+    if not exporting and x.shape[2] == height and x.shape[3] == width:
         return x
     return F.interpolate(x, [height, width], mode="bilinear", align_corners=False)
 
 
-class ChannelsLastConv(nn.Conv2d):
+class StridedConv(nn.Conv2d):
+    """Convolution of patches, overlapping or not, of which even one pixel makes one."""
+
+    def __init__(self, in_dim: int, dim: int, kernel_size: int, stride: int, padding: int = 0, device=None, dtype=None):
+        super().__init__(in_dim, dim, kernel_size, stride, padding, device=device, dtype=dtype)
+        self.least = kernel_size - 2 * padding
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) -> (B, D, (H + 2 * padding - kernel_size) // stride + 1, the same of W), at least 1."""
+        return self._conv_forward(pad_to_least(x, self.least), self.weight, self.bias)
+
+
+class ChannelsLastConv(StridedConv):
     """The first convolution: from it on maps stay in channels_last, the CPU's quicker format for depth-wise kernels."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, C, H, W) -> (B, D, H', W')."""
-        return self._conv_forward(x.contiguous(memory_format=torch.channels_last), self.weight, self.bias)
+        """(B, C, H, W) -> (B, D, (H + 2 * padding - kernel_size) // stride + 1, the same of W), at least 1."""
+        x = pad_to_least(x, self.least).contiguous(memory_format=torch.channels_last)
+        return self._conv_forward(x, self.weight, self.bias)
 
 
 class PointwiseConv2d(nn.Conv2d):

@@ -19,7 +19,7 @@ from torch import nn
 
 from ._arguments import check_body, check_integers
 from ._layers import TokenBlock, init_weights, pad_to_least, resize_map
-from ._pyramid import PyramidBackbone, PyramidStage
+from ._pyramid import ROUNDED_DOWN, PyramidBackbone, PyramidStage
 
 __all__ = ["RENAMES", "PyramidVisionTransformer"]
 
@@ -165,7 +165,8 @@ class PyramidVisionTransformer(PyramidBackbone):
             downsample = PatchEmbed(embed_dims[i - 1], dim, 2, grids[i], **dd) if i > 0 else nn.Identity()
             stages.append(PyramidStage(downsample, blocks, nn.Identity()))
         stem = PatchEmbed(in_chans, embed_dims[0], 4, grids[0], **dd)
-        super().__init__(stem, stages, nn.Identity(), embed_dims, num_classes, in_chans, global_pool, drop_rate, **dd)
+        classifier = (num_classes, in_chans, global_pool, drop_rate)
+        super().__init__(stem, stages, nn.Identity(), embed_dims, *classifier, size=ROUNDED_DOWN, **dd)
         self.apply(init_weights)
 
 

@@ -10,6 +10,10 @@ from torch import nn
 
 from ._arguments import check_integers, check_pool
 
+# Height or width of a level's map, of an image of n pixels.
+ROUNDED_UP = "ceil(n / {stride})"
+ROUNDED_DOWN = "max(n // {stride}, 1)"
+
 
 class PyramidStage(nn.Module):
     """Downsampling, blocks, norm; (B, C, H, W) to (B, D, H', W').
@@ -49,6 +53,8 @@ class PyramidBackbone(nn.Module):
         in_chans: channels of the image.
         global_pool: any pooling of timm's `SelectAdaptivePool2d`; `""` for none.
         drop_rate: dropout before the classifier.
+        size: height or width of a stage's map, of an image of n pixels, as the `size` of its level in `feature_info`:
+            `{stride}` stands for the stage's stride, `{step}` for that over the stem's.
         device: of the parameters.
         dtype: of the parameters.
     """
@@ -63,6 +69,7 @@ class PyramidBackbone(nn.Module):
         in_chans: int,
         global_pool: str,
         drop_rate: float,
+        size: str = ROUNDED_UP,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ):
@@ -70,7 +77,15 @@ class PyramidBackbone(nn.Module):
         self.num_classes = num_classes
         self.in_chans = in_chans
         self.num_features = self.head_hidden_size = dims[-1]
-        self.feature_info = [dict(num_chs=dim, reduction=4 * 2**i, module=f"stages.{i}") for i, dim in enumerate(dims)]
+        self.feature_info = [
+            dict(
+                num_chs=dim,
+                reduction=4 * 2**i,
+                module=f"stages.{i}",
+                size=size.format(stride=4 * 2**i, step=2**i),
+            )
+            for i, dim in enumerate(dims)
+        ]
         self.stem = stem
         self.stages = nn.Sequential(*stages)
         self.norm = norm

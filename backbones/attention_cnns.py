@@ -35,6 +35,7 @@ from torch import nn
 from ._arguments import check_integers, check_pool, check_rates, check_stages
 from ._build import build
 from ._checkpoint import keep_classifier, trunk_of
+from ._pyramid import ROUNDED_UP
 from .attach import put_into_block
 from .modules import BAM, CBAM, ELA, TripletAttention, own_names
 
@@ -44,6 +45,12 @@ __all__ = ["AttentionMobileNet", "AttentionResNet"]
 def _check_format(output_fmt: str) -> None:
     if output_fmt != "NCHW":
         raise ValueError(f"output_fmt must be 'NCHW', got {output_fmt!r}")
+
+
+def _name_sizes(feature_info: list[dict[str, Any]]) -> None:
+    """Adds what our other models say of their levels: how an image of n pixels is rounded."""
+    for level in feature_info:
+        level["size"] = ROUNDED_UP.format(stride=level["reduction"])
 
 
 def _check_timms(kwargs: dict[str, Any]) -> None:
@@ -78,6 +85,7 @@ class AttentionResNet(ResNet):
                 check_integers(**{name: kwargs[name]})
                 check_stages(**{name: kwargs[name], "C2 to C5": (1, 1, 1, 1)})
         super().__init__(*args, **kwargs)
+        _name_sizes(self.feature_info)
         if stage_attn is not None:
             dd = {key: kwargs.get(key) for key in ("device", "dtype")}
             for i in (2, 3, 4):
@@ -142,6 +150,7 @@ class AttentionMobileNet(EfficientNet):
         arch = [[f"ds_r{first}_k3_s1_c16"], *([f"ir_r{n}_k3_s{stride}_e6_c{dim}"] for n, stride, dim in stages)]
         kwargs = {"act_layer": nn.ReLU6, **kwargs}
         super().__init__(block_args=decode_arch_def(arch), **kwargs)
+        _name_sizes(self.feature_info)
         dd = {key: kwargs.get(key) for key in ("device", "dtype")}
         for stage in self.blocks:
             for block in cast(nn.Sequential, stage):

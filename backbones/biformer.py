@@ -8,7 +8,8 @@ dense-prediction code takes it: the normed map is zero-padded right and bottom t
 query-key-value projection, unmasked, and cropped behind the output projection. The published dense recipes use
 `n_win=16` for detection and `n_win=8` for segmentation with the classification weights, return
 `LayerNorm2d(stage_i)` with eps 1e-6 while the un-normed map goes on (the mm adapter's `stage_norms`), and freeze the
-batch norm. The published `biformer_stl` has no padding and refuses other sizes; ours pads as the others do.
+batch norm. The published `biformer_stl` has no padding and refuses other sizes; ours pads as the others do, and its
+patches leave out what does not fill one, but for the first.
 """
 
 import re
@@ -25,8 +26,8 @@ from ..kernels import routing_attention
 from ._arguments import check_body, check_integers
 from ._build import build, levels_of
 from ._checkpoint import keep_classifier, trunk_of
-from ._layers import ChannelsLastConv, DepthwiseConv, pad_to_multiple
-from ._pyramid import PyramidBackbone, PyramidStage
+from ._layers import ChannelsLastConv, DepthwiseConv, StridedConv, pad_to_multiple
+from ._pyramid import ROUNDED_DOWN, ROUNDED_UP, PyramidBackbone, PyramidStage
 
 __all__ = ["BiFormer"]
 
@@ -216,7 +217,9 @@ class BiFormer(PyramidBackbone):
                 )
             )
         norm = nn.BatchNorm2d(embed_dims[-1], **dd)
-        super().__init__(stem, stages, norm, embed_dims, num_classes, in_chans, global_pool, drop_rate, **dd)
+        classifier = (num_classes, in_chans, global_pool, drop_rate)
+        size = ROUNDED_DOWN if swin_layout else ROUNDED_UP
+        super().__init__(stem, stages, norm, embed_dims, *classifier, size=size, **dd)
         self.apply(_init_weights)
 
 
@@ -239,7 +242,7 @@ def _patch_stem(in_chans: int, dim: int, **dd) -> nn.Sequential:
 
 
 def _merge_patches(in_dim: int, dim: int, **dd) -> nn.Sequential:
-    return nn.Sequential(nn.BatchNorm2d(in_dim, **dd), nn.Conv2d(in_dim, dim, 2, stride=2, **dd))
+    return nn.Sequential(nn.BatchNorm2d(in_dim, **dd), StridedConv(in_dim, dim, 2, stride=2, **dd))
 
 
 def _init_weights(module: nn.Module) -> None:

@@ -37,6 +37,7 @@ from ._arguments import check_divisible, check_integers, check_numbers, check_po
 from ._build import TimmChangedError, build
 from ._checkpoint import keep_classifier, trunk_of
 from ._layers import DepthwiseConv2d, init_weights, pad_to_least
+from ._pyramid import ROUNDED_DOWN
 
 try:
     from timm.models import coat as original
@@ -434,6 +435,7 @@ class CoaT(TimmsCoaT):
             dict(
                 num_chs=dim,
                 reduction=patch_size * 2**i,
+                size=ROUNDED_DOWN.format(stride=patch_size * 2**i),
                 module=f"{last}{i + 1}" if i > 0 and parallel_depth > 0 else f"serial_blocks{i + 1}",
             )
             for i, dim in enumerate(embed_dims)
@@ -621,12 +623,12 @@ class CoaT(TimmsCoaT):
 
     def forward_head(self, x: torch.Tensor | list[torch.Tensor], pre_logits: bool = False) -> torch.Tensor:
         """Tokens (B, 1 + h * w, C), or a list of three -> (B, num_classes), or (B, C) before the classifier."""
-        if isinstance(x, torch.Tensor):
-            pooled = self._pool(x)
-        else:
+        if isinstance(x, list):
             if self.aggregate is None:
                 raise RuntimeError("the part of the classifier that joins the scales has been cut off")
             pooled = self.aggregate(torch.stack([self._pool(scale) for scale in x], dim=1)).squeeze(1)
+        else:
+            pooled = self._pool(x)
         pooled = self.head_drop(pooled)
         return pooled if pre_logits else self.head(pooled)
 

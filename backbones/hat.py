@@ -18,6 +18,7 @@ published index wraps round its table; dropout and stochastic depth are off by d
 """
 
 import re
+import struct
 from typing import Any, cast
 
 import torch
@@ -320,7 +321,7 @@ class HAT(nn.Module):
         self.num_features = self.head_hidden_size = embed_dim
         # In float32 as published, also where a model in float64 is compared with it.
         mean = (0.4488, 0.4371, 0.4040) if in_chans == 3 else (0.0,) * in_chans
-        self.mean = torch.tensor(mean, dtype=torch.float32, device="cpu").tolist()
+        self.mean = [struct.unpack("f", struct.pack("f", value))[0] for value in mean]
         self.stem = nn.Conv2d(in_chans, embed_dim, 3, padding=1, **dd)
         self.embed_norm = nn.LayerNorm(embed_dim, **dd)
         self.embed_drop = nn.Dropout(drop_rate)
@@ -340,7 +341,7 @@ class HAT(nn.Module):
         self.conv_after_body: nn.Module = nn.Conv2d(embed_dim, embed_dim, 3, padding=1, **dd)
         self.head: nn.Module = _reconstruction(embed_dim, num_feat, upscale, in_chans, **dd)
         modules = [*(f"stages.{i}" for i in range(len(depths))), "conv_after_body"]
-        self.feature_info = [dict(num_chs=embed_dim, reduction=1, module=module) for module in modules]
+        self.feature_info = [dict(num_chs=embed_dim, reduction=1, size="n", module=module) for module in modules]
         self.apply(init_weights)
         self.restores = True
         self.global_pool = ""
@@ -494,7 +495,9 @@ class HAT(nn.Module):
 @register_notrace_function
 def _shift_colours(x: torch.Tensor, mean: list[float], sign: float) -> torch.Tensor:
     """Adds `sign` times the mean of each channel to an image (B, C, H, W)."""
-    return x + sign * torch.tensor(mean, dtype=x.dtype, device=x.device)[:, None, None]
+    # Filled where the image is: a tensor from the host would be a copy in every pass, and a buffer is lost by a model
+    # that was made on the meta device.
+    return x + torch.cat([x.new_full((1, 1, 1), sign * value) for value in mean])
 
 
 _RENAMES = [

@@ -261,7 +261,8 @@ class LITv2(PyramidBackbone):
             downsample = DeformableMerge(embed_dims[i - 1], dim, **dd) if i > 0 else nn.Identity()
             stages.append(PyramidStage(downsample, blocks, nn.Identity()))
         norm = LayerNorm2d(embed_dims[-1], eps=1e-5, **dd)
-        super().__init__(stem, stages, norm, embed_dims, num_classes, in_chans, global_pool, drop_rate, **dd)
+        classifier = (num_classes, in_chans, global_pool, drop_rate)
+        super().__init__(stem, stages, norm, embed_dims, *classifier, size="max(ceil(n / 4) // {step}, 1)", **dd)
         self.apply(_init_weights)
 
 

@@ -10,7 +10,7 @@ import torch
 from timm.layers import DropPath
 from timm.models import get_notrace_functions, get_notrace_modules, group_parameters
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
-from zoo import one_of_a_kind, restores, shallow
+from zoo import map_side, one_of_a_kind, restores, shallow
 
 import attnzoo
 
@@ -104,22 +104,24 @@ def test_any_size(name, size):
     if len(set(info.reduction())) > 1:
         # timm's ResNets and MobileNets have a level of stride 2 as well.
         assert info.reduction()[-4:] == [4, 8, 16, 32]
-    for x, channels, stride in zip(maps, info.channels(), info.reduction(), strict=True):
-        assert x.shape[:2] == (1, channels) and x.isfinite().all()
+    for x, level in zip(maps, info.get_dicts(), strict=True):
+        assert x.isfinite().all()
+        assert x.shape == (1, level["num_chs"], *(map_side(level, side) for side in size))
         for got, side in zip(x.shape[2:], size, strict=True):
-            assert side // stride <= got <= math.ceil(side / stride)
+            assert side // level["reduction"] <= got <= math.ceil(side / level["reduction"])
 
 
 def test_smaller_than_any_stride(name):
-    """Stages whose map would be empty have one pixel."""
+    """Stages whose map would be empty have one pixel; each has the size that it declares."""
     model = shallow(name, features_only=True).eval()
-    for size in ((1, 1), (5, 18), (20, 31)):
+    for size in ((1, 1), (5, 18), (20, 31), (2, 3), (7, 9), (35, 38), (11, 45)):
         with torch.inference_mode():
             maps = model(torch.randn(1, 3, *size))
-        for x, stride in zip(maps, model.feature_info.reduction(), strict=True):
+        for x, level in zip(maps, model.feature_info.get_dicts(), strict=True):
             assert x.isfinite().all()
+            assert tuple(x.shape[2:]) == tuple(map_side(level, side) for side in size)
             for got, side in zip(x.shape[2:], size, strict=True):
-                assert max(side // stride, 1) <= got <= math.ceil(side / stride)
+                assert max(side // level["reduction"], 1) <= got <= math.ceil(side / level["reduction"])
 
 
 @pytest.mark.parametrize(
