@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from timm.layers import LayerNorm2d, calculate_drop_path_rates, register_notrace_function, to_2tuple
 from torch import nn
 
-from ..kernels.tracing import is_exporting
 from ._arguments import check_body, check_integers
-from ._layers import DepthwiseConv, StridedConv, TokenBlock, init_weights
+from ._attention import softmax_attention
+from ._layers import DepthwiseConv, StridedConv, TokenBlock, init_weights, sizes_stay_free
 from ._pyramid import PyramidBackbone, PyramidStage
 
 
@@ -31,12 +31,9 @@ def pad_to_stripes(qkv: torch.Tensor, rows: int, cols: int) -> tuple[torch.Tenso
     pad_h = (height + rows - 1) // rows * rows - height
     pad_w = (width + cols - 1) // cols * cols - width
     top, left = pad_h // 2, pad_w // 2
-    if torch.jit.is_scripting():
-        exporting = False
-    else:
-        exporting = is_exporting()
+    free = sizes_stay_free()
     # A branch on the size would bind an exported graph to the example's.
-    if exporting or pad_h > 0 or pad_w > 0:
+    if free or pad_h > 0 or pad_w > 0:
         qkv = F.pad(qkv, (0, 0, 0, 0, left, pad_w - left, top, pad_h - top))
     return qkv, top, left
 
@@ -45,7 +42,7 @@ def _attend(qkv: torch.Tensor, num_heads: int) -> torch.Tensor:
     """Multi-head attention within stripes (B, h, w, 3, C) -> (B, h, w, C)."""
     b, h, w, _, c = qkv.shape
     q, k, v = qkv.view(b, h * w, 3, num_heads, c // num_heads).permute(2, 0, 3, 1, 4).unbind(0)
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, h, w, c)
+    return softmax_attention(q, k, v).transpose(1, 2).reshape(b, h, w, c)
 
 
 class StripeAttention(nn.Module):
@@ -89,13 +86,15 @@ class StripeAttention(nn.Module):
         else:
             half, heads = x.shape[2] // 2, self.num_heads // 2
             stripes, _, left = pad_to_stripes(qkv[..., :half], 1, self.split_size)
+            cols = stripes.shape[2] // self.split_size
             stripes = _columns(stripes, self.split_size)
             down = _attend(stripes, heads) + self.lepe(stripes[:, :, :, 2])
-            down = down.unflatten(0, [x.shape[0], -1]).transpose(1, 2).flatten(2, 3)[:, :, left : left + width]
+            down = down.unflatten(0, [x.shape[0], cols]).transpose(1, 2).flatten(2, 3)[:, :, left : left + width]
             stripes, top, _ = pad_to_stripes(qkv[..., half:], self.split_size, 1)
+            rows = stripes.shape[1] // self.split_size
             stripes = _rows(stripes, self.split_size)
             across = _attend(stripes, heads) + self.lepe_across(stripes[:, :, :, 2])
-            across = across.unflatten(0, [x.shape[0], -1]).flatten(1, 2)[:, top : top + height]
+            across = across.unflatten(0, [x.shape[0], rows]).flatten(1, 2)[:, top : top + height]
             x = torch.cat((down, across), 3)
         return self.proj_drop(self.proj(x)).flatten(1, 2)
 

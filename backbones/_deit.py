@@ -12,7 +12,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from timm.layers import calculate_drop_path_rates
 from timm.models._features import feature_take_indices
 from timm.models._manipulate import checkpoint
@@ -20,6 +19,7 @@ from timm.models.vision_transformer import global_pool_nlc
 from torch import nn
 
 from ._arguments import check_divisible, check_integers, check_numbers, check_pool, check_rates
+from ._attention import softmax_attention
 from ._layers import PatchConv, TokenBlock, init_weights, resize_map
 from ._pyramid import ROUNDED_UP
 
@@ -50,7 +50,7 @@ class Attention(nn.Module):
     def forward(self, x: torch.Tensor, height: int, width: int) -> torch.Tensor:
         """(B, 1 + height * width, C) -> the same."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        x = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        x = softmax_attention(q, k, v).transpose(1, 2).flatten(2)
         return self.proj_drop(self.proj(x))
 
 

@@ -13,11 +13,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from timm.layers import calculate_drop_path_rates
 from torch import nn
 
 from ._arguments import check_body, check_integers
+from ._attention import softmax_attention
 from ._layers import TokenBlock, init_weights, pad_to_least, resize_map
 from ._pyramid import ROUNDED_DOWN, PyramidBackbone, PyramidStage
 
@@ -84,7 +84,7 @@ class SpatialReductionAttention(nn.Module):
             x = pad_to_least(x.unflatten(1, (height, width)).permute(0, 3, 1, 2), self.sr_ratio)
             x = self.sr(x).flatten(2).transpose(1, 2)
         k, v = self.kv(self.norm(x)).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        x = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        x = softmax_attention(q, k, v).transpose(1, 2).flatten(2)
         return self.proj_drop(self.proj(x))
 
 

@@ -18,9 +18,8 @@ from timm.layers import LayerNorm2d, calculate_drop_path_rates, register_notrace
 from torch import nn
 
 from ..kernels import window_attention
-from ..kernels.tracing import is_exporting
 from ._arguments import check_body, check_integers
-from ._layers import PatchConv, TokenBlock, crop, init_weights, pad_to_multiple
+from ._layers import PatchConv, TokenBlock, crop, init_weights, pad_to_multiple, sizes_stay_free
 from ._pyramid import PyramidBackbone, PyramidStage
 
 # A leaf of FX graphs: it reads sizes.
@@ -40,12 +39,9 @@ def attend_in_windows(
     single: bool,
 ) -> torch.Tensor:
     """Window attention of a padded map whose own `size` is given; with `single`, unshifted where that is one window."""
-    if torch.jit.is_scripting():
-        exporting = False
-    else:
-        exporting = is_exporting()
+    free = sizes_stay_free()
     if single and shift > 0:
-        if exporting:
+        if free:
             # Both, for a branch on the size would bind an exported graph to the example's.
             rows, cols = q.new_ones(size[0]).sum(), q.new_ones(size[1]).sum()
             plain = window_attention(q, k, v, num_heads, window_size, 0, bias_table=table)

@@ -30,13 +30,13 @@ from timm.layers import register_notrace_function, to_2tuple
 from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
-from ..kernels.tracing import is_exporting
 from . import _cswin, _pvt, _swin
 from ._arguments import check_integers, check_stages
+from ._attention import softmax_attention
 from ._build import build, levels_of
 from ._checkpoint import fit_tables, fuse_qkv, keep_classifier, trunk_of
 from ._deit import DeiT
-from ._layers import DepthwiseConv, resize_map
+from ._layers import DepthwiseConv, resize_map, sizes_stay_free
 
 __all__ = ["AgentCSwin", "AgentDeiT", "AgentPVT", "AgentSwin"]
 
@@ -48,11 +48,8 @@ STAGE_NORM_PREFIX = "norm"
 def pool_agents(x: torch.Tensor, height: int, width: int, rows: int, cols: int) -> torch.Tensor:
     """Adaptive average pooling of tokens; (B, height * width, C) -> (B, rows * cols, C)."""
     x = x.unflatten(1, [height, width]).permute(0, 3, 1, 2)
-    if torch.jit.is_scripting():
-        exporting = False
-    else:
-        exporting = is_exporting()
-    if exporting:
+    free = sizes_stay_free()
+    if free:
         # Products with matrices of averages: ONNX has no adaptive pooling, its decomposition binds it to one size.
         x = F.linear(x.transpose(2, 3), _averages(height, rows, x)).transpose(2, 3)
         x = F.linear(x, _averages(width, cols, x))
@@ -198,11 +195,7 @@ def _table(*shape: int, device=None, dtype=None) -> nn.Parameter:
 @register_notrace_function
 def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     """Softmax attention with a bias that the batch shares; (B, heads, N, D), bias (heads, N, M)."""
-    bias = bias.to(q.dtype).unsqueeze(0)
-    if bias.requires_grad and not q.is_cuda:
-        # PyTorch's own would do the same on the CPU, and look for rows without any key besides.
-        return ((q * q.shape[-1] ** -0.5) @ k.transpose(2, 3) + bias).softmax(-1) @ v
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+    return softmax_attention(q, k, v, bias.to(q.dtype).unsqueeze(0))
 
 
 def _agents(

@@ -16,7 +16,6 @@ import re
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import DropPath, Mlp, calculate_drop_path_rates, register_notrace_function
 from timm.models import generate_default_cfgs, register_model
@@ -24,6 +23,7 @@ from torch import nn
 
 from ..kernels import routing_attention
 from ._arguments import check_body, check_integers
+from ._attention import softmax_attention
 from ._build import build, levels_of
 from ._checkpoint import keep_classifier, trunk_of
 from ._layers import ChannelsLastConv, DepthwiseConv, StridedConv, pad_to_multiple
@@ -97,7 +97,7 @@ class GlobalAttention(nn.Module):
         b, h, w, c = x.shape
         qkv = self.qkv(x).reshape(b, h * w, 3, self.num_heads, c // self.num_heads).permute(2, 0, 3, 1, 4)
         q, k, v = qkv.unbind(0)
-        out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, h, w, c)
+        out = softmax_attention(q, k, v).transpose(1, 2).reshape(b, h, w, c)
         return self.proj_drop(self.proj(out + self.lepe(x)))
 
 

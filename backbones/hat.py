@@ -29,11 +29,10 @@ from timm.models._manipulate import checkpoint, checkpoint_seq
 from torch import nn
 
 from ..kernels import window_attention
-from ..kernels.tracing import is_exporting
 from ._arguments import check_divisible, check_integers, check_numbers, check_rates, check_stages
 from ._build import build, levels_of
 from ._checkpoint import trunk_of
-from ._layers import init_weights
+from ._layers import init_weights, larger_of, sizes_stay_free
 
 __all__ = ["HAT"]
 
@@ -55,13 +54,9 @@ def reflect_to_multiple(x: torch.Tensor, multiple: int) -> torch.Tensor:
     for dim in (2, 3):
         size = x.shape[dim]
         padded = (size + multiple - 1) // multiple * multiple
-        if torch.jit.is_scripting():
-            needed, period = padded > size, 2 * max(size - 1, 1)
-        else:
-            # A branch on the size would bind an exported graph to the example's.
-            needed = is_exporting() or padded > size
-            period = 2 * cast(int, torch.sym_max(size - 1, 1))
-        if needed:
+        # A branch on the size would bind a graph to the example's.
+        if sizes_stay_free() or padded > size:
+            period = 2 * larger_of(size - 1, 1)
             index = torch.arange(padded, device=x.device) % period
             x = x.index_select(dim, torch.minimum(index, period - index).clamp(max=size - 1))
     return x
@@ -224,10 +219,22 @@ class ResidualGroup(nn.Module):
         return shortcut + self.conv(x.permute(0, 3, 1, 2))
 
 
+class PixelShuffle(nn.PixelShuffle):
+    """PyTorch's, that also has a gradient where the batch is empty; (B, r * r * C, H, W) -> (B, C, r * H, r * W)."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, r * r * C, H, W) -> (B, C, r * H, r * W)."""
+        r = self.upscale_factor
+        free = sizes_stay_free()
+        if not free and x.shape[0] == 0:
+            return x[:, :: r * r].repeat_interleave(r, 2).repeat_interleave(r, 3)
+        return super().forward(x)
+
+
 def _reconstruction(dim: int, num_feat: int, upscale: int, out_chans: int, **dd) -> nn.Sequential:
     layers: list[nn.Module] = [nn.Conv2d(dim, num_feat, 3, padding=1, **dd), nn.LeakyReLU()]
     for factor in [3] if upscale == 3 else [2] * (upscale.bit_length() - 1):
-        layers += [nn.Conv2d(num_feat, factor**2 * num_feat, 3, padding=1, **dd), nn.PixelShuffle(factor)]
+        layers += [nn.Conv2d(num_feat, factor**2 * num_feat, 3, padding=1, **dd), PixelShuffle(factor)]
     return nn.Sequential(*layers, nn.Conv2d(num_feat, out_chans, 3, padding=1, **dd))
 
 

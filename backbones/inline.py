@@ -19,12 +19,12 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
-from ..kernels.tracing import is_exporting
 from . import _pvt, _swin
 from ._arguments import check_integers, check_stages
 from ._build import build, levels_of
 from ._checkpoint import fit_tables, fuse_qkv, keep_classifier, trunk_of
 from ._deit import DeiT
+from ._layers import sizes_stay_free
 
 __all__ = ["InLineDeiT", "InLinePVT", "InLineSwin"]
 
@@ -110,11 +110,8 @@ def _local(v: torch.Tensor, kernels: torch.Tensor, bias: torch.Tensor, height: i
         (B, height * width, C).
     """
     b, _, c = v.shape
-    if torch.jit.is_scripting():
-        exporting = False
-    else:
-        exporting = is_exporting()
-    if exporting:
+    free = sizes_stay_free()
+    if free:
         # A convolution of as many groups as the batch asks for has no place in an ONNX graph.
         # Explicit copies: whether a view is contiguous depends on the batch, and asking would bind the graph to it.
         v = v.clone(memory_format=torch.contiguous_format)
@@ -124,6 +121,9 @@ def _local(v: torch.Tensor, kernels: torch.Tensor, bias: torch.Tensor, height: i
         for i in range(9):
             out = out + x[:, i // 3 : i // 3 + height, i % 3 : i % 3 + width] * taps[i]
         return out.clone(memory_format=torch.contiguous_format).view(b, height * width, c)
+    if b == 0:
+        # A convolution of no groups is refused; the sum keeps what there is of a graph.
+        return v + (kernels.sum() + bias.sum())
     # Images side by side in the channels of one map, in channels_last; a view for a single image.
     x = v.unflatten(1, [height, width]).permute(1, 2, 0, 3).flatten(2).unsqueeze(0).permute(0, 3, 1, 2)
     x = F.conv2d(x, kernels.reshape(b * c, 1, 3, 3), bias.flatten(), padding=1, groups=b * c)

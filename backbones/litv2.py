@@ -27,6 +27,7 @@ from torch import nn
 
 from ..kernels import window_attention
 from ._arguments import check_body, check_integers, check_numbers
+from ._attention import softmax_attention
 from ._build import build, levels_of
 from ._checkpoint import keep_classifier, trunk_of
 from ._layers import DepthwiseConv, PatchConv, init_weights, pad_to_least, pad_to_multiple
@@ -93,7 +94,7 @@ class HiLo(nn.Module):
             q = self.low_q(x).flatten(1, 2).unflatten(-1, (self.low_heads, -1)).transpose(1, 2)
             kv = self.low_kv(means).flatten(1, 2).unflatten(-1, (2, self.low_heads, -1))
             k, v = kv.permute(2, 0, 3, 1, 4).unbind(0)
-            low = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+            low = softmax_attention(q, k, v).transpose(1, 2).flatten(2)
             parts.append(self.low_proj(low.unflatten(1, (x.shape[1], x.shape[2]))))
         return self.proj_drop(torch.cat(parts, dim=-1)[:, :height, :width])
 

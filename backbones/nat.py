@@ -38,12 +38,11 @@ from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
 from ..kernels import neighborhood_attention
-from ..kernels.tracing import is_exporting
 from . import _swin
 from ._arguments import check_body, check_integers, check_numbers
 from ._build import build, levels_of
 from ._checkpoint import keep_classifier, trunk_of
-from ._layers import PatchConv, init_weights
+from ._layers import PatchConv, init_weights, larger_of, sizes_stay_free
 from ._pyramid import PyramidBackbone, PyramidStage
 
 __all__ = ["NeighborhoodAttentionTransformer"]
@@ -58,15 +57,10 @@ register_notrace_function(neighborhood_attention)
 @register_notrace_function
 def pad_to_window(x: torch.Tensor, window: int) -> torch.Tensor:
     """Zero-pads a map (B, H, W, C) at the right and the bottom where it is smaller than `window`."""
-    if torch.jit.is_scripting():
-        exporting = False
-        pad_h, pad_w = max(window - x.shape[1], 0), max(window - x.shape[2], 0)
-    else:
-        exporting = is_exporting()
-        pad_h = torch.sym_max(window - x.shape[1], 0)  # type: ignore[assignment]
-        pad_w = torch.sym_max(window - x.shape[2], 0)  # type: ignore[assignment]
+    free = sizes_stay_free()
+    pad_h, pad_w = larger_of(window - x.shape[1], 0), larger_of(window - x.shape[2], 0)
     # A branch on the size would bind an exported graph to the example's.
-    if exporting or pad_h > 0 or pad_w > 0:
+    if free or pad_h > 0 or pad_w > 0:
         x = F.pad(x, (0, 0, 0, pad_w, 0, pad_h))
     return x
 
@@ -74,12 +68,9 @@ def pad_to_window(x: torch.Tensor, window: int) -> torch.Tensor:
 @register_notrace_function
 def crop(x: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """The upper left `height` x `width` pixels of a map (B, H, W, C)."""
-    if torch.jit.is_scripting():
-        exporting = False
-    else:
-        exporting = is_exporting()
+    free = sizes_stay_free()
     # A slice that takes all of the example's map would bind an exported graph to sizes where it does.
-    if exporting:
+    if free:
         x = x.index_select(1, torch.arange(height, device=x.device))
         return x.index_select(2, torch.arange(width, device=x.device))
     return x[:, :height, :width]

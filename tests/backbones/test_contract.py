@@ -205,6 +205,45 @@ def test_batch_does_not_mix(name):
         assert torch.allclose(model(x)[1:2], model(x[1:2]), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_no_images(name, training):
+    """A batch of none gives none, in the shapes of others, and has a gradient."""
+    model = shallow(name).train(training)
+    x = torch.randn(0, 3, 33, 47, requires_grad=True)
+    other = shallow(name, features_only=True).eval()
+    with torch.no_grad():
+        one = model.eval().forward_features(torch.randn(1, 3, 33, 47))
+        for none, map_ in zip(other(x), other(torch.randn(1, 3, 33, 47)), strict=True):
+            assert none.shape == (0, *map_.shape[1:])
+    features = model.train(training).forward_features(x)
+    pairs = zip(features, one, strict=True) if isinstance(one, list) else [(features, one)]
+    assert all(a.shape == (0, *b.shape[1:]) for a, b in pairs)
+    out = model(x)
+    assert out.shape == ((0, 1000) if not restores(name) else (0, 3, 33 * int(name[-1]), 47 * int(name[-1])))
+    out.sum().backward()
+    assert x.grad is not None and x.grad.shape == x.shape
+
+
+def test_gradients_have_gradients(name):
+    """A penalty on the gradient of the input, along one direction, against the difference of two gradients."""
+    model = shallow(name, dtype=torch.float64, **({} if restores(name) else {"num_classes": 3})).eval()
+    side = 16 if restores(name) else 32
+    x = torch.randn(2, 3, side, side, dtype=torch.float64, requires_grad=True)
+    direction = torch.randn_like(x)
+
+    def gradient(at: torch.Tensor, create_graph: bool) -> torch.Tensor:
+        return torch.autograd.grad(model(at).square().sum(), at, create_graph=create_graph)[0]
+
+    product = (gradient(x, True) * direction).sum()
+    product.backward()
+    step = 1e-7
+    near = [gradient((x + sign * step * direction).detach().requires_grad_(), False) for sign in (1, -1)]
+    numerical = (near[0] - near[1]) / (2 * step)
+    # Routing and ReLUs have kinks that a step may cross; they are few.
+    far = (x.grad - numerical).abs() > 1e-3 * numerical.abs().max()
+    assert far.double().mean() < 0.02
+
+
 def test_torchscript(name):
     # TorchScript cannot read what timm wraps around models whose features are no modules' outputs.
     features = {} if restores(name) or "_deit_" in name else {"features_only": True}
@@ -213,6 +252,21 @@ def test_torchscript(name):
     x = torch.randn(1, 3, 64, 97)
     with torch.inference_mode():
         assert all(torch.allclose(a, b) for a, b in zip(scripted(x), model(x), strict=True))
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_trace_keeps_sizes_free(name):
+    """Recorded at one size and batch, `torch.jit.trace` serves others, as it does of timm's ConvNeXt."""
+    model = shallow(name).eval()
+    part = 3 if restores(name) else 1
+    for example in ((1, 3, 64, 96), (2, 3, 97, 75)):
+        x = torch.rand(*example)
+        with torch.no_grad():
+            traced = torch.jit.trace(model, x[:, :, : x.shape[2] // part, : x.shape[3] // part], check_trace=False)
+        for size in ((1, 3, 64, 96), (2, 3, 97, 75), (1, 3, 224, 224), (3, 3, 33, 130), (1, 3, 18, 40)):
+            x = torch.rand(size[0], size[1], size[2] // part, size[3] // part)
+            with torch.inference_mode():
+                assert torch.allclose(traced(x), model(x), rtol=1e-4, atol=1e-4), (example, size)
 
 
 def test_fx(name):
