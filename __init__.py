@@ -4,7 +4,7 @@
 The mm libraries are met by `import attnzoo.heads`, the commands by `attnzoo --help`.
 """
 
-from .backbones import attach, list_models
+from .backbones import attach, attention, list_models
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "attach", "list_models"]
+__all__ = ["__version__", "attach", "attention", "list_models"]

@@ -1,13 +1,26 @@
-"""Backbones registered with timm, one file a family."""
+"""Backbones registered with timm, one file a family.
+
+Importing it changes nothing of timm but its registry: the families' own names, and those of CoaT, see `coat`.
+"""
+
+import warnings
 
 import timm
 
-from . import agent, attention_cnns, biformer, coat, hat, inline, litv2, nat, van
+from . import agent, attention_cnns, biformer, hat, inline, litv2, nat, van
+from ._build import TimmChangedError
 from .attach import attach
+from .modules import attention
 
-__all__ = ["attach", "list_models"]
+__all__ = ["attach", "attention", "list_models"]
 
-_FAMILIES = (agent, attention_cnns, biformer, coat, hat, inline, litv2, nat, van)
+_FAMILIES = [agent, attention_cnns, biformer, hat, inline, litv2, nat, van]
+try:
+    from . import coat
+
+    _FAMILIES.append(coat)
+except TimmChangedError as error:
+    warnings.warn(f"the models of CoaT stay as timm has them, bound to their image size: {error}", stacklevel=2)
 
 
 def list_models(filter: str = "") -> list[str]:
@@ -16,5 +29,5 @@ def list_models(filter: str = "") -> list[str]:
     Args:
         filter: shell-style pattern such as `"van_*"`; all if empty.
     """
-    ours = {name for family in _FAMILIES for name in timm.list_models(module=family.__name__.rsplit(".", 1)[-1])}
-    return [name for name in timm.list_models(filter) if name in ours]
+    ours = {family.__name__ for family in _FAMILIES}
+    return [name for name in timm.list_models(filter) if timm.model_entrypoint(name).__module__ in ours]

@@ -17,8 +17,9 @@ import torch.nn.functional as F
 from timm.layers import LayerNorm2d, calculate_drop_path_rates, register_notrace_function, to_2tuple
 from torch import nn
 
-from ..kernels.tracing import is_exporting
-from ._layers import DepthwiseConv, TokenBlock, init_weights, pad_to_least
+from ._arguments import check_body, check_integers
+from ._attention import softmax_attention
+from ._layers import DepthwiseConv, StridedConv, TokenBlock, init_weights, sizes_stay_free
 from ._pyramid import PyramidBackbone, PyramidStage
 
 
@@ -30,12 +31,9 @@ def pad_to_stripes(qkv: torch.Tensor, rows: int, cols: int) -> tuple[torch.Tenso
     pad_h = (height + rows - 1) // rows * rows - height
     pad_w = (width + cols - 1) // cols * cols - width
     top, left = pad_h // 2, pad_w // 2
-    if torch.jit.is_scripting():
-        exporting = False
-    else:
-        exporting = is_exporting()
+    free = sizes_stay_free()
     # A branch on the size would bind an exported graph to the example's.
-    if exporting or pad_h > 0 or pad_w > 0:
+    if free or pad_h > 0 or pad_w > 0:
         qkv = F.pad(qkv, (0, 0, 0, 0, left, pad_w - left, top, pad_h - top))
     return qkv, top, left
 
@@ -44,7 +42,7 @@ def _attend(qkv: torch.Tensor, num_heads: int) -> torch.Tensor:
     """Multi-head attention within stripes (B, h, w, 3, C) -> (B, h, w, C)."""
     b, h, w, _, c = qkv.shape
     q, k, v = qkv.view(b, h * w, 3, num_heads, c // num_heads).permute(2, 0, 3, 1, 4).unbind(0)
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, h, w, c)
+    return softmax_attention(q, k, v).transpose(1, 2).reshape(b, h, w, c)
 
 
 class StripeAttention(nn.Module):
@@ -88,13 +86,15 @@ class StripeAttention(nn.Module):
         else:
             half, heads = x.shape[2] // 2, self.num_heads // 2
             stripes, _, left = pad_to_stripes(qkv[..., :half], 1, self.split_size)
+            cols = stripes.shape[2] // self.split_size
             stripes = _columns(stripes, self.split_size)
             down = _attend(stripes, heads) + self.lepe(stripes[:, :, :, 2])
-            down = down.unflatten(0, [x.shape[0], -1]).transpose(1, 2).flatten(2, 3)[:, :, left : left + width]
+            down = down.unflatten(0, [x.shape[0], cols]).transpose(1, 2).flatten(2, 3)[:, :, left : left + width]
             stripes, top, _ = pad_to_stripes(qkv[..., half:], self.split_size, 1)
+            rows = stripes.shape[1] // self.split_size
             stripes = _rows(stripes, self.split_size)
             across = _attend(stripes, heads) + self.lepe_across(stripes[:, :, :, 2])
-            across = across.unflatten(0, [x.shape[0], -1]).flatten(1, 2)[:, top : top + height]
+            across = across.unflatten(0, [x.shape[0], rows]).flatten(1, 2)[:, top : top + height]
             x = torch.cat((down, across), 3)
         return self.proj_drop(self.proj(x)).flatten(1, 2)
 
@@ -157,16 +157,22 @@ class CSwinTransformer(PyramidBackbone):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ):
-        if not len(depths) == len(embed_dims) == len(num_heads) == len(split_sizes):
-            raise ValueError(
-                "depths, embed_dims, num_heads and split_sizes must have one entry a stage, "
-                f"got {len(depths)}, {len(embed_dims)}, {len(num_heads)} and {len(split_sizes)}"
-            )
-        for dim, heads, split in zip(embed_dims, num_heads, split_sizes, strict=True):
-            if dim % heads:
-                raise ValueError(f"num_heads must divide embed_dims, got {heads} for {dim}")
-            if split is not None and (split < 1 or heads % 2):
-                raise ValueError(f"split_sizes must be at least 1, with even num_heads, got {split} with {heads} heads")
+        check_body(
+            depths,
+            embed_dims,
+            mlp_ratio,
+            in_chans,
+            num_classes,
+            global_pool,
+            drop_rate,
+            proj_drop_rate,
+            drop_path_rate,
+            num_heads=num_heads,
+            split_sizes=split_sizes,
+        )
+        check_integers(img_size=img_size, split_sizes=[split for split in split_sizes if split is not None])
+        if any(split is not None and heads % 2 for heads, split in zip(num_heads, split_sizes, strict=True)):
+            raise ValueError(f"num_heads={num_heads!r}: even numbers are needed where split_sizes={split_sizes!r}")
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         drop_path: Any = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
         stem = _conv_norm(in_chans, embed_dims[0], 7, 4, 2, **dd)
@@ -185,20 +191,9 @@ class CSwinTransformer(PyramidBackbone):
             downsample = _conv_norm(embed_dims[i - 1], dim, 3, 2, 1, **dd) if i > 0 else nn.Identity()
             stages.append(PyramidStage(downsample, blocks, nn.Identity()))
         norm = LayerNorm2d(embed_dims[-1], eps=1e-5, **dd)
-        super().__init__(stem, stages, norm, embed_dims, num_classes, in_chans, global_pool, drop_rate, **dd)
+        classifier = (num_classes, in_chans, global_pool, drop_rate)
+        super().__init__(stem, stages, norm, embed_dims, *classifier, size="ceil(max((n + 1) // 4, 1) / {step})", **dd)
         self.apply(init_weights)
-
-
-class StridedConv(nn.Conv2d):
-    """Convolution of overlapping patches, of which even one pixel makes one."""
-
-    def __init__(self, in_dim: int, dim: int, kernel_size: int, stride: int, padding: int, device=None, dtype=None):
-        super().__init__(in_dim, dim, kernel_size, stride, padding, device=device, dtype=dtype)
-        self.least = kernel_size - 2 * padding
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, C, H, W) -> (B, D, (H + 2 * padding - kernel_size) // stride + 1, the same of W)."""
-        return self._conv_forward(pad_to_least(x, self.least), self.weight, self.bias)
 
 
 def _conv_norm(in_dim: int, dim: int, kernel_size: int, stride: int, padding: int, **dd) -> nn.Sequential:

@@ -12,16 +12,20 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from timm.layers import calculate_drop_path_rates
 from timm.models._features import feature_take_indices
 from timm.models._manipulate import checkpoint
 from timm.models.vision_transformer import global_pool_nlc
 from torch import nn
 
+from ._arguments import check_divisible, check_integers, check_numbers, check_pool, check_rates
+from ._attention import softmax_attention
 from ._layers import PatchConv, TokenBlock, init_weights, resize_map
+from ._pyramid import ROUNDED_UP
 
 __all__ = ["DeiT"]
+
+_POOLS = ("", "token", "avg", "max", "avgmax")
 
 
 class Attention(nn.Module):
@@ -46,7 +50,7 @@ class Attention(nn.Module):
     def forward(self, x: torch.Tensor, height: int, width: int) -> torch.Tensor:
         """(B, 1 + height * width, C) -> the same."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        x = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        x = softmax_attention(q, k, v).transpose(1, 2).flatten(2)
         return self.proj_drop(self.proj(x))
 
 
@@ -120,11 +124,22 @@ class DeiT(nn.Module):
         dtype: torch.dtype | None = None,
     ):
         super().__init__()
-        if embed_dim % num_heads:
-            raise ValueError(f"num_heads must divide embed_dim = {embed_dim}, got {num_heads}")
+        check_integers(
+            in_chans=in_chans,
+            depth=depth,
+            embed_dim=embed_dim,
+            num_heads=num_heads,
+            patch_size=patch_size,
+            img_size=img_size,
+        )
+        check_integers(least=0, num_classes=num_classes)
+        check_divisible("embed_dim", "num_heads", embed_dim=embed_dim, num_heads=num_heads)
+        check_numbers(least=1 / embed_dim, mlp_ratio=mlp_ratio)
+        check_rates(drop_rate=drop_rate, pos_drop_rate=pos_drop_rate)
+        check_rates(proj_drop_rate=proj_drop_rate, drop_path_rate=drop_path_rate)
         if img_size < patch_size:
-            raise ValueError(f"img_size must be at least patch_size = {patch_size}, got {img_size}")
-        _check_pool(global_pool)
+            raise ValueError(f"img_size={img_size!r}: at least patch_size={patch_size} is needed")
+        check_pool(global_pool, _POOLS)
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.num_classes = num_classes
         self.in_chans = in_chans
@@ -132,7 +147,8 @@ class DeiT(nn.Module):
         self.num_features = self.head_hidden_size = self.embed_dim = embed_dim
         self.num_prefix_tokens = 1
         self.grad_checkpointing = False
-        self.feature_info = [dict(num_chs=embed_dim, reduction=patch_size, module=f"blocks.{i}") for i in range(depth)]
+        level = dict(num_chs=embed_dim, reduction=patch_size, size=ROUNDED_UP.format(stride=patch_size))
+        self.feature_info = [dict(level, module=f"blocks.{i}") for i in range(depth)]
         self.grid = (img_size // patch_size,) * 2
         self.patch_embed = PatchEmbed(in_chans, embed_dim, patch_size, **dd)
         self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim, **dd))
@@ -179,8 +195,9 @@ class DeiT(nn.Module):
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replaces the classifier; `num_classes=0` removes it, `global_pool=""` the pooling too."""
+        check_integers(least=0, num_classes=num_classes)
         if global_pool is not None:
-            _check_pool(global_pool)
+            check_pool(global_pool, _POOLS)
             self.global_pool = global_pool
         self.num_classes = num_classes
         weight = self.cls_token
@@ -222,7 +239,7 @@ class DeiT(nn.Module):
             ValueError: for another `output_fmt`.
         """
         if output_fmt not in ("NCHW", "NLC"):
-            raise ValueError(f"output_fmt must be NCHW or NLC, got {output_fmt}")
+            raise ValueError(f"output_fmt={output_fmt!r}: 'NCHW' or 'NLC' is needed")
         take_indices, max_index = feature_take_indices(len(self.blocks), indices)
         x = self.patch_embed(x)
         height, width = x.shape[2], x.shape[3]
@@ -285,8 +302,3 @@ class DeiT(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, in_chans, H, W) -> (B, num_classes)."""
         return self.forward_head(self.forward_features(x))
-
-
-def _check_pool(global_pool: str) -> None:
-    if global_pool not in ("", "token", "avg", "max", "avgmax"):
-        raise ValueError(f"global_pool must be '', 'token', 'avg', 'max' or 'avgmax', got {global_pool!r}")

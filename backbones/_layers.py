@@ -17,6 +17,28 @@ register_notrace_function(large_kernel_attention)
 register_notrace_function(pointwise_conv)
 
 
+def sizes_stay_free() -> bool:
+    """Whether a graph is being recorded that shall serve other sizes: no branch may then be taken by a size.
+
+    `torch.export`, the ONNX exporter and `torch.jit.trace` record one; `torch.compile` has guards, and FX and
+    `torch.jit.script` keep the branches.
+    """
+    if torch.jit.is_scripting():
+        return False
+    else:
+        return is_exporting() or torch.jit.is_tracing()
+
+
+def larger_of(size: int, least: int) -> int:
+    """The larger of both, where `size` may be a symbol of `torch.export` or a tensor of `torch.jit.trace`."""
+    if torch.jit.is_scripting():
+        return max(size, least)
+    else:
+        if isinstance(size, torch.Tensor):
+            return size.clamp(min=least)
+        return torch.sym_max(size, least)
+
+
 @register_notrace_function
 def pad_to_multiple(x: torch.Tensor, multiple: int) -> torch.Tensor:
     """Zero-pads a map at the right and the bottom, up to the next multiples.
@@ -32,12 +54,9 @@ def pad_to_multiple(x: torch.Tensor, multiple: int) -> torch.Tensor:
     # In this form, not as a remainder, a symbolic size stays one that an exporter can divide again.
     pad_h = (height + multiple - 1) // multiple * multiple - height
     pad_w = (width + multiple - 1) // multiple * multiple - width
-    if torch.jit.is_scripting():
-        exporting = False
-    else:
-        exporting = is_exporting()
-    # A branch on the size would bind an exported graph to the example's.
-    if exporting or pad_h > 0 or pad_w > 0:
+    free = sizes_stay_free()
+    # A branch on the size would bind a graph to the example's.
+    if free or pad_h > 0 or pad_w > 0:
         x = F.pad(x, (0, 0, 0, pad_w, 0, pad_h))
     return x
 
@@ -53,12 +72,13 @@ def pad_to_least(x: torch.Tensor, least: int) -> torch.Tensor:
     Returns:
         (B, C, max(H, least), max(W, least)); `x` itself where it is large enough, and in an exported graph.
     """
+    free = sizes_stay_free()
     if torch.jit.is_scripting():
-        exporting = False
+        tracing = False
     else:
-        exporting = is_exporting()
-    if not exporting and (x.shape[2] < least or x.shape[3] < least):
-        x = F.pad(x, (0, max(least - x.shape[3], 0), 0, max(least - x.shape[2], 0)))
+        tracing = torch.jit.is_tracing()
+    if tracing or (not free and (x.shape[2] < least or x.shape[3] < least)):
+        x = F.pad(x, (0, larger_of(least - x.shape[3], 0), 0, larger_of(least - x.shape[2], 0)))
     return x
 
 
@@ -66,12 +86,9 @@ def pad_to_least(x: torch.Tensor, least: int) -> torch.Tensor:
 def crop(x: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """The top left part of a map, undoing `pad_to_multiple`; (B, H, W, C) -> (B, height, width, C)."""
     x = x[:, :height, :width]
-    if torch.jit.is_scripting():
-        exporting = False
-    else:
-        exporting = is_exporting()
+    free = sizes_stay_free()
     # Whether the part is contiguous depends on the size, and asking would bind an exported graph to the example's.
-    return x.clone(memory_format=torch.contiguous_format) if exporting else x
+    return x.clone(memory_format=torch.contiguous_format) if free else x
 
 
 @register_notrace_function
@@ -86,22 +103,32 @@ def resize_map(x: torch.Tensor, height: int, width: int) -> torch.Tensor:
     Returns:
         (B, C, height, width), in the memory format of `x`; equal to `x` where it has that size already.
     """
-    if torch.jit.is_scripting():
-        traced = False
-    else:
-        traced = torch.compiler.is_compiling()
-    # A branch on the size would bind a graph to it.
-    if not traced and x.shape[2] == height and x.shape[3] == width:
+    free = sizes_stay_free()
+    # A branch on the size would bind an exported graph to the example's.
+    if not free and x.shape[2] == height and x.shape[3] == width:
         return x
     return F.interpolate(x, [height, width], mode="bilinear", align_corners=False)
 
 
-class ChannelsLastConv(nn.Conv2d):
+class StridedConv(nn.Conv2d):
+    """Convolution of patches, overlapping or not, of which even one pixel makes one."""
+
+    def __init__(self, in_dim: int, dim: int, kernel_size: int, stride: int, padding: int = 0, device=None, dtype=None):
+        super().__init__(in_dim, dim, kernel_size, stride, padding, device=device, dtype=dtype)
+        self.least = kernel_size - 2 * padding
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) -> (B, D, (H + 2 * padding - kernel_size) // stride + 1, the same of W), at least 1."""
+        return self._conv_forward(pad_to_least(x, self.least), self.weight, self.bias)
+
+
+class ChannelsLastConv(StridedConv):
     """The first convolution: from it on maps stay in channels_last, the CPU's quicker format for depth-wise kernels."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, C, H, W) -> (B, D, H', W')."""
-        return self._conv_forward(x.contiguous(memory_format=torch.channels_last), self.weight, self.bias)
+        """(B, C, H, W) -> (B, D, (H + 2 * padding - kernel_size) // stride + 1, the same of W), at least 1."""
+        x = pad_to_least(x, self.least).contiguous(memory_format=torch.channels_last)
+        return self._conv_forward(x, self.weight, self.bias)
 
 
 class PointwiseConv2d(nn.Conv2d):
@@ -169,7 +196,8 @@ class TokenMlp(Mlp):
         if torch.jit.is_scripting():
             return self._whole(x)
         else:
-            if torch.is_grad_enabled() or torch.compiler.is_compiling() or x.device.type != "cpu":
+            traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+            if traced or torch.is_grad_enabled() or x.device.type != "cpu":
                 return self._whole(x)
             strips = x.flatten(0, -2).split(_STRIP)
             return torch.cat([self._whole(strip) for strip in strips]).view(x.shape)

@@ -13,12 +13,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from timm.layers import calculate_drop_path_rates
 from torch import nn
 
+from ._arguments import check_body, check_integers
+from ._attention import softmax_attention
 from ._layers import TokenBlock, init_weights, pad_to_least, resize_map
-from ._pyramid import PyramidBackbone, PyramidStage
+from ._pyramid import ROUNDED_DOWN, PyramidBackbone, PyramidStage
 
 __all__ = ["RENAMES", "PyramidVisionTransformer"]
 
@@ -83,7 +84,7 @@ class SpatialReductionAttention(nn.Module):
             x = pad_to_least(x.unflatten(1, (height, width)).permute(0, 3, 1, 2), self.sr_ratio)
             x = self.sr(x).flatten(2).transpose(1, 2)
         k, v = self.kv(self.norm(x)).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        x = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        x = softmax_attention(q, k, v).transpose(1, 2).flatten(2)
         return self.proj_drop(self.proj(x))
 
 
@@ -132,16 +133,22 @@ class PyramidVisionTransformer(PyramidBackbone):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ):
-        if not len(depths) == len(embed_dims) == len(num_heads) == len(mlp_ratios) == len(sr_ratios):
-            raise ValueError(
-                "depths, embed_dims, num_heads, mlp_ratios and sr_ratios must have one entry a stage, "
-                f"got {len(depths)}, {len(embed_dims)}, {len(num_heads)}, {len(mlp_ratios)} and {len(sr_ratios)}"
-            )
-        for dim, heads in zip(embed_dims, num_heads, strict=True):
-            if dim % heads:
-                raise ValueError(f"num_heads must divide embed_dims = {embed_dims}, got {num_heads}")
+        check_body(
+            depths,
+            embed_dims,
+            mlp_ratios,
+            in_chans,
+            num_classes,
+            global_pool,
+            drop_rate,
+            proj_drop_rate,
+            drop_path_rate,
+            num_heads=num_heads,
+            sr_ratios=sr_ratios,
+        )
+        check_integers(sr_ratios=sr_ratios, img_size=img_size)
         if img_size < 4 * 2 ** (len(depths) - 1):
-            raise ValueError(f"img_size must be at least {4 * 2 ** (len(depths) - 1)}, got {img_size}")
+            raise ValueError(f"img_size={img_size!r}: at least {4 * 2 ** (len(depths) - 1)} is needed")
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         drop_path: Any = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
         grids = [(img_size // (4 * 2**i),) * 2 for i in range(len(depths))]
@@ -158,7 +165,8 @@ class PyramidVisionTransformer(PyramidBackbone):
             downsample = PatchEmbed(embed_dims[i - 1], dim, 2, grids[i], **dd) if i > 0 else nn.Identity()
             stages.append(PyramidStage(downsample, blocks, nn.Identity()))
         stem = PatchEmbed(in_chans, embed_dims[0], 4, grids[0], **dd)
-        super().__init__(stem, stages, nn.Identity(), embed_dims, num_classes, in_chans, global_pool, drop_rate, **dd)
+        classifier = (num_classes, in_chans, global_pool, drop_rate)
+        super().__init__(stem, stages, nn.Identity(), embed_dims, *classifier, size=ROUNDED_DOWN, **dd)
         self.apply(init_weights)
 
 

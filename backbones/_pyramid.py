@@ -8,6 +8,12 @@ from timm.models._features import feature_take_indices
 from timm.models._manipulate import checkpoint_seq
 from torch import nn
 
+from ._arguments import check_integers, check_pool
+
+# Height or width of a level's map, of an image of n pixels.
+ROUNDED_UP = "ceil(n / {stride})"
+ROUNDED_DOWN = "max(n // {stride}, 1)"
+
 
 class PyramidStage(nn.Module):
     """Downsampling, blocks, norm; (B, C, H, W) to (B, D, H', W').
@@ -47,6 +53,8 @@ class PyramidBackbone(nn.Module):
         in_chans: channels of the image.
         global_pool: any pooling of timm's `SelectAdaptivePool2d`; `""` for none.
         drop_rate: dropout before the classifier.
+        size: height or width of a stage's map, of an image of n pixels, as the `size` of its level in `feature_info`:
+            `{stride}` stands for the stage's stride, `{step}` for that over the stem's.
         device: of the parameters.
         dtype: of the parameters.
     """
@@ -61,6 +69,7 @@ class PyramidBackbone(nn.Module):
         in_chans: int,
         global_pool: str,
         drop_rate: float,
+        size: str = ROUNDED_UP,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ):
@@ -68,7 +77,15 @@ class PyramidBackbone(nn.Module):
         self.num_classes = num_classes
         self.in_chans = in_chans
         self.num_features = self.head_hidden_size = dims[-1]
-        self.feature_info = [dict(num_chs=dim, reduction=4 * 2**i, module=f"stages.{i}") for i, dim in enumerate(dims)]
+        self.feature_info = [
+            dict(
+                num_chs=dim,
+                reduction=4 * 2**i,
+                module=f"stages.{i}",
+                size=size.format(stride=4 * 2**i, step=2**i),
+            )
+            for i, dim in enumerate(dims)
+        ]
         self.stem = stem
         self.stages = nn.Sequential(*stages)
         self.norm = norm
@@ -103,6 +120,9 @@ class PyramidBackbone(nn.Module):
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replaces the classifier; `num_classes=0` removes it, `global_pool=""` the pooling too."""
+        check_integers(least=0, num_classes=num_classes)
+        if global_pool is not None:
+            check_pool(global_pool)
         self.num_classes = num_classes
         self.head.reset(num_classes, global_pool)
 

@@ -18,8 +18,8 @@ from timm.layers import LayerNorm2d, calculate_drop_path_rates, register_notrace
 from torch import nn
 
 from ..kernels import window_attention
-from ..kernels.tracing import is_exporting
-from ._layers import PatchConv, TokenBlock, crop, init_weights, pad_to_multiple
+from ._arguments import check_body, check_integers
+from ._layers import PatchConv, TokenBlock, crop, init_weights, pad_to_multiple, sizes_stay_free
 from ._pyramid import PyramidBackbone, PyramidStage
 
 # A leaf of FX graphs: it reads sizes.
@@ -39,12 +39,9 @@ def attend_in_windows(
     single: bool,
 ) -> torch.Tensor:
     """Window attention of a padded map whose own `size` is given; with `single`, unshifted where that is one window."""
-    if torch.jit.is_scripting():
-        exporting = False
-    else:
-        exporting = is_exporting()
+    free = sizes_stay_free()
     if single and shift > 0:
-        if exporting:
+        if free:
             # Both, for a branch on the size would bind an exported graph to the example's.
             rows, cols = q.new_ones(size[0]).sum(), q.new_ones(size[1]).sum()
             plain = window_attention(q, k, v, num_heads, window_size, 0, bias_table=table)
@@ -163,16 +160,19 @@ class SwinTransformer(PyramidBackbone):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ):
-        if not len(depths) == len(embed_dims) == len(num_heads):
-            raise ValueError(
-                "depths, embed_dims and num_heads must have one entry a stage, "
-                f"got {len(depths)}, {len(embed_dims)} and {len(num_heads)}"
-            )
-        for dim, heads in zip(embed_dims, num_heads, strict=True):
-            if dim % heads:
-                raise ValueError(f"num_heads must divide embed_dims, got {heads} for {dim}")
-        if window_size < 1:
-            raise ValueError(f"window_size must be at least 1, got {window_size}")
+        check_body(
+            depths,
+            embed_dims,
+            mlp_ratio,
+            in_chans,
+            num_classes,
+            global_pool,
+            drop_rate,
+            proj_drop_rate,
+            drop_path_rate,
+            num_heads=num_heads,
+        )
+        check_integers(window_size=window_size, img_size=img_size)
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         drop_path: Any = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
         stem = nn.Sequential(PatchConv(in_chans, embed_dims[0], 4, **dd), LayerNorm2d(embed_dims[0], eps=1e-5, **dd))

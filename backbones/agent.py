@@ -27,14 +27,16 @@ import torch
 import torch.nn.functional as F
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import register_notrace_function, to_2tuple
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
-from ..kernels.tracing import is_exporting
 from . import _cswin, _pvt, _swin
+from ._arguments import check_integers, check_stages
+from ._attention import softmax_attention
+from ._build import build, levels_of
 from ._checkpoint import fit_tables, fuse_qkv, keep_classifier, trunk_of
 from ._deit import DeiT
-from ._layers import DepthwiseConv, resize_map
+from ._layers import DepthwiseConv, resize_map, sizes_stay_free
 
 __all__ = ["AgentCSwin", "AgentDeiT", "AgentPVT", "AgentSwin"]
 
@@ -46,11 +48,8 @@ STAGE_NORM_PREFIX = "norm"
 def pool_agents(x: torch.Tensor, height: int, width: int, rows: int, cols: int) -> torch.Tensor:
     """Adaptive average pooling of tokens; (B, height * width, C) -> (B, rows * cols, C)."""
     x = x.unflatten(1, [height, width]).permute(0, 3, 1, 2)
-    if torch.jit.is_scripting():
-        exporting = False
-    else:
-        exporting = is_exporting()
-    if exporting:
+    free = sizes_stay_free()
+    if free:
         # Products with matrices of averages: ONNX has no adaptive pooling, its decomposition binds it to one size.
         x = F.linear(x.transpose(2, 3), _averages(height, rows, x)).transpose(2, 3)
         x = F.linear(x, _averages(width, cols, x))
@@ -196,31 +195,27 @@ def _table(*shape: int, device=None, dtype=None) -> nn.Parameter:
 @register_notrace_function
 def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     """Softmax attention with a bias that the batch shares; (B, heads, N, D), bias (heads, N, M)."""
-    bias = bias.to(q.dtype).unsqueeze(0)
-    if bias.requires_grad and not q.is_cuda:
-        # PyTorch's own would do the same on the CPU, and look for rows without any key besides.
-        return ((q * q.shape[-1] ** -0.5) @ k.transpose(2, 3) + bias).softmax(-1) @ v
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+    return softmax_attention(q, k, v, bias.to(q.dtype).unsqueeze(0))
 
 
 def _agents(
     num_agents: tuple[int, ...],
     agent_grids: tuple[int | tuple[int, int], ...] | None,
     agent_blocks: tuple[int | None, ...],
-    stages: int,
+    depths: tuple[int, ...],
 ) -> Callable[[int, int], Callable[..., nn.Module] | None]:
     """Which attention a body's block has: agent attention in the first `agent_blocks` of its stage, else the body's."""
+    check_stages(depths=depths, num_agents=num_agents, agent_blocks=agent_blocks)
+    check_integers(num_agents=num_agents)
+    check_integers(least=0, agent_blocks=[count for count in agent_blocks if count is not None])
+    if any(math.isqrt(n) ** 2 != n for n in num_agents):
+        raise ValueError(f"num_agents={num_agents!r}: squares are needed")
     grids = [math.isqrt(n) for n in num_agents] if agent_grids is None else agent_grids
-    if not len(num_agents) == len(grids) == len(agent_blocks) == stages:
-        raise ValueError(
-            f"num_agents, agent_grids and agent_blocks must have one entry a stage, {stages}, "
-            f"got {len(num_agents)}, {len(grids)} and {len(agent_blocks)}"
-        )
-    if any(math.isqrt(n) ** 2 != n or n < 1 for n in num_agents):
-        raise ValueError(f"num_agents must be squares, got {num_agents}")
+    check_stages(depths=depths, agent_grids=grids)
+    check_integers(agent_grids=grids)
     pairs = [to_2tuple(grid) for grid in grids]
-    if any(len(pair) != 2 or min(pair) < 1 for pair in pairs):
-        raise ValueError(f"agent_grids must be positive sides or pairs of them, got {agent_grids}")
+    if any(len(pair) != 2 for pair in pairs):
+        raise ValueError(f"agent_grids={agent_grids!r}: sides or pairs of them are needed")
 
     def attention(stage: int, block: int) -> Callable[..., nn.Module] | None:
         count = agent_blocks[stage]
@@ -252,7 +247,7 @@ class AgentDeiT(DeiT):
         **kwargs: Any,
     ):
         grids = None if agent_grid is None else (agent_grid,)
-        super().__init__(attention=_agents((num_agents,), grids, (agent_blocks,), 1), **kwargs)
+        super().__init__(attention=_agents((num_agents,), grids, (agent_blocks,), (1,)), **kwargs)
 
 
 class AgentPVT(_pvt.PyramidVisionTransformer):
@@ -278,7 +273,7 @@ class AgentPVT(_pvt.PyramidVisionTransformer):
         agent_blocks: tuple[int | None, ...] = (None, None, None, None),
         **kwargs: Any,
     ):
-        attention = _agents(num_agents, agent_grids, agent_blocks, len(depths))
+        attention = _agents(num_agents, agent_grids, agent_blocks, depths)
         super().__init__(depths=depths, attention=attention, **kwargs)
 
 
@@ -305,7 +300,7 @@ class AgentSwin(_swin.SwinTransformer):
         agent_blocks: tuple[int | None, ...] = (None, None, None, 0),
         **kwargs: Any,
     ):
-        attention = _agents(num_agents, agent_grids, agent_blocks, len(depths))
+        attention = _agents(num_agents, agent_grids, agent_blocks, depths)
         super().__init__(depths=depths, attention=attention, **kwargs)
 
 
@@ -332,7 +327,7 @@ class AgentCSwin(_cswin.CSwinTransformer):
         agent_blocks: tuple[int | None, ...] = (None, None, 0, 0),
         **kwargs: Any,
     ):
-        attention = _agents(num_agents, agent_grids, agent_blocks, len(depths))
+        attention = _agents(num_agents, agent_grids, agent_blocks, depths)
         super().__init__(depths=depths, attention=attention, **kwargs)
 
 
@@ -373,14 +368,12 @@ def checkpoint_filter_fn(state_dict: dict[str, torch.Tensor], model: nn.Module) 
 
 def _create_agent(body: type[nn.Module], variant: str, pretrained: bool = False, **kwargs) -> Any:
     if issubclass(body, DeiT):
+        levels: int = kwargs.get("depth", 12)
         # As many blocks' tokens as timm's vision transformers give.
-        features: dict[str, Any] = dict(out_indices=min(3, kwargs.get("depth", 3)), feature_cls="getter")
+        features: dict[str, Any] = dict(default=min(3, levels), feature_cfg=dict(feature_cls="getter"))
     else:
-        features = dict(out_indices=(0, 1, 2, 3), flatten_sequential=True)
-    features["out_indices"] = kwargs.pop("out_indices", features["out_indices"])
-    return build_model_with_cfg(
-        body, variant, pretrained, pretrained_filter_fn=checkpoint_filter_fn, feature_cfg=features, **kwargs
-    )
+        levels, features = levels_of(kwargs, 4), dict(feature_cfg=dict(flatten_sequential=True))
+    return build(body, variant, pretrained, levels, pretrained_filter_fn=checkpoint_filter_fn, **features, **kwargs)
 
 
 def _cfg(top1: float | None = None, **kwargs) -> dict:

@@ -95,6 +95,7 @@ def attach(
     Raises:
         ValueError: if there is no such place or no such module, the place is taken, or the module does not allow the
             channels. Nothing has been changed then.
+        TypeError: for an option that the module does not know, or that its place decides (`previous` of `"pkcam"`).
 
     Example:
         >>> import timm
@@ -102,24 +103,31 @@ def attach(
         >>> type(model.layer4[-1].module).__name__
         'ELA'
     """
-    modules.get(name)
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model={model!r}: a module is needed")
+    linked = modules.get(name) is modules.PKCAM
+    modules.check_options(name, kwargs, place=("channels", "device", "dtype", "previous"))
     body = model.model if isinstance(model, FeatureGetterNet) else model
-    parameter = next(body.parameters())
+    parameter = next(body.parameters(), None)
+    if parameter is None:
+        raise ValueError(f"model: a {type(body).__name__} has no parameters")
     dd = {"device": parameter.device, "dtype": parameter.dtype}
-    wanted = [where] if isinstance(where, int | str) else list(where)
-    if wanted == ["stages"] or all(isinstance(level, int) for level in wanted):
+    wanted = [where] if isinstance(where, int | str) else list(where) if isinstance(where, Sequence) else [where]
+    if wanted == ["stages"] or all(isinstance(level, int) and not isinstance(level, bool) for level in wanted):
         places = _behind_stages(model, body, None if wanted == ["stages"] else wanted)  # type: ignore[arg-type]
-    elif name.removeprefix("attnzoo.") == "pkcam":
+    elif not all(isinstance(pattern, str) for pattern in wanted) or (
+        len(wanted) > 1 and {"stages", "blocks"} & {*wanted}
+    ):
+        raise ValueError(f"where={where!r}: 'stages', 'blocks', levels, or names or patterns of blocks are needed")
+    elif linked:
         raise ValueError(f"where={where!r}: 'pkcam' links stages and stands behind them alone")
     else:
-        places = _in_blocks(body, None if wanted == ["blocks"] else [str(pattern) for pattern in wanted])
-    row = modules.Row()
+        places = _in_blocks(body, None if wanted == ["blocks"] else wanted)  # type: ignore[arg-type]
+    row = modules.Row(len(places))
     # All are made before any is placed, so that an error leaves the model as it was.
     made = []
     for i, (channels, put) in enumerate(places):
-        if name.removeprefix("attnzoo.") == "pkcam":
-            kwargs["previous"] = i
-        module = modules.create(name, channels, **kwargs, **dd)
+        module = modules.create(name, channels, **({"previous": i} if linked else {}), **kwargs, **dd)
         if isinstance(module, modules.PKCAM):
             module = modules.Remembering(module, i, row)
         if identity and isinstance(module, modules.LKA):

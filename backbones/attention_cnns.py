@@ -26,13 +26,16 @@ from typing import Any, cast
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from timm.models._efficientnet_builder import decode_arch_def
 from timm.models.efficientnet import EfficientNet
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import nn
 
+from ._arguments import check_integers, check_pool, check_rates, check_stages
+from ._build import build
 from ._checkpoint import keep_classifier, trunk_of
+from ._pyramid import ROUNDED_UP
 from .attach import put_into_block
 from .modules import BAM, CBAM, ELA, TripletAttention, own_names
 
@@ -42,6 +45,27 @@ __all__ = ["AttentionMobileNet", "AttentionResNet"]
 def _check_format(output_fmt: str) -> None:
     if output_fmt != "NCHW":
         raise ValueError(f"output_fmt must be 'NCHW', got {output_fmt!r}")
+
+
+def _name_sizes(feature_info: list[dict[str, Any]]) -> None:
+    """Adds what our other models say of their levels: how an image of n pixels is rounded."""
+    for level in feature_info:
+        level["size"] = ROUNDED_UP.format(stride=level["reduction"])
+
+
+def _check_timms(kwargs: dict[str, Any]) -> None:
+    """Checks the arguments of timm's classes that timm itself meets with less clear errors, or not at all.
+
+    Raises:
+        ValueError: for the first that is not allowed.
+    """
+    for name in ("drop_rate", "drop_path_rate", "drop_block_rate"):
+        check_rates(**{name: kwargs.get(name) or 0.0})
+    check_integers(in_chans=kwargs.get("in_chans", 3))
+    check_integers(least=0, num_classes=kwargs.get("num_classes", 1000))
+    check_pool(kwargs.get("global_pool", "avg"))
+    if kwargs.get("output_stride", 32) not in (8, 16, 32):
+        raise ValueError(f"output_stride={kwargs['output_stride']!r}: 8, 16 or 32 is needed")
 
 
 class AttentionResNet(ResNet):
@@ -55,7 +79,13 @@ class AttentionResNet(ResNet):
     """
 
     def __init__(self, *args: Any, stage_attn: Callable[..., nn.Module] | None = None, **kwargs: Any):
+        _check_timms(kwargs)
+        for name in ("layers", "channels"):
+            if kwargs.get(name) is not None:
+                check_integers(**{name: kwargs[name]})
+                check_stages(**{name: kwargs[name], "C2 to C5": (1, 1, 1, 1)})
         super().__init__(*args, **kwargs)
+        _name_sizes(self.feature_info)
         if stage_attn is not None:
             dd = {key: kwargs.get(key) for key in ("device", "dtype")}
             for i in (2, 3, 4):
@@ -108,13 +138,19 @@ class AttentionMobileNet(EfficientNet):
         depths: tuple[int, ...] = (1, 2, 3, 4, 3, 3, 1),
         **kwargs: Any,
     ):
+        check_stages(depths=depths)
+        check_integers(depths=depths)
         if len(depths) != 7:
-            raise ValueError(f"depths={depths}: seven entries are needed, one a stage")
+            raise ValueError(f"depths={depths!r}: seven entries are needed, one a stage")
+        if attn_place not in ("end", "middle"):
+            raise ValueError(f"attn_place={attn_place!r}: 'end' or 'middle' is needed")
+        _check_timms(kwargs)
         first, *rest = depths
         stages = zip(rest, (2, 2, 2, 1, 2, 1), (24, 32, 64, 96, 160, 320), strict=True)
         arch = [[f"ds_r{first}_k3_s1_c16"], *([f"ir_r{n}_k3_s{stride}_e6_c{dim}"] for n, stride, dim in stages)]
         kwargs = {"act_layer": nn.ReLU6, **kwargs}
         super().__init__(block_args=decode_arch_def(arch), **kwargs)
+        _name_sizes(self.feature_info)
         dd = {key: kwargs.get(key) for key in ("device", "dtype")}
         for stage in self.blocks:
             for block in cast(nn.Sequential, stage):
@@ -184,19 +220,17 @@ def checkpoint_filter_fn(state_dict: dict[str, torch.Tensor], model: nn.Module) 
 
 
 def _create_resnet(variant: str, pretrained: bool = False, **kwargs) -> AttentionResNet:
-    return build_model_with_cfg(
-        AttentionResNet, variant, pretrained, pretrained_filter_fn=checkpoint_filter_fn, **kwargs
-    )
+    return build(AttentionResNet, variant, pretrained, 5, pretrained_filter_fn=checkpoint_filter_fn, **kwargs)
 
 
 def _create_mobilenet(variant: str, pretrained: bool = False, **kwargs) -> AttentionMobileNet:
-    out_indices = kwargs.pop("out_indices", (0, 1, 2, 3, 4))
-    return build_model_with_cfg(
+    return build(
         AttentionMobileNet,
         variant,
         pretrained,
+        5,
+        feature_cfg=dict(flatten_sequential=True),
         pretrained_filter_fn=checkpoint_filter_fn,
-        feature_cfg=dict(flatten_sequential=True, out_indices=out_indices),
         **kwargs,
     )
 

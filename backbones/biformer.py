@@ -8,23 +8,26 @@ dense-prediction code takes it: the normed map is zero-padded right and bottom t
 query-key-value projection, unmasked, and cropped behind the output projection. The published dense recipes use
 `n_win=16` for detection and `n_win=8` for segmentation with the classification weights, return
 `LayerNorm2d(stage_i)` with eps 1e-6 while the un-normed map goes on (the mm adapter's `stage_norms`), and freeze the
-batch norm. The published `biformer_stl` has no padding and refuses other sizes; ours pads as the others do.
+batch norm. The published `biformer_stl` has no padding and refuses other sizes; ours pads as the others do, and its
+patches leave out what does not fill one, but for the first.
 """
 
 import re
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import DropPath, Mlp, calculate_drop_path_rates, register_notrace_function
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
 from ..kernels import routing_attention
+from ._arguments import check_body, check_integers
+from ._attention import softmax_attention
+from ._build import build, levels_of
 from ._checkpoint import keep_classifier, trunk_of
-from ._layers import ChannelsLastConv, DepthwiseConv, pad_to_multiple
-from ._pyramid import PyramidBackbone, PyramidStage
+from ._layers import ChannelsLastConv, DepthwiseConv, StridedConv, pad_to_multiple
+from ._pyramid import ROUNDED_DOWN, ROUNDED_UP, PyramidBackbone, PyramidStage
 
 __all__ = ["BiFormer"]
 
@@ -94,7 +97,7 @@ class GlobalAttention(nn.Module):
         b, h, w, c = x.shape
         qkv = self.qkv(x).reshape(b, h * w, 3, self.num_heads, c // self.num_heads).permute(2, 0, 3, 1, 4)
         q, k, v = qkv.unbind(0)
-        out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, h, w, c)
+        out = softmax_attention(q, k, v).transpose(1, 2).reshape(b, h, w, c)
         return self.proj_drop(self.proj(out + self.lepe(x)))
 
 
@@ -173,18 +176,28 @@ class BiFormer(PyramidBackbone):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ):
-        if not len(depths) == len(embed_dims) == len(mlp_ratios) == len(topks):
-            raise ValueError(
-                "depths, embed_dims, mlp_ratios and topks must have one entry a stage, "
-                f"got {len(depths)}, {len(embed_dims)}, {len(mlp_ratios)} and {len(topks)}"
-            )
+        check_body(
+            depths,
+            embed_dims,
+            mlp_ratios,
+            in_chans,
+            num_classes,
+            global_pool,
+            drop_rate,
+            proj_drop_rate,
+            drop_path_rate,
+            topks=topks,
+        )
+        check_integers(head_dim=head_dim, n_win=n_win)
         for dim, topk in zip(embed_dims, topks, strict=True):
-            if topk != -2 and not 1 <= topk <= n_win**2:
-                raise ValueError(f"topks must be -2 or 1 to n_win ** 2 = {n_win**2}, got {topk}")
+            if topk != -2:
+                check_integers(topks=topk)
+            if topk > n_win**2:
+                raise ValueError(f"topks={topks!r}: -2 or 1 to n_win ** 2 = {n_win**2} are needed")
             width = 8 if topk == -2 else head_dim
             if dim % width:
-                kind = "8 (the heads of attention to everything)" if topk == -2 else f"head_dim = {head_dim}"
-                raise ValueError(f"embed_dims must be multiples of {kind}, got {dim}")
+                kind = "8 (the heads of attention to everything)" if topk == -2 else f"head_dim={head_dim}"
+                raise ValueError(f"embed_dims={embed_dims!r}: multiples of {kind} are needed, got {dim}")
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         drop_path: Any = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
         stem = _patch_stem(in_chans, embed_dims[0], **dd) if swin_layout else _conv_stem(in_chans, embed_dims[0], **dd)
@@ -204,7 +217,9 @@ class BiFormer(PyramidBackbone):
                 )
             )
         norm = nn.BatchNorm2d(embed_dims[-1], **dd)
-        super().__init__(stem, stages, norm, embed_dims, num_classes, in_chans, global_pool, drop_rate, **dd)
+        classifier = (num_classes, in_chans, global_pool, drop_rate)
+        size = ROUNDED_DOWN if swin_layout else ROUNDED_UP
+        super().__init__(stem, stages, norm, embed_dims, *classifier, size=size, **dd)
         self.apply(_init_weights)
 
 
@@ -227,7 +242,7 @@ def _patch_stem(in_chans: int, dim: int, **dd) -> nn.Sequential:
 
 
 def _merge_patches(in_dim: int, dim: int, **dd) -> nn.Sequential:
-    return nn.Sequential(nn.BatchNorm2d(in_dim, **dd), nn.Conv2d(in_dim, dim, 2, stride=2, **dd))
+    return nn.Sequential(nn.BatchNorm2d(in_dim, **dd), StridedConv(in_dim, dim, 2, stride=2, **dd))
 
 
 def _init_weights(module: nn.Module) -> None:
@@ -268,13 +283,14 @@ def checkpoint_filter_fn(state_dict: dict[str, torch.Tensor], model: nn.Module) 
 
 
 def _create_biformer(variant: str, pretrained: bool = False, **kwargs) -> BiFormer:
-    out_indices = kwargs.pop("out_indices", (0, 1, 2, 3))
-    return build_model_with_cfg(
+    features = dict(flatten_sequential=True)
+    return build(
         BiFormer,
         variant,
         pretrained,
+        levels_of(kwargs, 4),
+        feature_cfg=features,
         pretrained_filter_fn=checkpoint_filter_fn,
-        feature_cfg=dict(flatten_sequential=True, out_indices=out_indices),
         **kwargs,
     )
 

@@ -4,45 +4,78 @@ Co-Scale Conv-Attentional Image Transformers, https://arxiv.org/abs/2104.06399, 
 (Apache-2.0).
 
 Importing attnzoo registers these models under timm's own names, `coat_*`, in place of timm's; `timm.models.coat` keeps
-the originals. Parameters, their names, configurations and hub weights are timm's, and at timm's input size so are the
-outputs. Different are the sizes (any from 32 pixels up; timm's models are bound to `img_size`, those with parallel
-blocks to multiples of 32 as well), gradient checkpointing (timm's have none), and what a checkpoint may look like.
+the originals, untouched. The class is a subclass of timm's for its name alone: its layers are this file's, and nothing
+is inherited that a later timm could change. Parameters, their names, configurations and hub weights are timm's, and at
+timm's input size so are the outputs. Different are the sizes (any; timm's models are bound to `img_size`, those with
+parallel blocks to multiples of 32 as well), gradient checkpointing (timm's have none), and what a checkpoint may look
+like. Where timm's CoaT takes other arguments than ours, or is gone, timm's models stay, and a warning says so; so do
+those whose names this file does not know.
 
 Any size is taken as the published code takes it: every scale floors, and the cross-scale resizing of the parallel
-blocks goes to explicit sizes. The published detection code takes the four maps of `features_only=True`, strides 4 to
-32: after the parallel blocks, without class token and without a norm.
+blocks goes to explicit sizes; a map smaller than a patch, where the published code fails, is zero-padded to one. The
+published detection code takes the four maps of `features_only=True`, strides 4 to 32: after the parallel blocks,
+without class token and without a norm.
 """
 
+import inspect
+import re
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm import layers
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
-from timm.models import coat as original
+from timm.layers import DropPath, LayerNorm, Mlp
+from timm.models import generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from timm.models._manipulate import checkpoint
 from torch import nn
 
+from ._arguments import check_divisible, check_integers, check_numbers, check_pool, check_rates, check_stages
+from ._build import TimmChangedError, build
 from ._checkpoint import keep_classifier, trunk_of
-from ._layers import DepthwiseConv2d, pad_to_least
+from ._layers import DepthwiseConv2d, init_weights, pad_to_least
+from ._pyramid import ROUNDED_DOWN
+
+try:
+    from timm.models import coat as original
+
+    # Any: what this file inherits of timm's class is its name.
+    TimmsCoaT: Any = original.CoaT
+    _TIMMS_ARGUMENTS = inspect.signature(TimmsCoaT.__init__).parameters.keys()
+    _TIMMS_CFGS = original.default_cfgs
+except (ImportError, AttributeError) as error:
+    raise TimmChangedError(f"timm has no CoaT where it was: {error}") from error
 
 __all__ = ["CoaT"]
 
+# Of timm, names and places of which stay in checkpoints: one a head in the attention's convolutions.
+_WINDOWS = {3: 2, 5: 3, 7: 3}
 
-class PatchEmbed(layers.PatchEmbed):
+
+class PatchEmbed(nn.Module):
     """Convolution of adjoining patches and a norm; what does not fill a patch is left out, but for the first."""
+
+    def __init__(self, in_chans: int, dim: int, patch_size: int, device=None, dtype=None):
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        self.patch_size = patch_size
+        self.proj = nn.Conv2d(in_chans, dim, patch_size, stride=patch_size, **dd)
+        self.norm = nn.LayerNorm(dim, **dd)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) -> (B, h, w, D), h and w at least 1."""
-        return self.norm(self.proj(pad_to_least(x, self.patch_size[0])).permute(0, 2, 3, 1))
+        return self.norm(self.proj(pad_to_least(x, self.patch_size)).permute(0, 2, 3, 1))
 
 
-class ConvPosEnc(original.ConvPosEnc):
+class PositionEncoding(nn.Module):
     """Depth-wise convolution of the map, with a shortcut, past the class token."""
+
+    def __init__(self, dim: int, device=None, dtype=None):
+        super().__init__()
+        self.proj = nn.Conv2d(dim, dim, 3, padding=1, groups=dim, device=device, dtype=dtype)
 
     def forward(self, x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         """(B, 1 + H * W, C) -> the same."""
@@ -50,12 +83,54 @@ class ConvPosEnc(original.ConvPosEnc):
         return _tokens(x[:, :1], (image + self.proj(image)).permute(0, 2, 3, 1))
 
 
-class FactorAttention(original.FactorAttnConvRelPosEnc):
+class RelativePositions(nn.Module):
+    """Depth-wise convolutions of the values, of one window for each group of heads.
+
+    Args:
+        head_dim: channels of a head.
+        windows: heads of each window.
+        device: of the parameters.
+        dtype: of the parameters.
+    """
+
+    def __init__(self, head_dim: int, windows: dict[int, int], device=None, dtype=None):
+        super().__init__()
+        self.channels = [heads * head_dim for heads in windows.values()]
+        self.conv_list = nn.ModuleList(
+            DepthwiseConv2d(channels, window, device=device, dtype=dtype)
+            for window, channels in zip(windows, self.channels, strict=True)
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) -> the same."""
+        parts = x.split(self.channels, dim=1)
+        out: list[torch.Tensor] = []
+        for i, conv in enumerate(self.conv_list):
+            out.append(conv(parts[i]))
+        return torch.cat(out, dim=1)
+
+
+class FactorAttention(nn.Module):
     """Factorised attention with a convolutional relative position encoding (section 3 of the paper)."""
 
-    # TorchScript takes an annotation of a submodule for an interface.
-    if TYPE_CHECKING:
-        crpe: original.ConvRelPosEnc
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        crpe: RelativePositions,
+        qkv_bias: bool = True,
+        proj_drop: float = 0.0,
+        device=None,
+        dtype=None,
+    ):
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        self.num_heads = num_heads
+        self.scale = (dim // num_heads) ** -0.5
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, **dd)
+        self.proj = nn.Linear(dim, dim, **dd)
+        self.proj_drop = nn.Dropout(proj_drop)
+        self.crpe = crpe
 
     def forward(self, x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         """(B, 1 + H * W, C) -> the same."""
@@ -63,22 +138,52 @@ class FactorAttention(original.FactorAttnConvRelPosEnc):
         keys = k.softmax(dim=1).unflatten(-1, (self.num_heads, -1)).permute(0, 2, 3, 1)
         context = self.scale * (keys @ v.unflatten(-1, (self.num_heads, -1)).transpose(1, 2))
         out = (q.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) @ context).transpose(1, 2).flatten(2)
-        parts = _map(v, size).split(self.crpe.channel_splits, dim=1)
-        local: list[torch.Tensor] = []
-        for i, conv in enumerate(self.crpe.conv_list):
-            local.append(conv(parts[i]))
+        local = self.crpe(_map(v, size)).flatten(2).transpose(1, 2)
         # The class token has no place and so no relative position.
-        image = torch.addcmul(out[:, 1:], q[:, 1:], torch.cat(local, dim=1).flatten(2).transpose(1, 2))
+        image = torch.addcmul(out[:, 1:], q[:, 1:], local)
         return self.proj_drop(self.proj(torch.cat((out[:, :1], image), dim=1)))
 
 
-class SerialBlock(original.SerialBlock):
-    """Position encoding, attention and MLP at one scale."""
+class SerialBlock(nn.Module):
+    """Position encoding, attention and MLP at one scale.
 
-    grad_checkpointing: bool
+    Args:
+        dim: channels.
+        cpe: position encoding that the scale's blocks share.
+        crpe: relative position encoding that they share.
+        mlp_ratio: hidden over outer channels of the MLP.
+        drop_path: stochastic depth of both branches.
+        norm_layer: of both norms, called with the channels.
+        num_heads: divides `dim`.
+        qkv_bias: of the projection of queries, keys and values.
+        proj_drop: dropout behind the projections of attention and MLP.
+        device: of the parameters.
+        dtype: of the parameters.
+    """
 
-    if TYPE_CHECKING:
-        cpe: ConvPosEnc
+    def __init__(
+        self,
+        dim: int,
+        cpe: PositionEncoding,
+        crpe: RelativePositions,
+        mlp_ratio: float,
+        drop_path: float,
+        norm_layer: Callable[..., nn.Module],
+        num_heads: int,
+        qkv_bias: bool,
+        proj_drop: float,
+        device=None,
+        dtype=None,
+    ):
+        super().__init__()
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.grad_checkpointing = False
+        self.cpe = cpe
+        self.norm1 = norm_layer(dim, **dd)
+        self.factoratt_crpe = FactorAttention(dim, num_heads, crpe, qkv_bias, proj_drop, **dd)
+        self.drop_path = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
+        self.norm2 = norm_layer(dim, **dd)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop=proj_drop, **dd)
 
     def forward(self, x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         """(B, 1 + H * W, C) -> the same."""
@@ -92,10 +197,50 @@ class SerialBlock(original.SerialBlock):
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
-class ParallelBlock(original.ParallelBlock):
-    """Attention and MLP at scales 2 to 4 at once; each gets the attention of the others too, resized to its size."""
+class ParallelBlock(nn.Module):
+    """Attention and MLP at scales 2 to 4 at once; each gets the attention of the others too, resized to its size.
 
-    grad_checkpointing: bool
+    Args:
+        dim: channels of each of the three scales.
+        crpes: relative position encodings that the scale's blocks share.
+        mlp_ratio: hidden over outer channels of the MLP, one for the three scales.
+        drop_path: stochastic depth of both branches.
+        norm_layer: of all norms, called with the channels.
+        num_heads: divides `dim`.
+        qkv_bias: of the projections of queries, keys and values.
+        proj_drop: dropout behind the projections of attention and MLP.
+        device: of the parameters.
+        dtype: of the parameters.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        crpes: tuple[RelativePositions, RelativePositions, RelativePositions],
+        mlp_ratio: float,
+        drop_path: float,
+        norm_layer: Callable[..., nn.Module],
+        num_heads: int,
+        qkv_bias: bool,
+        proj_drop: float,
+        device=None,
+        dtype=None,
+    ):
+        super().__init__()
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.grad_checkpointing = False
+        self.norm12 = norm_layer(dim, **dd)
+        self.norm13 = norm_layer(dim, **dd)
+        self.norm14 = norm_layer(dim, **dd)
+        self.factoratt_crpe2 = FactorAttention(dim, num_heads, crpes[0], qkv_bias, proj_drop, **dd)
+        self.factoratt_crpe3 = FactorAttention(dim, num_heads, crpes[1], qkv_bias, proj_drop, **dd)
+        self.factoratt_crpe4 = FactorAttention(dim, num_heads, crpes[2], qkv_bias, proj_drop, **dd)
+        self.drop_path = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
+        self.norm22 = norm_layer(dim, **dd)
+        self.norm23 = norm_layer(dim, **dd)
+        self.norm24 = norm_layer(dim, **dd)
+        # One module under the three names that checkpoints have.
+        self.mlp2 = self.mlp3 = self.mlp4 = Mlp(dim, int(dim * mlp_ratio), drop=proj_drop, **dd)
 
     def forward(
         self,
@@ -155,31 +300,154 @@ def _resize(x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     return F.interpolate(x, [size[0], size[1]], mode="bilinear", align_corners=False)
 
 
-_OURS = {
-    layers.PatchEmbed: PatchEmbed,
-    original.ConvPosEnc: ConvPosEnc,
-    original.FactorAttnConvRelPosEnc: FactorAttention,
-    original.SerialBlock: SerialBlock,
-    original.ParallelBlock: ParallelBlock,
-}
-
-
-class CoaT(original.CoaT):
+class CoaT(TimmsCoaT):
     """CoaT, or CoaT-Lite where `parallel_depth` is 0.
 
     Args:
-        **kwargs: of timm's `CoaT`. `img_size` binds nothing here.
+        img_size: taken as timm takes it; it binds nothing here.
+        patch_size: side of a patch of the first scale, in pixels; each further scale halves the map.
+        in_chans: channels of the image.
+        num_classes: 0 for no classifier.
+        embed_dims: channels of the four scales.
+        serial_depths: blocks of each scale.
+        parallel_depth: blocks over scales 2 to 4 behind them.
+        num_heads: divides all of `embed_dims`.
+        mlp_ratios: hidden over outer channels of each scale's MLPs.
+        qkv_bias: of the projections of queries, keys and values.
+        drop_rate: dropout before the classifier.
+        proj_drop_rate: dropout behind the projections of attention and MLP.
+        attn_drop_rate: 0: the factorised attention has no place for it, in timm's models as little.
+        drop_path_rate: stochastic depth, the same of all blocks, as published.
+        norm_layer: of the blocks and the final norms, called with the channels.
+        return_interm_layers: no classifier; the model returns a dict of the maps that `out_features` names.
+        out_features: among `x1_nocls` to `x4_nocls`, with `return_interm_layers`.
+        crpe_window: heads of each window, odd, of the relative position encoding; a number for one window.
+        global_pool: `"token"` for the class tokens, `"avg"` for the mean of the others.
+        device: of the parameters.
+        dtype: of the parameters.
+
+    Raises:
+        ValueError: where a tuple has not four entries, heads do not divide `embed_dims`, the windows' heads are not
+            `num_heads` together, scales 2 to 4 of parallel blocks differ, or a value is outside of what is said above.
     """
 
-    def __init__(self, **kwargs: Any):
-        super().__init__(**kwargs)
-        # timm's layers keep their parameters and get our way of computing.
-        for module in self.modules():
-            module.__class__ = _OURS.get(type(module), type(module))
-            if isinstance(module, original.ConvRelPosEnc):
-                for conv in module.conv_list:
-                    conv.__class__ = DepthwiseConv2d
-        self.set_grad_checkpointing(False)
+    def __init__(
+        self,
+        img_size: int | tuple[int, int] = 224,
+        patch_size: int = 16,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        embed_dims: tuple[int, ...] = (64, 128, 320, 512),
+        serial_depths: tuple[int, ...] = (3, 4, 6, 3),
+        parallel_depth: int = 0,
+        num_heads: int = 8,
+        mlp_ratios: tuple[float, ...] = (4.0, 4.0, 4.0, 4.0),
+        qkv_bias: bool = True,
+        drop_rate: float = 0.0,
+        proj_drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        norm_layer: Callable[..., nn.Module] = LayerNorm,
+        return_interm_layers: bool = False,
+        out_features: list[str] | None = None,
+        crpe_window: dict[int, int] | int | None = None,
+        global_pool: str = "token",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        check_stages(embed_dims=embed_dims, serial_depths=serial_depths, mlp_ratios=mlp_ratios)
+        if len(embed_dims) != 4:
+            raise ValueError(f"embed_dims={embed_dims!r}: four scales are needed")
+        check_integers(
+            img_size=img_size,
+            patch_size=patch_size,
+            in_chans=in_chans,
+            embed_dims=embed_dims,
+            serial_depths=serial_depths,
+            num_heads=num_heads,
+        )
+        check_integers(least=0, parallel_depth=parallel_depth, num_classes=num_classes)
+        check_numbers(above=0, mlp_ratios=mlp_ratios)
+        check_rates(drop_rate=drop_rate, proj_drop_rate=proj_drop_rate, drop_path_rate=drop_path_rate)
+        check_divisible("embed_dims", "num_heads", embed_dims=embed_dims, num_heads=num_heads)
+        if attn_drop_rate != 0:
+            raise ValueError(f"attn_drop_rate={attn_drop_rate!r}: the factorised attention has none, 0 is needed")
+        windows = {crpe_window: num_heads} if isinstance(crpe_window, int) else crpe_window or _WINDOWS
+        check_integers(odd=True, crpe_window=tuple(windows))
+        check_integers(crpe_window=tuple(windows.values()))
+        if sum(windows.values()) != num_heads:
+            raise ValueError(f"crpe_window={windows!r}: as many heads together as num_heads={num_heads} are needed")
+        if parallel_depth > 0 and (len(set(embed_dims[1:])) > 1 or len(set(mlp_ratios[1:])) > 1):
+            raise ValueError(
+                f"embed_dims={embed_dims!r}, mlp_ratios={mlp_ratios!r}: the same for scales 2 to 4 of parallel blocks "
+                "are needed"
+            )
+        names = [f"x{i}_nocls" for i in (1, 2, 3, 4)]
+        if return_interm_layers and not (out_features and set(out_features) <= set(names)):
+            raise ValueError(
+                f"out_features={out_features!r}: with return_interm_layers some of {', '.join(names)} are needed"
+            )
+        check_pool(global_pool, ("token", "avg"))
+        # Not timm's constructor, which builds timm's layers.
+        nn.Module.__init__(self)
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.return_interm_layers = return_interm_layers
+        self.out_features = out_features
+        self.embed_dims = embed_dims
+        self.num_features = self.head_hidden_size = embed_dims[-1]
+        self.num_classes = num_classes
+        self.in_chans = in_chans
+        self.global_pool = global_pool
+        blocks: dict[str, Any] = dict(drop_path=drop_path_rate, norm_layer=norm_layer, num_heads=num_heads)
+        blocks |= dict(qkv_bias=qkv_bias, proj_drop=proj_drop_rate, **dd)
+        scales = (1, 2, 3, 4)
+        # In timm's order, so that the states of its optimizers belong to the same parameters.
+        for i, dim in zip(scales, embed_dims, strict=True):
+            patch = (in_chans, dim, patch_size) if i == 1 else (embed_dims[i - 2], dim, 2)
+            setattr(self, f"patch_embed{i}", PatchEmbed(*patch, **dd))
+        for i, dim in zip(scales, embed_dims, strict=True):
+            setattr(self, f"cls_token{i}", nn.Parameter(torch.empty(1, 1, dim, **dd)))
+        cpes = [PositionEncoding(dim, **dd) for dim in embed_dims]
+        crpes = [RelativePositions(dim // num_heads, windows, **dd) for dim in embed_dims]
+        for name, shared in (("cpe", cpes), ("crpe", crpes)):
+            for i, module in zip(scales, shared, strict=True):
+                setattr(self, f"{name}{i}", module)
+        for i, dim in zip(scales, embed_dims, strict=True):
+            layers = (dim, cpes[i - 1], crpes[i - 1], mlp_ratios[i - 1])
+            serial = nn.ModuleList(SerialBlock(*layers, **blocks) for _ in range(serial_depths[i - 1]))
+            setattr(self, f"serial_blocks{i}", serial)
+        self.parallel_depth = parallel_depth
+        self.parallel_blocks: nn.ModuleList | None = None
+        if parallel_depth > 0:
+            layer = partial(ParallelBlock, embed_dims[1], (crpes[1], crpes[2], crpes[3]), mlp_ratios[1], **blocks)
+            self.parallel_blocks = nn.ModuleList(layer() for _ in range(parallel_depth))
+        classifies, joins = not return_interm_layers, not return_interm_layers and parallel_depth > 0
+        self.norm2: nn.Module | None = norm_layer(embed_dims[1], **dd) if joins else None
+        self.norm3: nn.Module | None = norm_layer(embed_dims[2], **dd) if joins else None
+        self.norm4: nn.Module | None = norm_layer(embed_dims[3], **dd) if classifies else None
+        self.aggregate: nn.Module | None = nn.Conv1d(3, 1, 1, **dd) if joins else None
+        self.head_drop = nn.Dropout(drop_rate)
+        has_head = classifies and num_classes > 0
+        self.head: nn.Module = nn.Linear(self.num_features, num_classes, **dd) if has_head else nn.Identity()
+        # All scales leave the parallel blocks together; each names its own attention in the last of them.
+        last = f"parallel_blocks.{parallel_depth - 1}.factoratt_crpe"
+        self.feature_info = [
+            dict(
+                num_chs=dim,
+                reduction=patch_size * 2**i,
+                size=ROUNDED_DOWN.format(stride=patch_size * 2**i),
+                module=f"{last}{i + 1}" if i > 0 and parallel_depth > 0 else f"serial_blocks{i + 1}",
+            )
+            for i, dim in enumerate(embed_dims)
+        ]
+        for i in (1, 2, 3, 4):
+            nn.init.trunc_normal_(getattr(self, f"cls_token{i}"), std=0.02)
+        self.apply(init_weights)
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters to exempt from weight decay, beside those of one dimension."""
+        return {"cls_token1", "cls_token2", "cls_token3", "cls_token4"}
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
@@ -192,9 +460,38 @@ class CoaT(original.CoaT):
     def group_matcher(self, coarse: bool = False) -> dict:
         """Patterns that order the parameters by depth, for layer-wise learning-rate decay."""
         if not coarse:
-            return super().group_matcher()
-        scales = [(rf"^(?:patch_embed|cls_token|cpe|crpe|serial_blocks){i}\b", (i,)) for i in (1, 2, 3, 4)]
-        return dict(blocks=[*scales, (r"^parallel_blocks", (5,)), (r"^(?:norm|aggregate)", (99999,))])
+            scales = {}
+            for i in (1, 2, 3, 4):
+                scales[f"stem{i}"] = rf"^(?:patch_embed|cls_token|cpe|crpe){i}\b"
+                scales[f"serial_blocks{i}"] = rf"^serial_blocks{i}\.(\d+)"
+            last = [(r"^parallel_blocks\.(\d+)", None), (r"^(?:norm|aggregate)", (99999,))]
+            return dict(**scales, parallel_blocks=last)
+        coarse_scales = [(rf"^(?:patch_embed|cls_token|cpe|crpe|serial_blocks){i}\b", (i,)) for i in (1, 2, 3, 4)]
+        return dict(blocks=[*coarse_scales, (r"^parallel_blocks", (5,)), (r"^(?:norm|aggregate)", (99999,))])
+
+    @torch.jit.ignore
+    def get_classifier(self) -> nn.Module:
+        """The linear classifier."""
+        return self.head
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replaces the classifier; `num_classes=0` removes it.
+
+        Raises:
+            ValueError: for another `global_pool` than `"token"` and `"avg"`, or a negative number of classes.
+        """
+        check_integers(least=0, num_classes=num_classes)
+        if global_pool is not None:
+            check_pool(global_pool, ("token", "avg"))
+            self.global_pool = global_pool
+        self.num_classes = num_classes
+        weight = self.cls_token1
+        self.head = (
+            nn.Linear(self.num_features, num_classes, device=weight.device, dtype=weight.dtype)
+            if num_classes > 0
+            else nn.Identity()
+        )
+        self.head.train(self.training)
 
     def _scales(self, x: torch.Tensor, scales: int) -> tuple[list[torch.Tensor], list[tuple[int, int]]]:
         """Tokens (B, 1 + h * w, C) and (h, w) of the first `scales` scales, less those pruned.
@@ -262,8 +559,7 @@ class CoaT(original.CoaT):
             return self._named_maps(xs, sizes)  # type: ignore[return-value]
         return self._last(xs)
 
-    # timm's annotation leaves out the list that its parallel models return.
-    def forward_intermediates(  # type: ignore[override]
+    def forward_intermediates(
         self,
         x: torch.Tensor,
         indices: int | list[int] | None = None,
@@ -298,6 +594,54 @@ class CoaT(original.CoaT):
             return maps
         return self._last(xs), maps
 
+    def prune_intermediate_layers(
+        self,
+        indices: int | list[int] = 1,
+        prune_norm: bool = False,
+        prune_head: bool = True,
+    ) -> list[int]:
+        """Drops the scales behind the last of `indices`, and the classifier; returns the indices as a list.
+
+        Parallel blocks need all scales: with them nothing is dropped but for the first scale alone.
+        """
+        take_indices, max_index = feature_take_indices(4, indices)
+        shortened = max_index < 3 and (self.parallel_blocks is None or max_index == 0)
+        if shortened:
+            self.parallel_blocks = None
+            for i in range(max_index + 2, 5):
+                for name in ("patch_embed", "cls_token", "cpe", "crpe", "serial_blocks"):
+                    setattr(self, f"{name}{i}", None)
+            self.num_features = self.head_hidden_size = self.feature_info[max_index]["num_chs"]
+        if prune_norm or shortened:
+            for name in ("norm2", "norm3", "norm4"):
+                if getattr(self, name) is not None:
+                    setattr(self, name, nn.Identity())
+        if prune_head or shortened:
+            self.aggregate = None
+            self.reset_classifier(0)
+        return take_indices
+
+    def forward_head(self, x: torch.Tensor | list[torch.Tensor], pre_logits: bool = False) -> torch.Tensor:
+        """Tokens (B, 1 + h * w, C), or a list of three -> (B, num_classes), or (B, C) before the classifier."""
+        if isinstance(x, list):
+            if self.aggregate is None:
+                raise RuntimeError("the part of the classifier that joins the scales has been cut off")
+            pooled = self.aggregate(torch.stack([self._pool(scale) for scale in x], dim=1)).squeeze(1)
+        else:
+            pooled = self._pool(x)
+        pooled = self.head_drop(pooled)
+        return pooled if pre_logits else self.head(pooled)
+
+    def _pool(self, x: torch.Tensor) -> torch.Tensor:
+        return x[:, 1:].mean(1) if self.global_pool == "avg" else x[:, 0]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, in_chans, H, W) -> (B, num_classes)."""
+        features = self.forward_features(x)
+        if not torch.jit.is_scripting() and self.return_interm_layers:
+            return features  # type: ignore[return-value]
+        return self.forward_head(features)
+
 
 def checkpoint_filter_fn(state_dict: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
     """Fits a published checkpoint (classifier or detector) to timm's layout, which is ours; returns ours untouched.
@@ -312,7 +656,9 @@ def checkpoint_filter_fn(state_dict: dict[str, torch.Tensor], model: nn.Module) 
     prefix = next((key.removesuffix("cls_token1") for key in state_dict if key.endswith("cls_token1")), "")
     dense = dense or prefix != ""
     out = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
-    out = original.checkpoint_filter_fn(out, model)
+    own = model.state_dict().keys()
+    unused = re.compile(r"norm[1-4]\.|aggregate\.|head\.")
+    out = {key: value for key, value in out.items() if key in own or not unused.match(key)}
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
@@ -324,14 +670,9 @@ def checkpoint_filter_fn(state_dict: dict[str, torch.Tensor], model: nn.Module) 
 
 
 def _create_coat(variant: str, pretrained: bool = False, **kwargs) -> CoaT:
-    out_indices = kwargs.pop("out_indices", (0, 1, 2, 3))
-    return build_model_with_cfg(
-        CoaT,
-        variant,
-        pretrained,
-        pretrained_filter_fn=checkpoint_filter_fn,
-        feature_cfg=dict(out_indices=out_indices, feature_cls="getter"),
-        **kwargs,
+    features = dict(feature_cls="getter")
+    return build(
+        CoaT, variant, pretrained, 4, feature_cfg=features, pretrained_filter_fn=checkpoint_filter_fn, **kwargs
     )
 
 
@@ -347,6 +688,29 @@ _TOP1 = {
     "coat_lite_medium_384": 84.5,
 }
 
+
+def _check_timm() -> None:
+    """Whether timm's CoaT is still the one that this file stands in for.
+
+    Raises:
+        TimmChangedError: if it is not.
+    """
+    ours = inspect.signature(CoaT.__init__).parameters.keys()
+    if ours != _TIMMS_ARGUMENTS:
+        raise TimmChangedError(f"timm's CoaT takes other arguments: {', '.join(sorted(ours ^ _TIMMS_ARGUMENTS))}")
+    missing = [name for name in _TOP1 if name not in _TIMMS_CFGS]
+    if missing:
+        raise TimmChangedError(f"timm has no more {', '.join(missing)}")
+    new = sorted(_TIMMS_CFGS.keys() - _TOP1.keys())
+    if new:
+        warnings.warn(
+            f"timm has models of CoaT that attnzoo does not know; they stay as timm has them: {', '.join(new)}",
+            stacklevel=2,
+        )
+
+
+_check_timm()
+
 default_cfgs = generate_default_cfgs(
     {
         f"{name}.{tag}": replace(
@@ -357,8 +721,8 @@ default_cfgs = generate_default_cfgs(
             paper_ids="arXiv:2104.06399",
             notes=(f"ImageNet-1k top-1 {_TOP1[name]} (authors' figure).",),
         )
-        for name, cfgs in original.default_cfgs.items()
-        for tag, cfg in cfgs.cfgs.items()
+        for name in _TOP1
+        for tag, cfg in _TIMMS_CFGS[name].cfgs.items()
     }
 )
 

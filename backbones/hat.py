@@ -18,19 +18,21 @@ published index wraps round its table; dropout and stochastic depth are off by d
 """
 
 import re
+import struct
 from typing import Any, cast
 
 import torch
 from timm.layers import DropPath, Mlp, calculate_drop_path_rates, register_notrace_function
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from timm.models._manipulate import checkpoint, checkpoint_seq
 from torch import nn
 
 from ..kernels import window_attention
-from ..kernels.tracing import is_exporting
+from ._arguments import check_divisible, check_integers, check_numbers, check_rates, check_stages
+from ._build import build, levels_of
 from ._checkpoint import trunk_of
-from ._layers import init_weights
+from ._layers import init_weights, larger_of, sizes_stay_free
 
 __all__ = ["HAT"]
 
@@ -52,13 +54,9 @@ def reflect_to_multiple(x: torch.Tensor, multiple: int) -> torch.Tensor:
     for dim in (2, 3):
         size = x.shape[dim]
         padded = (size + multiple - 1) // multiple * multiple
-        if torch.jit.is_scripting():
-            needed, period = padded > size, 2 * max(size - 1, 1)
-        else:
-            # A branch on the size would bind an exported graph to the example's.
-            needed = is_exporting() or padded > size
-            period = 2 * cast(int, torch.sym_max(size - 1, 1))
-        if needed:
+        # A branch on the size would bind a graph to the example's.
+        if sizes_stay_free() or padded > size:
+            period = 2 * larger_of(size - 1, 1)
             index = torch.arange(padded, device=x.device) % period
             x = x.index_select(dim, torch.minimum(index, period - index).clamp(max=size - 1))
     return x
@@ -221,10 +219,22 @@ class ResidualGroup(nn.Module):
         return shortcut + self.conv(x.permute(0, 3, 1, 2))
 
 
+class PixelShuffle(nn.PixelShuffle):
+    """PyTorch's, that also has a gradient where the batch is empty; (B, r * r * C, H, W) -> (B, C, r * H, r * W)."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, r * r * C, H, W) -> (B, C, r * H, r * W)."""
+        r = self.upscale_factor
+        free = sizes_stay_free()
+        if not free and x.shape[0] == 0:
+            return x[:, :: r * r].repeat_interleave(r, 2).repeat_interleave(r, 3)
+        return super().forward(x)
+
+
 def _reconstruction(dim: int, num_feat: int, upscale: int, out_chans: int, **dd) -> nn.Sequential:
     layers: list[nn.Module] = [nn.Conv2d(dim, num_feat, 3, padding=1, **dd), nn.LeakyReLU()]
     for factor in [3] if upscale == 3 else [2] * (upscale.bit_length() - 1):
-        layers += [nn.Conv2d(num_feat, factor**2 * num_feat, 3, padding=1, **dd), nn.PixelShuffle(factor)]
+        layers += [nn.Conv2d(num_feat, factor**2 * num_feat, 3, padding=1, **dd), PixelShuffle(factor)]
     return nn.Sequential(*layers, nn.Conv2d(num_feat, out_chans, 3, padding=1, **dd))
 
 
@@ -279,23 +289,34 @@ class HAT(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ):
-        if len(depths) != len(num_heads):
-            raise ValueError(
-                f"depths and num_heads must have one entry a group, got {len(depths)} and {len(num_heads)}"
-            )
-        if any(embed_dim % heads for heads in num_heads):
-            raise ValueError(f"num_heads must divide embed_dim = {embed_dim}, got {tuple(num_heads)}")
-        if not 1 <= max(compress_ratio, squeeze_factor) <= embed_dim:
-            raise ValueError(
-                f"compress_ratio and squeeze_factor must be at most embed_dim = {embed_dim}, "
-                f"got {compress_ratio} and {squeeze_factor}"
-            )
-        if upscale != 3 and (upscale < 1 or upscale & (upscale - 1)):
-            raise ValueError(f"upscale must be 3 or a power of two, got {upscale}")
+        check_stages(depths=depths, num_heads=num_heads)
+        check_integers(
+            in_chans=in_chans,
+            upscale=upscale,
+            depths=depths,
+            embed_dim=embed_dim,
+            num_heads=num_heads,
+            window_size=window_size,
+            compress_ratio=compress_ratio,
+            squeeze_factor=squeeze_factor,
+            num_feat=num_feat,
+        )
+        check_divisible("embed_dim", "num_heads", embed_dim=embed_dim, num_heads=num_heads)
+        for name, ratio in (("compress_ratio", compress_ratio), ("squeeze_factor", squeeze_factor)):
+            if ratio > embed_dim:
+                raise ValueError(f"{name}={ratio}: at most embed_dim={embed_dim} is needed")
+        check_numbers(least=0, overlap_ratio=overlap_ratio)
+        check_numbers(least=1 / embed_dim, mlp_ratio=mlp_ratio)
+        check_numbers(conv_scale=conv_scale)
+        check_rates(drop_rate=drop_rate, drop_path_rate=drop_path_rate)
+        if num_classes not in (0, None):
+            check_integers(least=0, num_classes=num_classes)
+        if upscale != 3 and upscale & (upscale - 1):
+            raise ValueError(f"upscale={upscale}: 3 or a power of two is needed")
         overlap = int(window_size * overlap_ratio)
         if overlap % 2:
             raise ValueError(
-                f"overlap_ratio must give an even overlap, got {overlap_ratio} of window_size {window_size}"
+                f"overlap_ratio={overlap_ratio}: an even overlap of window_size={window_size} is needed, not {overlap}"
             )
         super().__init__()
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
@@ -307,7 +328,7 @@ class HAT(nn.Module):
         self.num_features = self.head_hidden_size = embed_dim
         # In float32 as published, also where a model in float64 is compared with it.
         mean = (0.4488, 0.4371, 0.4040) if in_chans == 3 else (0.0,) * in_chans
-        self.mean = torch.tensor(mean, dtype=torch.float32, device="cpu").tolist()
+        self.mean = [struct.unpack("f", struct.pack("f", value))[0] for value in mean]
         self.stem = nn.Conv2d(in_chans, embed_dim, 3, padding=1, **dd)
         self.embed_norm = nn.LayerNorm(embed_dim, **dd)
         self.embed_drop = nn.Dropout(drop_rate)
@@ -327,7 +348,7 @@ class HAT(nn.Module):
         self.conv_after_body: nn.Module = nn.Conv2d(embed_dim, embed_dim, 3, padding=1, **dd)
         self.head: nn.Module = _reconstruction(embed_dim, num_feat, upscale, in_chans, **dd)
         modules = [*(f"stages.{i}" for i in range(len(depths))), "conv_after_body"]
-        self.feature_info = [dict(num_chs=embed_dim, reduction=1, module=module) for module in modules]
+        self.feature_info = [dict(num_chs=embed_dim, reduction=1, size="n", module=module) for module in modules]
         self.apply(init_weights)
         self.restores = True
         self.global_pool = ""
@@ -370,9 +391,9 @@ class HAT(nn.Module):
             ValueError: for any number of classes but 0, or another pooling.
         """
         if num_classes != 0:
-            raise ValueError(f"num_classes must be 0 for a model that restores images, got {num_classes}")
+            raise ValueError(f"num_classes={num_classes!r}: 0 is needed for a model that restores images")
         if global_pool not in (None, "avg", ""):
-            raise ValueError(f"global_pool must be 'avg' or '' for a model that restores images, got {global_pool!r}")
+            raise ValueError(f"global_pool={global_pool!r}: 'avg' or '' is needed for a model that restores images")
         self.restores = False
         self.global_pool = "avg" if global_pool is None else global_pool
         self.head = nn.Identity()
@@ -410,7 +431,7 @@ class HAT(nn.Module):
             ValueError: for another `output_fmt`.
         """
         if output_fmt != "NCHW":
-            raise ValueError(f"output_fmt must be 'NCHW', got {output_fmt!r}")
+            raise ValueError(f"output_fmt={output_fmt!r}: 'NCHW' is needed")
         last = len(self.feature_info) - 1
         take_indices, max_index = feature_take_indices(last + 1, indices)
         height, width = x.shape[2], x.shape[3]
@@ -481,7 +502,9 @@ class HAT(nn.Module):
 @register_notrace_function
 def _shift_colours(x: torch.Tensor, mean: list[float], sign: float) -> torch.Tensor:
     """Adds `sign` times the mean of each channel to an image (B, C, H, W)."""
-    return x + sign * torch.tensor(mean, dtype=x.dtype, device=x.device)[:, None, None]
+    # Filled where the image is: a tensor from the host would be a copy in every pass, and a buffer is lost by a model
+    # that was made on the meta device.
+    return x + torch.cat([x.new_full((1, 1, 1), sign * value) for value in mean])
 
 
 _RENAMES = [
@@ -547,14 +570,15 @@ def checkpoint_filter_fn(state_dict: dict[str, torch.Tensor], model: nn.Module) 
 
 
 def _create_hat(variant: str, pretrained: bool = False, **kwargs) -> HAT:
-    out_indices = kwargs.pop("out_indices", len(kwargs["depths"]) + 1)
-    return build_model_with_cfg(
+    # The levels are cropped and the last is a sum, which no module of the model puts out.
+    features = dict(feature_cls="getter")
+    return build(
         HAT,
         variant,
         pretrained,
+        levels_of(kwargs, 6) + 1,
+        feature_cfg=features,
         pretrained_filter_fn=checkpoint_filter_fn,
-        # The levels are cropped and the last is a sum, which no module of the model puts out.
-        feature_cfg=dict(out_indices=out_indices, feature_cls="getter"),
         **kwargs,
     )
 

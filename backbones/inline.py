@@ -16,13 +16,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
-from ..kernels.tracing import is_exporting
 from . import _pvt, _swin
+from ._arguments import check_integers, check_stages
+from ._build import build, levels_of
 from ._checkpoint import fit_tables, fuse_qkv, keep_classifier, trunk_of
 from ._deit import DeiT
+from ._layers import sizes_stay_free
 
 __all__ = ["InLineDeiT", "InLinePVT", "InLineSwin"]
 
@@ -108,11 +110,8 @@ def _local(v: torch.Tensor, kernels: torch.Tensor, bias: torch.Tensor, height: i
         (B, height * width, C).
     """
     b, _, c = v.shape
-    if torch.jit.is_scripting():
-        exporting = False
-    else:
-        exporting = is_exporting()
-    if exporting:
+    free = sizes_stay_free()
+    if free:
         # A convolution of as many groups as the batch asks for has no place in an ONNX graph.
         # Explicit copies: whether a view is contiguous depends on the batch, and asking would bind the graph to it.
         v = v.clone(memory_format=torch.contiguous_format)
@@ -122,6 +121,9 @@ def _local(v: torch.Tensor, kernels: torch.Tensor, bias: torch.Tensor, height: i
         for i in range(9):
             out = out + x[:, i // 3 : i // 3 + height, i % 3 : i % 3 + width] * taps[i]
         return out.clone(memory_format=torch.contiguous_format).view(b, height * width, c)
+    if b == 0:
+        # A convolution of no groups is refused; the sum keeps what there is of a graph.
+        return v + (kernels.sum() + bias.sum())
     # Images side by side in the channels of one map, in channels_last; a view for a single image.
     x = v.unflatten(1, [height, width]).permute(1, 2, 0, 3).flatten(2).unsqueeze(0).permute(0, 3, 1, 2)
     x = F.conv2d(x, kernels.reshape(b * c, 1, 3, 3), bias.flatten(), padding=1, groups=b * c)
@@ -129,11 +131,11 @@ def _local(v: torch.Tensor, kernels: torch.Tensor, bias: torch.Tensor, height: i
 
 
 def _inline(
-    blocks: tuple[int | None, ...], stages: int, layer: Callable[..., nn.Module] = InLineAttention
+    blocks: tuple[int | None, ...], depths: tuple[int, ...], layer: Callable[..., nn.Module] = InLineAttention
 ) -> Callable[[int, int], Callable[..., nn.Module] | None]:
     """Which attention a body's block has: InLine attention in the first `blocks` of its stage, else the body's own."""
-    if len(blocks) != stages:
-        raise ValueError(f"inline_blocks must have one entry a stage, {stages}, got {len(blocks)}")
+    check_stages(depths=depths, inline_blocks=blocks)
+    check_integers(least=0, inline_blocks=[count for count in blocks if count is not None])
 
     def attention(stage: int, block: int) -> Callable[..., nn.Module] | None:
         count = blocks[stage]
@@ -153,7 +155,7 @@ class InLineDeiT(DeiT):
     """
 
     def __init__(self, **kwargs: Any):
-        super().__init__(attention=_inline((None,), 1), **kwargs)
+        super().__init__(attention=_inline((None,), (1,)), **kwargs)
 
 
 class InLinePVT(_pvt.PyramidVisionTransformer):
@@ -177,7 +179,7 @@ class InLinePVT(_pvt.PyramidVisionTransformer):
         inline_blocks: tuple[int | None, ...] = (None, None, None, None),
         **kwargs: Any,
     ):
-        attention = _inline(inline_blocks, len(depths))
+        attention = _inline(inline_blocks, depths)
         super().__init__(depths=depths, num_heads=num_heads, attention=attention, **kwargs)
 
 
@@ -200,7 +202,7 @@ class InLineSwin(_swin.SwinTransformer):
         inline_blocks: tuple[int | None, ...] = (None, None, None, 0),
         **kwargs: Any,
     ):
-        super().__init__(depths=depths, attention=_inline(inline_blocks, len(depths)), **kwargs)
+        super().__init__(depths=depths, attention=_inline(inline_blocks, depths), **kwargs)
 
 
 _RENAMES: list[tuple[type[nn.Module], list[tuple[str, str]]]] = [
@@ -232,14 +234,12 @@ def checkpoint_filter_fn(state_dict: dict[str, torch.Tensor], model: nn.Module) 
 
 def _create_inline(body: type[nn.Module], variant: str, pretrained: bool = False, **kwargs) -> Any:
     if issubclass(body, DeiT):
+        levels: int = kwargs.get("depth", 12)
         # As many blocks' tokens as timm's vision transformers give.
-        features: dict[str, Any] = dict(out_indices=min(3, kwargs.get("depth", 3)), feature_cls="getter")
+        features: dict[str, Any] = dict(default=min(3, levels), feature_cfg=dict(feature_cls="getter"))
     else:
-        features = dict(out_indices=(0, 1, 2, 3), flatten_sequential=True)
-    features["out_indices"] = kwargs.pop("out_indices", features["out_indices"])
-    return build_model_with_cfg(
-        body, variant, pretrained, pretrained_filter_fn=checkpoint_filter_fn, feature_cfg=features, **kwargs
-    )
+        levels, features = levels_of(kwargs, 4), dict(feature_cfg=dict(flatten_sequential=True))
+    return build(body, variant, pretrained, levels, pretrained_filter_fn=checkpoint_filter_fn, **features, **kwargs)
 
 
 def _cfg(top1: float, **kwargs) -> dict:

@@ -22,10 +22,13 @@ import torch
 import torch.nn.functional as F
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import DropPath, LayerNorm2d, calculate_drop_path_rates, register_notrace_function
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
 from ..kernels import window_attention
+from ._arguments import check_body, check_integers, check_numbers
+from ._attention import softmax_attention
+from ._build import build, levels_of
 from ._checkpoint import keep_classifier, trunk_of
 from ._layers import DepthwiseConv, PatchConv, init_weights, pad_to_least, pad_to_multiple
 from ._pyramid import PyramidBackbone, PyramidStage
@@ -91,7 +94,7 @@ class HiLo(nn.Module):
             q = self.low_q(x).flatten(1, 2).unflatten(-1, (self.low_heads, -1)).transpose(1, 2)
             kv = self.low_kv(means).flatten(1, 2).unflatten(-1, (2, self.low_heads, -1))
             k, v = kv.permute(2, 0, 3, 1, 4).unbind(0)
-            low = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+            low = softmax_attention(q, k, v).transpose(1, 2).flatten(2)
             parts.append(self.low_proj(low.unflatten(1, (x.shape[1], x.shape[2]))))
         return self.proj_drop(torch.cat(parts, dim=-1)[:, :height, :width])
 
@@ -232,18 +235,21 @@ class LITv2(PyramidBackbone):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ):
-        if not len(depths) == len(embed_dims) == len(num_heads) == len(local_ws):
-            raise ValueError(
-                "depths, embed_dims, num_heads and local_ws must have one entry a stage, "
-                f"got {len(depths)}, {len(embed_dims)}, {len(num_heads)} and {len(local_ws)}"
-            )
-        for dim, heads, window in zip(embed_dims, num_heads, local_ws, strict=True):
-            if dim % heads:
-                raise ValueError(f"embed_dims must be multiples of num_heads, got {dim} and {heads}")
-            if window < 0:
-                raise ValueError(f"local_ws must be 0 or more, got {window}")
-        if not 0.0 <= alpha <= 1.0:
-            raise ValueError(f"alpha must be in [0, 1], got {alpha}")
+        check_body(
+            depths,
+            embed_dims,
+            mlp_ratio,
+            in_chans,
+            num_classes,
+            global_pool,
+            drop_rate,
+            proj_drop_rate,
+            drop_path_rate,
+            num_heads=num_heads,
+            local_ws=local_ws,
+        )
+        check_integers(least=0, local_ws=local_ws)
+        check_numbers(least=0, most=1, alpha=alpha)
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         drop_path: Any = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
         stem = nn.Sequential(PatchConv(in_chans, embed_dims[0], 4, **dd), LayerNorm2d(embed_dims[0], eps=1e-5, **dd))
@@ -256,7 +262,8 @@ class LITv2(PyramidBackbone):
             downsample = DeformableMerge(embed_dims[i - 1], dim, **dd) if i > 0 else nn.Identity()
             stages.append(PyramidStage(downsample, blocks, nn.Identity()))
         norm = LayerNorm2d(embed_dims[-1], eps=1e-5, **dd)
-        super().__init__(stem, stages, norm, embed_dims, num_classes, in_chans, global_pool, drop_rate, **dd)
+        classifier = (num_classes, in_chans, global_pool, drop_rate)
+        super().__init__(stem, stages, norm, embed_dims, *classifier, size="max(ceil(n / 4) // {step}, 1)", **dd)
         self.apply(_init_weights)
 
 
@@ -305,13 +312,14 @@ def checkpoint_filter_fn(state_dict: dict[str, torch.Tensor], model: nn.Module) 
 
 
 def _create_litv2(variant: str, pretrained: bool = False, **kwargs) -> LITv2:
-    out_indices = kwargs.pop("out_indices", (0, 1, 2, 3))
-    return build_model_with_cfg(
+    features = dict(flatten_sequential=True)
+    return build(
         LITv2,
         variant,
         pretrained,
+        levels_of(kwargs, 4),
+        feature_cfg=features,
         pretrained_filter_fn=checkpoint_filter_fn,
-        feature_cfg=dict(flatten_sequential=True, out_indices=out_indices),
         **kwargs,
     )
 

@@ -34,14 +34,15 @@ from timm.layers import (
     calculate_drop_path_rates,
     register_notrace_function,
 )
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
 from ..kernels import neighborhood_attention
-from ..kernels.tracing import is_exporting
 from . import _swin
+from ._arguments import check_body, check_integers, check_numbers
+from ._build import build, levels_of
 from ._checkpoint import keep_classifier, trunk_of
-from ._layers import PatchConv, init_weights
+from ._layers import PatchConv, init_weights, larger_of, sizes_stay_free
 from ._pyramid import PyramidBackbone, PyramidStage
 
 __all__ = ["NeighborhoodAttentionTransformer"]
@@ -56,15 +57,10 @@ register_notrace_function(neighborhood_attention)
 @register_notrace_function
 def pad_to_window(x: torch.Tensor, window: int) -> torch.Tensor:
     """Zero-pads a map (B, H, W, C) at the right and the bottom where it is smaller than `window`."""
-    if torch.jit.is_scripting():
-        exporting = False
-        pad_h, pad_w = max(window - x.shape[1], 0), max(window - x.shape[2], 0)
-    else:
-        exporting = is_exporting()
-        pad_h = torch.sym_max(window - x.shape[1], 0)  # type: ignore[assignment]
-        pad_w = torch.sym_max(window - x.shape[2], 0)  # type: ignore[assignment]
+    free = sizes_stay_free()
+    pad_h, pad_w = larger_of(window - x.shape[1], 0), larger_of(window - x.shape[2], 0)
     # A branch on the size would bind an exported graph to the example's.
-    if exporting or pad_h > 0 or pad_w > 0:
+    if free or pad_h > 0 or pad_w > 0:
         x = F.pad(x, (0, 0, 0, pad_w, 0, pad_h))
     return x
 
@@ -72,12 +68,9 @@ def pad_to_window(x: torch.Tensor, window: int) -> torch.Tensor:
 @register_notrace_function
 def crop(x: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """The upper left `height` x `width` pixels of a map (B, H, W, C)."""
-    if torch.jit.is_scripting():
-        exporting = False
-    else:
-        exporting = is_exporting()
+    free = sizes_stay_free()
     # A slice that takes all of the example's map would bind an exported graph to sizes where it does.
-    if exporting:
+    if free:
         x = x.index_select(1, torch.arange(height, device=x.device))
         return x.index_select(2, torch.arange(width, device=x.device))
     return x[:, :height, :width]
@@ -203,18 +196,28 @@ class NeighborhoodAttentionTransformer(PyramidBackbone):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ):
-        if not len(depths) == len(embed_dims) == len(num_heads) == len(dilations):
-            raise ValueError(
-                "depths, embed_dims, num_heads and dilations must have one entry a stage, "
-                f"got {len(depths)}, {len(embed_dims)}, {len(num_heads)} and {len(dilations)}"
-            )
-        for dim, heads, steps in zip(embed_dims, num_heads, dilations, strict=True):
-            if dim % heads:
-                raise ValueError(f"num_heads must divide embed_dims, got {heads} for {dim}")
-            if not steps or min(steps) < 1:
-                raise ValueError(f"dilations must be one or more numbers of at least 1 for each stage, got {steps}")
+        check_body(
+            depths,
+            embed_dims,
+            mlp_ratio,
+            in_chans,
+            num_classes,
+            global_pool,
+            drop_rate,
+            proj_drop_rate,
+            drop_path_rate,
+            num_heads=num_heads,
+            dilations=dilations,
+        )
+        if any(not isinstance(steps, Sequence) or len(steps) == 0 for steps in dilations):
+            raise ValueError(f"dilations={dilations!r}: one or more integers of each stage are needed")
+        check_integers(dilations=dilations)
         if kernel_size not in range(3, 16, 2):
-            raise ValueError(f"kernel_size must be odd and 3 to 15, got {kernel_size}")
+            raise ValueError(f"kernel_size={kernel_size!r}: an odd number from 3 to 15 is needed")
+        # The stem of two convolutions has half of the channels between them.
+        check_integers(least=1 if swin_layout else 2, embed_dims=embed_dims[0])
+        if init_values is not None:
+            check_numbers(init_values=init_values)
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         drop_path: Any = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
         downsample = _swin.PatchMerging if swin_layout else _conv_downsample
@@ -299,13 +302,14 @@ def checkpoint_filter_fn(state_dict: dict[str, torch.Tensor], model: nn.Module) 
 
 
 def _create_nat(variant: str, pretrained: bool = False, **kwargs) -> NeighborhoodAttentionTransformer:
-    out_indices = kwargs.pop("out_indices", (0, 1, 2, 3))
-    return build_model_with_cfg(
+    features = dict(flatten_sequential=True)
+    return build(
         NeighborhoodAttentionTransformer,
         variant,
         pretrained,
+        levels_of(kwargs, 4),
+        feature_cfg=features,
         pretrained_filter_fn=checkpoint_filter_fn,
-        feature_cfg=dict(flatten_sequential=True, out_indices=out_indices),
         **kwargs,
     )
 

@@ -18,10 +18,12 @@ from typing import Any
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import DropPath, LayerNorm2d, calculate_drop_path_rates
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
 from ..kernels import pointwise_conv
+from ._arguments import check_body, check_integers, check_numbers
+from ._build import build, levels_of
 from ._checkpoint import keep_classifier, trunk_of
 from ._layers import ChannelsLastConv, DepthwiseConv2d, LargeKernelGate, PointwiseConv2d
 from ._pyramid import PyramidBackbone, PyramidStage
@@ -169,11 +171,21 @@ class VisualAttentionNetwork(PyramidBackbone):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ):
-        if not len(depths) == len(embed_dims) == len(mlp_ratios):
-            raise ValueError(
-                "depths, embed_dims and mlp_ratios must have one entry a stage, "
-                f"got {len(depths)}, {len(embed_dims)} and {len(mlp_ratios)}"
-            )
+        check_body(
+            depths,
+            embed_dims,
+            mlp_ratios,
+            in_chans,
+            num_classes,
+            global_pool,
+            drop_rate,
+            proj_drop_rate,
+            drop_path_rate,
+        )
+        # MSCAN's stem of two convolutions has half of the channels between them.
+        check_integers(least=2 if multi_scale else 1, embed_dims=embed_dims[0])
+        check_numbers(init_values=init_values)
+        check_numbers(above=0, norm_eps=norm_eps)
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         gate = MultiScaleGate if multi_scale else LargeKernelGate
         drop_path: Any = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
@@ -249,13 +261,14 @@ def checkpoint_filter_fn(state_dict: dict[str, torch.Tensor], model: nn.Module) 
 
 
 def _create_van(variant: str, pretrained: bool = False, **kwargs) -> VisualAttentionNetwork:
-    out_indices = kwargs.pop("out_indices", (0, 1, 2, 3))
-    return build_model_with_cfg(
+    features = dict(flatten_sequential=True)
+    return build(
         VisualAttentionNetwork,
         variant,
         pretrained,
+        levels_of(kwargs, 4),
+        feature_cfg=features,
         pretrained_filter_fn=checkpoint_filter_fn,
-        feature_cfg=dict(flatten_sequential=True, out_indices=out_indices),
         **kwargs,
     )
 

@@ -1,6 +1,7 @@
 """What the contract tests know of a family: how to make a small one of its models, and what kind of model it is."""
 
 import fnmatch
+import math
 import re
 
 import timm
@@ -13,7 +14,8 @@ from attnzoo.backbones.modules._plugin import Plugin
 _SHALLOW = {
     "*_deit_*": dict(depth=2),
     "hat_*": dict(depths=(2, 1), num_heads=(6, 6)),
-    "coat_lite_*": dict(serial_depths=(1, 1, 1, 1)),
+    # The class token has no relative position: the last scale's are seen by a second block alone.
+    "coat_lite_*": dict(serial_depths=(1, 1, 1, 2)),
     "coat_*": dict(serial_depths=(1, 1, 1, 1), parallel_depth=1),
     "dinat_*": dict(depths=(2, 1, 2, 1), dilations=((1, 4), (1,), (1, 2), (1,))),
     "*_swin_*": dict(depths=(2, 2, 2, 2)),
@@ -37,10 +39,16 @@ def restores(name: str) -> bool:
     return timm.models.get_pretrained_cfg(name).num_classes == 0
 
 
-def one_of_a_kind() -> list[str]:
-    """Of the models of a class that are made of the same kinds of modules, the smallest; none that is part of one.
+def map_side(level: dict, side: int) -> int:
+    """Height or width of a level's map as its `size` in `feature_info` declares it."""
+    return eval(level["size"], {"__builtins__": {}, "ceil": math.ceil, "max": max, "n": side})
 
-    Plug-in attention at the same place counts as the same: its modules have their own tests.
+
+def one_of_a_kind() -> list[str]:
+    """Of the models of a class that are made of the same kinds of modules, the smallest.
+
+    Convolutions of other kernels, strides or padding are of another kind: they take sizes otherwise. Plug-in attention
+    at the same place counts as the same: its modules have their own tests.
     """
     kinds: dict[frozenset, tuple[int, str]] = {}
     for name in attnzoo.list_models():
@@ -49,13 +57,15 @@ def one_of_a_kind() -> list[str]:
         modules = dict(model.named_modules())
         plugins = tuple(f"{key}." for key, module in modules.items() if isinstance(module, Plugin))
         kind = frozenset(
-            (
-                type(model),
-                re.sub(r"\d+", "#", key),
-                Plugin if isinstance(module, Plugin) else type(module),
-            )
+            (type(model), re.sub(r"\d+", "#", key), _kind(module))
             for key, module in modules.items()
             if not key.startswith(plugins)
         )
         kinds[kind] = min(kinds.get(kind, (size, name)), (size, name))
-    return [name for kind, (_, name) in kinds.items() if not any(kind < other for other in kinds)]
+    return [name for _, name in kinds.values()]
+
+
+def _kind(module: torch.nn.Module) -> object:
+    if isinstance(module, torch.nn.Conv2d):
+        return type(module), module.kernel_size, module.stride, module.padding, module.dilation
+    return Plugin if isinstance(module, Plugin) else type(module)

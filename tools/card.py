@@ -53,8 +53,8 @@ def card(family: str) -> str:
         "",
         inspect.getdoc(module) or "",
         "",
-        "| model | parameters (M) | multiply-adds (G) | channels | licence | paper | notes |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| model | parameters (M) | multiply-adds (G) | channels | last map | licence | paper | notes |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name in known[family]:
         with torch.device("meta"):
@@ -66,11 +66,13 @@ def card(family: str) -> str:
             f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f}",
             f"{bench.multiply_adds(name, False, height, width) / 1e9:.2f} at {width}",
             ", ".join(str(stage["num_chs"]) for stage in model.feature_info),
+            f"`{model.feature_info[-1]['size']}`",
             cfg["license"],
             f"[{cfg['paper_ids']}](https://arxiv.org/abs/{cfg['paper_ids'].removeprefix('arXiv:')})",
             " ".join(cfg.get("notes", ())),
         ]
         lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", "The last map's height and width are given for an image of n pixels; `feature_info` has all levels'."]
     lines += ["", "Accuracies are the authors' claims, not measured here. No weights are shipped or linked.", ""]
     return "\n".join(lines)
 

@@ -1,10 +1,9 @@
 """Plug-in attention for CNNs: modules of (B, C, H, W) to the same.
 
-`create` makes one by name, `attnzoo.attach` puts one into a model that exists already, and timm takes them wherever it
-takes an attention layer: `timm.create_model("resnet50", block_args=dict(attn_layer="triplet"))`. Names that timm has of
-its own (`"se"`, `"eca"`, `"cbam"`, `"coord"`, `"ela"`, `"strip"`) still mean timm's modules there; with the prefix
-`attnzoo.` every name means the module of this package: `attn_layer="attnzoo.cbam"`. A class serves as well:
-`attn_layer=partial(CBAM, reduction=8)`.
+`create` makes one by name, `attnzoo.attach` puts one into a model that exists already, and `attnzoo.attention` gives
+what timm takes wherever it takes an attention layer:
+`timm.create_model("resnet50", block_args=dict(attn_layer=attnzoo.attention("cbam", reduction=8)))`. Strings there mean
+timm's own modules (`"se"`, `"eca"`, `"cbam"`, `"coord"`, `"ela"`, `"strip"`), which this package leaves alone.
 
 Parameters and multiply-adds (of convolutions and linear layers, in millions) at 256 channels and 56x56:
 
@@ -32,7 +31,7 @@ timm's ECA has a kernel of 3 at least, the published one of 1 below 8 channels.
 
 import difflib
 import functools
-import sys
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -40,6 +39,7 @@ from timm.layers import EcaModule, SEModule
 from timm.layers.coord_attn import CoordAttn, SimpleCoordAttn, StripAttn
 from torch import nn
 
+from .._arguments import check_integers, check_numbers
 from ._plugin import Plugin, own_names
 from .bam import BAM
 from .das import DAS
@@ -63,17 +63,72 @@ __all__ = [
     "Row",
     "SpatialGate",
     "TripletAttention",
+    "attention",
+    "check_options",
     "create",
     "get",
     "own_names",
 ]
 
-_PREFIX = "attnzoo."
 
-
-def _coordinate(channels: int, reduction: int = 32, **kwargs: Any) -> nn.Module:
+# timm's modules take options that they then do not use: kernels that the channels decide, ratios beside the number that
+# they would give, and in one case anything. These take what has an effect.
+def _coordinate(
+    channels: int,
+    reduction: int = 32,
+    act_layer: Any = nn.Hardswish,
+    norm_layer: Any = nn.BatchNorm2d,
+    gate_layer: Any = "sigmoid",
+    has_skip: bool = False,
+    device=None,
+    dtype=None,
+) -> nn.Module:
     """Coordinate attention, timm's module as published: `reduction` with 8 hidden channels at least, and biases."""
-    return CoordAttn(channels, rd_channels=max(8, channels // reduction), bias=True, **kwargs)
+    check_integers(reduction=reduction)
+    hidden, dd = max(8, channels // reduction), {"device": device, "dtype": dtype}
+    layers = {"act_layer": act_layer, "norm_layer": norm_layer, "gate_layer": gate_layer}
+    return CoordAttn(channels, rd_channels=hidden, bias=True, has_skip=has_skip, **layers, **dd)
+
+
+def _efficient(
+    channels: int, gamma: float = 2, beta: float = 1, gate_layer: Any = "sigmoid", device=None, dtype=None
+) -> nn.Module:
+    """Efficient channel attention, whose kernel the channels decide."""
+    return EcaModule(channels, gamma=gamma, beta=beta, gate_layer=gate_layer, device=device, dtype=dtype)
+
+
+def _squeeze(
+    channels: int,
+    rd_ratio: float = 1 / 16,
+    add_maxpool: bool = False,
+    bias: bool = True,
+    act_layer: Any = nn.ReLU,
+    norm_layer: Any = None,
+    gate_layer: Any = "sigmoid",
+    device=None,
+    dtype=None,
+) -> nn.Module:
+    """Squeeze and excitation, the hidden channels rounded to whole ones alone."""
+    check_numbers(above=0, rd_ratio=rd_ratio)
+    layers: dict[str, Any] = {"act_layer": act_layer, "norm_layer": norm_layer, "gate_layer": gate_layer}
+    layers |= {"add_maxpool": add_maxpool, "bias": bias, "device": device, "dtype": dtype}
+    return SEModule(channels, rd_ratio=rd_ratio, rd_divisor=1, **layers)
+
+
+def _strip(
+    channels: int,
+    use_conv: bool = True,
+    kernel_size: int = 3,
+    bias: bool = False,
+    gate_layer: Any = "sigmoid",
+    has_skip: bool = False,
+    device=None,
+    dtype=None,
+) -> nn.Module:
+    """Strip attention of timm."""
+    check_integers(odd=True, kernel_size=kernel_size)
+    dd = {"device": device, "dtype": dtype}
+    return StripAttn(channels, use_conv, kernel_size, bias, gate_layer, has_skip, **dd)
 
 
 _MODULES: dict[str, Callable[..., nn.Module]] = {
@@ -81,7 +136,7 @@ _MODULES: dict[str, Callable[..., nn.Module]] = {
     "cbam": CBAM,
     "coord": _coordinate,
     "das": DAS,
-    "eca": EcaModule,
+    "eca": _efficient,
     "ela": ELA,
     "ela_base": ELA,
     "ela_large": functools.partial(ELA, kernel_size=7, group_size=8, num_groups=16),
@@ -90,8 +145,8 @@ _MODULES: dict[str, Callable[..., nn.Module]] = {
     "lka": LKA,
     "pkcam": PKCAM,
     "scoord": SimpleCoordAttn,
-    "se": functools.partial(SEModule, rd_divisor=1),
-    "strip": StripAttn,
+    "se": _squeeze,
+    "strip": _strip,
     "triplet": TripletAttention,
     "ulsam": ULSAM,
 }
@@ -103,17 +158,38 @@ def get(name: str) -> Callable[..., nn.Module]:
     """The module's class, or what makes one: called with the channels and the module's own arguments.
 
     Args:
-        name: one of `NAMES`, with or without the prefix `attnzoo.`.
+        name: one of `NAMES`.
 
     Raises:
         ValueError: for another name.
     """
-    found = _MODULES.get(name.removeprefix(_PREFIX))
+    found = _MODULES.get(name) if isinstance(name, str) else None
     if found is None:
-        near = difflib.get_close_matches(name.removeprefix(_PREFIX), NAMES, n=3)
+        near = difflib.get_close_matches(str(name), NAMES, n=3)
         hint = f"did you mean {', '.join(near)}?" if near else f"known are {', '.join(NAMES)}"
         raise ValueError(f"attention module {name!r}: no such name; {hint}")
     return found
+
+
+def check_options(name: str, options: dict[str, Any], place: tuple[str, ...] = ()) -> None:
+    """Refuses options that a module does not have.
+
+    Args:
+        name: one of `NAMES`.
+        options: for the module.
+        place: names of options that its place decides, and nobody else.
+
+    Raises:
+        ValueError: for another name.
+        TypeError: for an option that the module does not know, or that its place decides.
+    """
+    known = [option for option in inspect.signature(get(name)).parameters if option != "channels"]
+    for option in options:
+        if option in place and (option in known or option == "channels"):
+            raise TypeError(f"attention module {name!r}: {option} follows from the place of the module")
+        if option not in known:
+            allowed = [option for option in known if option not in place] or ["none"]
+            raise TypeError(f"attention module {name!r}: no option {option!r}; it has {', '.join(allowed)}")
 
 
 def create(name: str, channels: int, **kwargs: Any) -> nn.Module:
@@ -133,46 +209,38 @@ def create(name: str, channels: int, **kwargs: Any) -> nn.Module:
         >>> create("ela_tiny", 64)(torch.rand(2, 64, 7, 5)).shape
         torch.Size([2, 64, 7, 5])
     """
+    check_options(name, kwargs)
+    check_integers(channels=channels)
     return get(name)(channels, **kwargs)
 
 
-def _for_timm(name: str) -> Callable[..., nn.Module]:
-    """The module for timm's builders, which offer every attention layer the activation of the block around it.
+def attention(name: str, **options: Any) -> Callable[..., nn.Module]:
+    """What timm's builders take as an attention layer.
 
-    The modules here keep the activation of their papers, as timm's own `EffectiveSEModule` does.
+    The modules keep the activation of their papers, where timm's builders offer that of the block around.
+
+    Args:
+        name: one of `NAMES`.
+        **options: of the module; `device` and `dtype` are the model's.
+
+    Returns:
+        What makes a module of (B, C, H, W) to the same, called with the channels; it can be pickled.
+
+    Raises:
+        ValueError: for an unknown name.
+        TypeError: for options that the module does not know or that its place decides.
+
+    Example:
+        >>> import timm
+        >>> model = timm.create_model("resnet18", block_args=dict(attn_layer=attention("ela", kernel_size=5)))
+        >>> type(model.layer4[1].se).__name__
+        'ELA'
     """
-
-    def make(channels: int, act_layer: Any = None, **kwargs: Any) -> nn.Module:
-        return create(name, channels, **kwargs)
-
-    return make
+    # PKCAM links the stages of a row, which a block does not know: `attach` does.
+    check_options(name, options, place=("channels", "device", "dtype", "previous"))
+    return functools.partial(_for_timm, name, options)
 
 
-def _resolve_names_in_timm() -> None:
-    """Lets timm's `get_attn`, behind every `attn_layer` argument, resolve the names of this package.
-
-    timm has no registry of attention layers: `get_attn` is a chain of comparisons that ends in a failed assertion. What
-    timm resolves itself stays as it is. The models imported the function by name, so each module's own is replaced.
-    """
-    timms = sys.modules["timm.layers.create_attn"].get_attn
-
-    @functools.wraps(timms)
-    def get_attn(attn_type: Any) -> Any:
-        if not isinstance(attn_type, str):
-            return timms(attn_type)
-        if attn_type.startswith(_PREFIX):
-            get(attn_type)
-            return _for_timm(attn_type)
-        try:
-            return timms(attn_type)
-        except AssertionError:
-            if attn_type not in _MODULES:
-                raise
-            return _for_timm(attn_type)
-
-    for name, module in list(sys.modules.items()):
-        if name.startswith("timm.") and vars(module).get("get_attn") is timms:
-            module.get_attn = get_attn  # type: ignore[attr-defined]
-
-
-_resolve_names_in_timm()
+def _for_timm(name: str, options: dict[str, Any], channels: int, act_layer: Any = None, **kwargs: Any) -> nn.Module:
+    """Without the activation, which timm's builders offer to every attention layer."""
+    return create(name, channels, **options, **kwargs)

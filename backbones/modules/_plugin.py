@@ -42,13 +42,6 @@ def own_names(state_dict: dict[str, torch.Tensor], model: nn.Module) -> dict[str
     return out
 
 
-def check_positive(**values: int) -> None:
-    """Raises ValueError for the first value below 1, by its name."""
-    for name, value in values.items():
-        if value < 1:
-            raise ValueError(f"{name}={value}: at least 1 is needed")
-
-
 def group_norm(x: torch.Tensor, groups: int, weight: torch.Tensor | None, bias: torch.Tensor | None) -> torch.Tensor:
     """Group normalisation (eps 1e-5) that also takes groups of a single value, which it makes zero.
 

@@ -8,7 +8,8 @@ equal on square maps.
 import torch
 from torch import nn
 
-from ._plugin import Plugin, check_positive
+from .._arguments import check_integers
+from ._plugin import Plugin
 
 __all__ = ["BAM"]
 
@@ -45,7 +46,7 @@ class BAM(Plugin):
 
     def __init__(self, channels: int, reduction: int = 16, dilation: int = 4, device=None, dtype=None):
         super().__init__()
-        check_positive(channels=channels, reduction=reduction, dilation=dilation)
+        check_integers(channels=channels, reduction=reduction, dilation=dilation)
         dd = {"device": device, "dtype": dtype}
         hidden = max(1, channels // reduction)
         self.channel = nn.Sequential(

@@ -13,7 +13,8 @@ from timm.layers import LayerNorm2d
 from torch import nn
 from torchvision.ops import deform_conv2d
 
-from ._plugin import Plugin, check_positive, group_norm
+from .._arguments import check_integers, check_numbers
+from ._plugin import Plugin, group_norm
 
 __all__ = ["DAS"]
 
@@ -33,9 +34,8 @@ class DAS(Plugin):
 
     def __init__(self, channels: int, ratio: float = 0.2, device=None, dtype=None):
         super().__init__()
-        check_positive(channels=channels)
-        if not 0 < ratio <= 1:
-            raise ValueError(f"ratio={ratio}: a value above 0 and up to 1 is needed")
+        check_integers(channels=channels)
+        check_numbers(above=0, most=1, ratio=ratio)
         dd = {"device": device, "dtype": dtype}
         self.hidden = max(1, int(channels * ratio))
         self.depthwise = nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False, **dd)

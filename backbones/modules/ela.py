@@ -8,7 +8,8 @@ another function: a convolution, a norm of one group and a SiLU for each directi
 import torch
 from torch import nn
 
-from ._plugin import Plugin, check_positive, group_norm
+from .._arguments import check_integers
+from ._plugin import Plugin, group_norm
 
 __all__ = ["ELA"]
 
@@ -38,9 +39,8 @@ class ELA(Plugin):
         dtype=None,
     ):
         super().__init__()
-        check_positive(channels=channels, kernel_size=kernel_size, group_size=group_size, num_groups=num_groups)
-        if kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size={kernel_size}: an odd number is needed")
+        check_integers(channels=channels, group_size=group_size, num_groups=num_groups)
+        check_integers(odd=True, kernel_size=kernel_size)
         for name, value in (("group_size", group_size), ("num_groups", num_groups)):
             if channels % value:
                 raise ValueError(f"channels={channels}: a multiple of {name}={value} is needed")

@@ -12,7 +12,8 @@ Among equal largest values the gradient is shared here, where the published code
 import torch
 from torch import nn
 
-from ._plugin import Plugin, check_positive
+from .._arguments import check_integers
+from ._plugin import Plugin
 
 __all__ = ["CBAM", "SpatialGate", "TripletAttention"]
 
@@ -22,8 +23,7 @@ class SpatialGate(nn.Module):
 
     def __init__(self, kernel_size: int = 7, device=None, dtype=None):
         super().__init__()
-        if kernel_size < 1 or kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size={kernel_size}: an odd number is needed")
+        check_integers(odd=True, kernel_size=kernel_size)
         dd = {"device": device, "dtype": dtype}
         self.conv = nn.Conv2d(2, 1, kernel_size, padding=kernel_size // 2, bias=False, **dd)
         self.bn = nn.BatchNorm2d(1, momentum=0.01, **dd)
@@ -70,7 +70,7 @@ class CBAM(Plugin):
         dtype=None,
     ):
         super().__init__()
-        check_positive(channels=channels, reduction=reduction, min_hidden=min_hidden)
+        check_integers(channels=channels, reduction=reduction, min_hidden=min_hidden)
         dd = {"device": device, "dtype": dtype}
         hidden = max(min_hidden, channels // reduction)
         self.fc1 = nn.Linear(channels, hidden, **dd)
@@ -112,7 +112,7 @@ class TripletAttention(Plugin):
 
     def __init__(self, channels: int, kernel_size: int = 7, spatial: bool = True, device=None, dtype=None):
         super().__init__()
-        check_positive(channels=channels)
+        check_integers(channels=channels)
         dd = {"device": device, "dtype": dtype}
         self.without_height = SpatialGate(kernel_size, **dd)
         self.without_width = SpatialGate(kernel_size, **dd)

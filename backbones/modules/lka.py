@@ -2,8 +2,9 @@
 
 from torch import nn
 
+from .._arguments import check_integers
 from .._layers import LargeKernelGate
-from ._plugin import Plugin, check_positive
+from ._plugin import Plugin
 
 __all__ = ["LKA"]
 
@@ -23,7 +24,7 @@ class LKA(LargeKernelGate, Plugin):
     published = ((r"conv0\.", "local."), (r"conv_spatial\.", "dilated."), (r"conv1\.", "pointwise."))
 
     def __init__(self, channels: int, device=None, dtype=None):
-        check_positive(channels=channels)
+        check_integers(channels=channels)
         super().__init__(channels, device=device, dtype=dtype)
 
     def init_identity(self) -> None:

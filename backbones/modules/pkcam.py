@@ -7,12 +7,15 @@ the published code does not take, the last repetition is cut.
 """
 
 import math
+import weakref
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ._plugin import Plugin, check_positive
+from .._arguments import check_integers
+from ._plugin import Plugin
 
 __all__ = ["PKCAM", "Remembering", "Row"]
 
@@ -34,9 +37,8 @@ class PKCAM(Plugin):
 
     def __init__(self, channels: int, previous: int = 0, device=None, dtype=None):
         super().__init__()
-        check_positive(channels=channels)
-        if previous < 0:
-            raise ValueError(f"previous={previous}: it cannot be negative")
+        check_integers(channels=channels)
+        check_integers(least=0, previous=previous)
         dd = {"device": device, "dtype": dtype}
         kernel_size = int((math.log2(channels) + 1) / 2)
         kernel_size += 1 - kernel_size % 2
@@ -77,20 +79,63 @@ class PKCAM(Plugin):
         return x * (1 + scale.transpose(1, 2).unsqueeze(3))
 
 
-class Row(dict[int, torch.Tensor]):
-    """Descriptors of the layers of one model, by position; a copy of the model starts with an empty one."""
+class Row:
+    """What the PKCAMs of one model know of each other: how many they are, and what the pass under way has left so far.
+
+    Nothing outlives the pass but what its recomputation needs, and that belongs to its autograd graph and goes with it.
+    A copy of the model starts with an empty one.
+
+    Args:
+        length: of the row.
+    """
+
+    def __init__(self, length: int):
+        self.length = length
+        self.passing: list[torch.Tensor] = []
+        self.entries: weakref.WeakSet[_Entry] = weakref.WeakSet()
 
     def __deepcopy__(self, memo: dict) -> "Row":
-        return memo.setdefault(id(self), Row())
+        return memo.setdefault(id(self), Row(self.length))
 
     def __reduce__(self) -> tuple:
-        return Row, ()
+        return Row, (self.length,)
+
+
+class _Entry:
+    """What one PKCAM was given in one pass.
+
+    Args:
+        position: in the row.
+        own: its own descriptor, without a graph.
+        previous: those of the earlier ones. They lie before the entry in the graph, so that it holds no circle.
+    """
+
+    def __init__(self, position: int, own: torch.Tensor, previous: list[torch.Tensor]):
+        self.position = position
+        self.own = own
+        self.previous = previous
+
+
+class _Keep(torch.autograd.Function):
+    """The identity; its node in the graph holds the entry for as long as there is a graph to recompute."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, entry: _Entry) -> torch.Tensor:
+        ctx.entry = entry
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return grads[0], None
 
 
 class Remembering(nn.Module):
     """A PKCAM in a row of layers: it reads what those before it left in the same pass, and leaves its own descriptor.
 
-    The row is held outside of PyTorch's module tree: `torch.nn.DataParallel` and TorchScript are not served.
+    Gradient checkpointing runs a layer again in the backward pass, when other passes may have come between: it then
+    finds what it was given by its own descriptor, which is the same again. Checkpointing with `use_reentrant=True`
+    builds no graph in the forward pass, and is refused. The row is held outside of PyTorch's module tree:
+    `torch.nn.DataParallel` and TorchScript are not served.
 
     Args:
         module: made for as many earlier layers as `position` says.
@@ -105,7 +150,48 @@ class Remembering(nn.Module):
         self.row = row
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, C, H, W) -> the same."""
-        previous = [self.row[i] for i in range(self.position)]
-        self.row[self.position] = x.mean((2, 3))
-        return self.module(x, previous or None)
+        """(B, C, H, W) -> the same.
+
+        Raises:
+            RuntimeError: if the layers before it have not run in this pass, or it is run again in a backward pass and
+                its own pass is not found.
+        """
+        own = x.mean((2, 3))
+        if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
+            return self.module(x, self._again(own.detach()) or None)
+        if self.position == 0:
+            self.row.passing = []
+        previous = self.row.passing
+        if len(previous) != self.position:
+            raise RuntimeError(f"PKCAM {self.position} of a row needs those before it in the same pass, in their order")
+        self.row.passing = [*previous, own] if self.position + 1 < self.row.length else []
+        out = self.module(x, previous or None)
+        if out.requires_grad and self.position > 0 and not torch.compiler.is_compiling():
+            out = _Keep.apply(out, self._entry(own.detach(), previous))
+        return out
+
+    def _entry(self, own: torch.Tensor, previous: list[torch.Tensor]) -> _Entry:
+        entry = _Entry(self.position, own, previous)
+        self.row.entries.add(entry)
+        return entry
+
+    def _again(self, own: torch.Tensor) -> list[torch.Tensor]:
+        """What was given in the pass that is recomputed: the one whose descriptor is nearest."""
+        if self.position == 0:
+            return []
+        found, least = None, math.inf
+        for entry in list(self.row.entries):
+            if entry.position == self.position and entry.own.shape == own.shape:
+                far, size = _largest(entry.own - own), _largest(own)
+                # Recomputed on a GPU it may differ in the last bits.
+                if far <= 0.01 * size and far < least:
+                    found, least = entry, far
+        if found is None:
+            raise RuntimeError("PKCAM is run again in a backward pass, and the forward pass left no graph: "
+                               "checkpointing needs use_reentrant=False")  # fmt: skip
+        return found.previous
+
+
+def _largest(x: torch.Tensor) -> float:
+    """The largest absolute value, where NaN counts as 0."""
+    return x.float().abs().nan_to_num(nan=0.0).amax().item() if x.numel() else 0.0

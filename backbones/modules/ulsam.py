@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ._plugin import Plugin, check_positive
+from .._arguments import check_integers
+from ._plugin import Plugin
 
 __all__ = ["ULSAM"]
 
@@ -31,7 +32,7 @@ class ULSAM(Plugin):
 
     def __init__(self, channels: int, num_splits: int = 4, device=None, dtype=None):
         super().__init__()
-        check_positive(channels=channels, num_splits=num_splits)
+        check_integers(channels=channels, num_splits=num_splits)
         if channels % num_splits:
             raise ValueError(f"channels={channels}: a multiple of num_splits={num_splits} is needed")
         dd = {"device": device, "dtype": dtype}

@@ -2,12 +2,14 @@
 
 import copy
 import pickle
+from functools import partial
 
 import pytest
 import timm
 import torch
 from timm.models import group_parameters
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import attnzoo
 from attnzoo.backbones import modules
@@ -160,6 +162,46 @@ def test_pkcam_links_the_stages():
     copy.deepcopy(model)  # with a descriptor of a training pass in the row
 
 
+def pkcam_gradients(images: list[torch.Tensor], checkpointing: str) -> list[torch.Tensor]:
+    """Of a loss over several passes, all before one backward; the last pass is abandoned, as by an error."""
+    torch.manual_seed(0)
+    model = attnzoo.attach(make("resnet18"), "pkcam").double().train()
+    for part in model.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.momentum = 0.0
+        if isinstance(part, Gated):
+            nn.init.ones_(part.weight)
+    model.set_grad_checkpointing(checkpointing == "blocks")
+    run = partial(checkpoint, model, use_reentrant=False) if checkpointing == "model" else model
+    outputs = [run(x) for x in images]
+    model(images[0].flip(3) + 1)
+    sum((i + 1) * out.square().mean() for i, out in enumerate(outputs)).backward()
+    (row,) = {part.row for part in model.modules() if isinstance(part, modules.Remembering)}
+    del outputs
+    assert not row.passing and not row.entries
+    return [p.grad for p in model.parameters()]
+
+
+@pytest.mark.parametrize("checkpointing", ["blocks", "model"])
+def test_pkcam_keeps_nothing_between_passes(checkpointing):
+    """Recomputed activations are those of their own pass, however many came between."""
+    images = [torch.randn(2, 3, 64, 64, dtype=torch.float64) * (i + 1) for i in range(3)]
+    # One image twice: both passes are the same, and each has its own graph.
+    images += [images[0]]
+    want = pkcam_gradients(images, "none")
+    for a, b in zip(pkcam_gradients(images, checkpointing), want, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+
+def test_pkcam_refuses_what_it_cannot_recompute():
+    model = attnzoo.attach(make("resnet18"), "pkcam", where=(2, 3, 4)).train()
+    x = torch.randn(2, 3, 64, 64)
+    with pytest.raises(RuntimeError, match="use_reentrant=False"):
+        checkpoint(model, x.clone().requires_grad_(), use_reentrant=True).sum().backward()
+    with pytest.raises(RuntimeError, match="PKCAM 2 of a row needs those before it"):
+        model.layer4(torch.randn(1, 256, 4, 4))
+
+
 def test_compiles_and_exports():
     model = attnzoo.attach(make("resnet18", features_only=True), "ela", where=(2, 3, 4), identity=False).eval()
     free = {0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
@@ -175,7 +217,13 @@ def test_compiles_and_exports():
     ("name", "module", "where", "message"),
     [
         ("resnet18", "elaa", "stages", r"'elaa'.*did you mean ela"),
+        ("resnet18", None, "stages", r"None: no such name"),
         ("resnet18", "ela", 5, r"levels 0 to 4"),
+        ("resnet18", "ela", None, r"where=None: 'stages', 'blocks', levels, or names"),
+        ("resnet18", "ela", 2.5, r"where=2\.5: 'stages', 'blocks', levels, or names"),
+        ("resnet18", "ela", True, r"where=True: 'stages', 'blocks', levels, or names"),
+        ("resnet18", "ela", (2, "layer4.*"), r"'stages', 'blocks', levels, or names"),
+        ("resnet18", "ela", ("stages", "blocks"), r"'stages', 'blocks', levels, or names"),
         ("resnet18", "ela", (), r"levels 0 to 4"),
         ("resnet18", "ela", 0, r"level 0 of ResNet \(act1\) is no row of blocks"),
         ("resnet18", "ela", "layer9.*", r"'layer9\.\*'.*blocks are layer1\.0 to layer4\.0"),
@@ -194,6 +242,23 @@ def test_refuses_where_there_is_no_place(name, module, where, message):
     with pytest.raises(ValueError, match=message):
         attnzoo.attach(model, module, where)
     assert list(model.state_dict()) == keys and model.training
+
+
+@pytest.mark.parametrize(
+    ("module", "options", "message"),
+    [
+        ("pkcam", {"previous": 7}, "'pkcam': previous follows from the place"),
+        ("ela", {"previous": 7}, "'ela': no option 'previous'; it has kernel_size, group_size, num_groups"),
+        ("strip", {"surprise": 1}, "'strip': no option 'surprise'"),
+        ("ela", {"device": "cpu"}, "'ela': device follows from the place"),
+    ],
+)
+def test_refuses_options_that_nothing_uses(module, options, message):
+    model = timm.create_model("resnet18")
+    keys = list(model.state_dict())
+    with pytest.raises(TypeError, match=message):
+        attnzoo.attach(model, module, **options)
+    assert list(model.state_dict()) == keys
 
 
 def test_a_place_is_taken_once():

@@ -204,7 +204,7 @@ def test_mobilenet_placement():
     assert isinstance(ends.blocks[0][0].bn2.act, modules.TripletAttention)
     assert all(isinstance(block.se, modules.ELA) for stage in middles.blocks for block in stage)
     assert middles.blocks[2][1].se.conv.in_channels == 6 * 32
-    with pytest.raises(ValueError, match="no place 'front'"):
+    with pytest.raises(ValueError, match="attn_place='front': 'end' or 'middle'"):
         timm.create_model("mobilenetv2_100_ela", attn_place="front")
     with pytest.raises(ValueError, match="seven"):
         timm.create_model("mobilenetv2_100_ela", depths=(1, 1))

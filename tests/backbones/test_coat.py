@@ -57,12 +57,14 @@ def test_equals_timms_at_its_size(kwargs, training):
     ours = CoaT(**kwargs).double().train(training)
     ours.load_state_dict(theirs.state_dict())
     x = torch.randn(2, 3, 64, 96, dtype=torch.float64)
-    for a, b in zip(
-        ours.forward_intermediates(x, norm=True, intermediates_only=True),
-        theirs.forward_intermediates(x, norm=True, intermediates_only=True),
-        strict=True,
-    ):
-        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+    # The first timm of those supported has no maps of CoaT.
+    if hasattr(theirs, "forward_intermediates"):
+        for a, b in zip(
+            ours.forward_intermediates(x, norm=True, intermediates_only=True),
+            theirs.forward_intermediates(x, norm=True, intermediates_only=True),
+            strict=True,
+        ):
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
     a, b = ours(x), theirs(x)
     torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
     a.square().sum().backward(), b.square().sum().backward()

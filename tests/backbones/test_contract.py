@@ -1,6 +1,7 @@
 """timm's model contract, over every model that attnzoo registers: a new family is tested by being registered."""
 
 import math
+import re
 from itertools import pairwise
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from timm.layers import DropPath
 from timm.models import get_notrace_functions, get_notrace_modules, group_parameters
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
-from zoo import one_of_a_kind, restores, shallow
+from zoo import map_side, one_of_a_kind, restores, shallow
 
 import attnzoo
 
@@ -103,22 +104,24 @@ def test_any_size(name, size):
     if len(set(info.reduction())) > 1:
         # timm's ResNets and MobileNets have a level of stride 2 as well.
         assert info.reduction()[-4:] == [4, 8, 16, 32]
-    for x, channels, stride in zip(maps, info.channels(), info.reduction(), strict=True):
-        assert x.shape[:2] == (1, channels) and x.isfinite().all()
+    for x, level in zip(maps, info.get_dicts(), strict=True):
+        assert x.isfinite().all()
+        assert x.shape == (1, level["num_chs"], *(map_side(level, side) for side in size))
         for got, side in zip(x.shape[2:], size, strict=True):
-            assert side // stride <= got <= math.ceil(side / stride)
+            assert side // level["reduction"] <= got <= math.ceil(side / level["reduction"])
 
 
 def test_smaller_than_any_stride(name):
-    """Stages whose map would be empty have one pixel."""
+    """Stages whose map would be empty have one pixel; each has the size that it declares."""
     model = shallow(name, features_only=True).eval()
-    for size in ((1, 1), (5, 18), (20, 31)):
+    for size in ((1, 1), (5, 18), (20, 31), (2, 3), (7, 9), (35, 38), (11, 45)):
         with torch.inference_mode():
             maps = model(torch.randn(1, 3, *size))
-        for x, stride in zip(maps, model.feature_info.reduction(), strict=True):
+        for x, level in zip(maps, model.feature_info.get_dicts(), strict=True):
             assert x.isfinite().all()
+            assert tuple(x.shape[2:]) == tuple(map_side(level, side) for side in size)
             for got, side in zip(x.shape[2:], size, strict=True):
-                assert max(side // stride, 1) <= got <= math.ceil(side / stride)
+                assert max(side // level["reduction"], 1) <= got <= math.ceil(side / level["reduction"])
 
 
 @pytest.mark.parametrize(
@@ -202,6 +205,45 @@ def test_batch_does_not_mix(name):
         assert torch.allclose(model(x)[1:2], model(x[1:2]), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_no_images(name, training):
+    """A batch of none gives none, in the shapes of others, and has a gradient."""
+    model = shallow(name).train(training)
+    x = torch.randn(0, 3, 33, 47, requires_grad=True)
+    other = shallow(name, features_only=True).eval()
+    with torch.no_grad():
+        one = model.eval().forward_features(torch.randn(1, 3, 33, 47))
+        for none, map_ in zip(other(x), other(torch.randn(1, 3, 33, 47)), strict=True):
+            assert none.shape == (0, *map_.shape[1:])
+    features = model.train(training).forward_features(x)
+    pairs = zip(features, one, strict=True) if isinstance(one, list) else [(features, one)]
+    assert all(a.shape == (0, *b.shape[1:]) for a, b in pairs)
+    out = model(x)
+    assert out.shape == ((0, 1000) if not restores(name) else (0, 3, 33 * int(name[-1]), 47 * int(name[-1])))
+    out.sum().backward()
+    assert x.grad is not None and x.grad.shape == x.shape
+
+
+def test_gradients_have_gradients(name):
+    """A penalty on the gradient of the input, along one direction, against the difference of two gradients."""
+    model = shallow(name, dtype=torch.float64, **({} if restores(name) else {"num_classes": 3})).eval()
+    side = 16 if restores(name) else 32
+    x = torch.randn(2, 3, side, side, dtype=torch.float64, requires_grad=True)
+    direction = torch.randn_like(x)
+
+    def gradient(at: torch.Tensor, create_graph: bool) -> torch.Tensor:
+        return torch.autograd.grad(model(at).square().sum(), at, create_graph=create_graph)[0]
+
+    product = (gradient(x, True) * direction).sum()
+    product.backward()
+    step = 1e-7
+    near = [gradient((x + sign * step * direction).detach().requires_grad_(), False) for sign in (1, -1)]
+    numerical = (near[0] - near[1]) / (2 * step)
+    # Routing and ReLUs have kinks that a step may cross; they are few.
+    far = (x.grad - numerical).abs() > 1e-3 * numerical.abs().max()
+    assert far.double().mean() < 0.02
+
+
 def test_torchscript(name):
     # TorchScript cannot read what timm wraps around models whose features are no modules' outputs.
     features = {} if restores(name) or "_deit_" in name else {"features_only": True}
@@ -210,6 +252,21 @@ def test_torchscript(name):
     x = torch.randn(1, 3, 64, 97)
     with torch.inference_mode():
         assert all(torch.allclose(a, b) for a, b in zip(scripted(x), model(x), strict=True))
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_trace_keeps_sizes_free(name):
+    """Recorded at one size and batch, `torch.jit.trace` serves others, as it does of timm's ConvNeXt."""
+    model = shallow(name).eval()
+    part = 3 if restores(name) else 1
+    for example in ((1, 3, 64, 96), (2, 3, 97, 75)):
+        x = torch.rand(*example)
+        with torch.no_grad():
+            traced = torch.jit.trace(model, x[:, :, : x.shape[2] // part, : x.shape[3] // part], check_trace=False)
+        for size in ((1, 3, 64, 96), (2, 3, 97, 75), (1, 3, 224, 224), (3, 3, 33, 130), (1, 3, 18, 40)):
+            x = torch.rand(size[0], size[1], size[2] // part, size[3] // part)
+            with torch.inference_mode():
+                assert torch.allclose(traced(x), model(x), rtol=1e-4, atol=1e-4), (example, size)
 
 
 def test_fx(name):
@@ -266,13 +323,15 @@ def test_compiles_to_one_graph(name):
 
 def test_layer_groups_order_every_parameter(name):
     model = shallow(name)
+    levels = model.feature_info
     for coarse in (False, True):
         groups = group_parameters(model, model.group_matcher(coarse=coarse), reverse=True)
         assert set(groups) == {key for key, _ in model.named_parameters()}
         assert groups[f"{model.pretrained_cfg['first_conv']}.weight"] == 0
         inside = [
             [depth for key, depth in groups.items() if key.startswith(f"{module}.")]
-            for module in dict.fromkeys(level["module"] for level in model.feature_info)
+            # CoaT's scales leave the parallel blocks together.
+            for module in dict.fromkeys(re.sub(r"^(parallel_blocks)\..*", r"\1", level["module"]) for level in levels)
         ]
         assert all(max(a) < max(b) for a, b in pairwise(filter(None, inside)))
         if not restores(name):

@@ -1,17 +1,21 @@
 """Plug-in attention: the published functions, any map, half precision, gradients, export, and what timm makes of it."""
 
+import copy
 import io
+import pickle
 import re
+from functools import partial
 
 import golden_files
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from timm.layers import create_attn
+from timm.layers import create_attn, get_attn
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+import attnzoo
 from attnzoo.backbones import modules
 
 SIZES = [(1, 1), (1, 5), (5, 1), (7, 5), (8, 8)]
@@ -273,30 +277,38 @@ def test_figures_of_the_documentation():
 
 @pytest.mark.parametrize("name", modules.NAMES)
 def test_timm_takes_every_name(name):
-    layer = create_attn(f"attnzoo.{name}", 64, device="meta")
+    attention = attnzoo.attention(name)
+    layer = create_attn(attention, 64, device="meta")
     assert type(layer) is type(modules.create(name, 64))
-    timms = create_attn(name, 64)
-    assert type(timms).__module__.startswith("timm.") == (
-        name in ("cbam", "coord", "eca", "ela", "scoord", "se", "strip")
-    )
-    model = timm.create_model("resnet50", block_args=dict(attn_layer=f"attnzoo.{name}"), layers=(1, 1, 1, 1)).eval()
+    assert type(create_attn(pickle.loads(pickle.dumps(attention)), 64, act_layer=nn.ReLU)) is type(layer)
+    model = timm.create_model("resnet50", block_args=dict(attn_layer=attention), layers=(1, 1, 1, 1)).eval()
     assert type(model.layer4[0].se) is type(layer)
     with torch.inference_mode():
-        assert model(torch.randn(1, 3, 64, 64)).shape == (1, 1000)
+        x = torch.randn(1, 3, 64, 64)
+        want = model(x)
+        assert want.shape == (1, 1000)
+        assert torch.equal(copy.deepcopy(model)(x), want) and torch.equal(pickle.loads(pickle.dumps(model))(x), want)
 
 
-def test_timms_other_builders_take_the_names():
-    model = timm.create_model("gcresnet33ts", attn_layer="attnzoo.triplet", device="meta")
+def test_timms_other_builders_take_them_and_strings_stay_timms():
+    attention = attnzoo.attention("triplet", kernel_size=3)
+    model = timm.create_model("gcresnet33ts", attn_layer=attention, device="meta")
     assert type(model.stages[0][0].attn) is modules.TripletAttention
-    assert type(timm.create_model("seresnet18", device="meta").layer1[0].se).__module__.startswith("timm.")
+    assert model.stages[0][0].attn.without_height.conv.kernel_size == (3, 3)
+    assert get_attn is timm.layers.create_attn.__globals__["get_attn"] and get_attn.__module__.startswith("timm.")
+    for name in ("cbam", "coord", "eca", "ela", "scoord", "se", "strip"):
+        assert type(create_attn(name, 64)).__module__.startswith("timm.")
+    with pytest.raises(AssertionError, match="triplet"):
+        create_attn("triplet", 64)
 
 
 def test_unknown_names_and_bad_arguments():
-    for wrong in (lambda: modules.create("cbm", 64), lambda: create_attn("attnzoo.cbm", 64)):
-        with pytest.raises(ValueError, match=r"'.*cbm'.*did you mean cbam"):
+    for wrong in (lambda: modules.create("cbm", 64), lambda: attnzoo.attention("cbm")):
+        with pytest.raises(ValueError, match=r"'cbm'.*did you mean cbam"):
             wrong()
-    with pytest.raises(AssertionError, match="nope"):
-        create_attn("nope", 64)
+    for name in (None, 3, ["nothing"]):
+        with pytest.raises(ValueError, match="no such name; known are bam"):
+            modules.create(name, 64)
     for name, channels, kwargs, message in (
         ("ela", 24, {}, "channels=24.*num_groups=16"),
         ("ela_small", 20, {}, "channels=20.*group_size=8"),
@@ -310,5 +322,16 @@ def test_unknown_names_and_bad_arguments():
     ):
         with pytest.raises(ValueError, match=message):
             modules.create(name, channels, **kwargs)
-    with pytest.raises(TypeError, match="surprise"):
-        modules.create("cbam", 64, surprise=1)
+    for name, option in (
+        ("cbam", "surprise"),
+        ("strip", "surprise"),
+        ("eca", "kernel_size"),
+        ("coord", "rd_ratio"),
+        ("se", "rd_channels"),
+    ):
+        for make in (partial(modules.create, name, 64), partial(attnzoo.attention, name)):
+            with pytest.raises(TypeError, match=rf"'{name}': no option '{option}'; it has "):
+                make(**{option: 3})
+    for name, option in (("ela", "device"), ("pkcam", "previous"), ("cbam", "channels")):
+        with pytest.raises(TypeError, match=f"{option} follows from the place"):
+            attnzoo.attention(name, **{option: 1})

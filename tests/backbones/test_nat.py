@@ -124,10 +124,10 @@ def test_dinat_s_and_layer_scale_load_from_the_published_layout():
     [
         (dict(depths=(1, 1)), "one entry a stage"),
         (dict(dilations=((1,), (1,))), "one entry a stage"),
-        (dict(dilations=((1,), (1,), (), (1,))), "dilations must be one or more"),
-        (dict(dilations=((1,), (0,), (1,), (1,))), "dilations must be one or more"),
-        (dict(num_heads=(3, 4, 8, 16)), "num_heads must divide"),
-        (dict(kernel_size=8), "kernel_size must be odd"),
+        (dict(dilations=((1,), (1,), (), (1,))), r"dilations=.*: one or more integers of each stage"),
+        (dict(dilations=((1,), (0,), (1,), (1,))), r"dilations=.*: integers of at least 1"),
+        (dict(num_heads=(3, 4, 8, 16)), r"embed_dims=.*: multiples of num_heads=.* are needed"),
+        (dict(kernel_size=8), "kernel_size=.*: an odd number"),
     ],
 )
 def test_bad_arguments(kwargs, message):

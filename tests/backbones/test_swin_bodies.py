@@ -97,12 +97,12 @@ def test_mlp_in_strips_is_the_mlp():
     ("body", "kwargs", "message"),
     [
         (SwinTransformer, dict(depths=(1, 1)), "one entry a stage"),
-        (SwinTransformer, dict(num_heads=(5, 6, 12, 24)), "num_heads must divide"),
-        (SwinTransformer, dict(window_size=0), "window_size must be at least 1"),
+        (SwinTransformer, dict(num_heads=(5, 6, 12, 24)), r"embed_dims=.*: multiples of num_heads=.* are needed"),
+        (SwinTransformer, dict(window_size=0), "window_size=0: integers of at least 1"),
         (CSwinTransformer, dict(split_sizes=(1, 2)), "one entry a stage"),
-        (CSwinTransformer, dict(num_heads=(3, 4, 8, 16)), "num_heads must divide"),
-        (CSwinTransformer, dict(num_heads=(1, 4, 8, 16)), "even num_heads"),
-        (CSwinTransformer, dict(split_sizes=(0, 2, 7, None)), "split_sizes must be at least 1"),
+        (CSwinTransformer, dict(num_heads=(3, 4, 8, 16)), r"embed_dims=.*: multiples of num_heads=.* are needed"),
+        (CSwinTransformer, dict(num_heads=(1, 4, 8, 16)), r"num_heads=\(1, 4, 8, 16\): even numbers are needed"),
+        (CSwinTransformer, dict(split_sizes=(0, 2, 7, None)), r"split_sizes=\[0, 2, 7\]: integers of at least 1"),
     ],
 )
 def test_bad_arguments(body, kwargs, message):

@@ -1,0 +1,152 @@
+"""Checks of arguments: each raises one ValueError that names the argument, its value and what is allowed."""
+
+import math
+from collections.abc import Sequence
+from numbers import Integral, Real
+from typing import Any
+
+__all__ = [
+    "check_body",
+    "check_divisible",
+    "check_integers",
+    "check_numbers",
+    "check_pool",
+    "check_rates",
+    "check_stages",
+]
+
+# Poolings of timm's classifier head.
+POOLS = ("", "avg", "max", "avgmax", "catavgmax", "fast", "fastavg", "fastmax", "fastavgmax", "fastcatavgmax")
+
+
+def check_integers(least: int = 1, odd: bool = False, **values: Any) -> None:
+    """Raises unless each value is an integer, or a sequence of integers, that is large enough.
+
+    Args:
+        least: that is allowed.
+        odd: whether even ones are refused.
+        **values: by the names of their arguments; sequences may be nested.
+    """
+    kind = f"odd integers of at least {least}" if odd else f"integers of at least {least}"
+    for name, value in values.items():
+        for entry in _entries(value):
+            if not isinstance(entry, Integral) or entry < least or (odd and entry % 2 == 0):
+                raise ValueError(f"{name}={value!r}: {kind} are needed")
+
+
+def check_numbers(
+    least: float | None = None, above: float | None = None, most: float | None = None, **values: Any
+) -> None:
+    """Raises unless each value is a finite number, or a sequence of them, within the limits.
+
+    Args:
+        least: that is allowed.
+        above: what the value must exceed.
+        most: that is allowed.
+        **values: by the names of their arguments; sequences may be nested.
+    """
+    limits = {"at least": least, "above": above, "at most": most}
+    kind = " and ".join(f"{words} {limit:g}" for words, limit in limits.items() if limit is not None)
+    for name, value in values.items():
+        for entry in _entries(value):
+            number = float(entry) if isinstance(entry, Real) else math.nan
+            if (
+                not math.isfinite(number)
+                or (least is not None and number < least)
+                or (above is not None and number <= above)
+                or (most is not None and number > most)
+            ):
+                raise ValueError(f"{name}={value!r}: finite numbers{' ' + kind if kind else ''} are needed")
+
+
+def check_rates(**values: Any) -> None:
+    """Raises unless each value is the probability of dropping something: at least 0 and below 1."""
+    for name, value in values.items():
+        if not isinstance(value, Real) or not 0 <= float(value) < 1:
+            raise ValueError(f"{name}={value!r}: a number of at least 0 and below 1 is needed")
+
+
+def check_stages(**values: Any) -> None:
+    """Raises unless the values are sequences with one entry a stage, for one stage at least."""
+    for name, value in values.items():
+        if isinstance(value, str) or not isinstance(value, Sequence):
+            raise ValueError(f"{name}={value!r}: a tuple with one entry a stage is needed")
+    lengths = [len(value) for value in values.values()]
+    if len(set(lengths)) > 1 or 0 in lengths:
+        given = ", ".join(f"{name}={value!r}" for name, value in values.items())
+        raise ValueError(f"{given}: one entry a stage is needed, as many in each")
+
+
+def check_divisible(of: str, by: str, **values: Any) -> None:
+    """Raises unless one argument is a multiple of another, entry by entry where both are sequences.
+
+    Args:
+        of: name of the argument that is divided.
+        by: name of the one that divides it; what both say has been checked to be positive integers.
+        **values: both, by their names.
+    """
+    sizes, parts = _entries(values[of]), _entries(values[by])
+    count = max(len(sizes), len(parts))
+    sizes, parts = (entries * count if len(entries) == 1 else entries for entries in (sizes, parts))
+    if any(size % part for size, part in zip(sizes, parts, strict=True)):
+        raise ValueError(f"{of}={values[of]!r}: multiples of {by}={values[by]!r} are needed")
+
+
+def check_pool(global_pool: Any, allowed: tuple[str, ...] = POOLS) -> None:
+    """Raises unless the pooling is one of those allowed."""
+    if global_pool not in allowed:
+        raise ValueError(f"global_pool={global_pool!r}: one of {', '.join(map(repr, allowed))} is needed")
+
+
+def check_body(
+    depths: Any,
+    embed_dims: Any,
+    mlp_ratios: Any,
+    in_chans: Any,
+    num_classes: Any,
+    global_pool: Any,
+    drop_rate: Any,
+    proj_drop_rate: Any,
+    drop_path_rate: Any,
+    **per_stage: Any,
+) -> None:
+    """Checks what the bodies of all families have in common.
+
+    Args:
+        depths: blocks of each stage.
+        embed_dims: channels of each stage.
+        mlp_ratios: hidden over outer channels of each stage's MLPs, or one for all.
+        in_chans: channels of the image.
+        num_classes: 0 for no classifier.
+        global_pool: pooling before the classifier.
+        drop_rate: dropout before the classifier.
+        proj_drop_rate: dropout behind projections.
+        drop_path_rate: stochastic depth.
+        **per_stage: more tuples with one entry a stage; of these `num_heads` divide `embed_dims`.
+
+    Raises:
+        ValueError: for the first that is not allowed.
+    """
+    if isinstance(mlp_ratios, Real):
+        check_stages(depths=depths, embed_dims=embed_dims, **per_stage)
+        mlp_ratios = [mlp_ratios] * len(depths)
+    else:
+        check_stages(depths=depths, embed_dims=embed_dims, mlp_ratios=mlp_ratios, **per_stage)
+    check_integers(depths=depths, embed_dims=embed_dims, in_chans=in_chans)
+    check_integers(least=0, num_classes=num_classes)
+    check_numbers(above=0, mlp_ratios=mlp_ratios)
+    if any(int(dim * ratio) < 1 for dim, ratio in zip(embed_dims, mlp_ratios, strict=True)):
+        raise ValueError(f"mlp_ratios={mlp_ratios!r}: hidden channels are needed at embed_dims={embed_dims!r}")
+    if "num_heads" in per_stage:
+        num_heads = per_stage["num_heads"]
+        check_integers(num_heads=num_heads)
+        check_divisible("embed_dims", "num_heads", embed_dims=embed_dims, num_heads=num_heads)
+    check_pool(global_pool)
+    check_rates(drop_rate=drop_rate, proj_drop_rate=proj_drop_rate, drop_path_rate=drop_path_rate)
+
+
+def _entries(value: Any) -> list[Any]:
+    """The value itself, or all that a sequence holds."""
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [entry for part in value for entry in _entries(part)]
+    return [value]
