@@ -79,6 +79,8 @@ def check_keys(name: str, value: Any, allowed: Iterable[str], needed: Iterable[s
 
 def _range(least: float | None, most: float | None, above: bool = False) -> str:
     """In words: "1 or more", "above 0", "from 0 to 1"."""
+    if least == -math.inf:
+        return "finite"
     if most is None or most == math.inf:
         return f"above {least}" if above else f"{least} or more"
     if least is None:
