@@ -19,8 +19,8 @@ def rand(*shape):
 def roi_align(**changed):
     arguments = dict(
         input=rand(2, 3, 6, 6), rois=torch.tensor([[1.0, 0, 0, 4, 4]]), output=rand(1, 3, 2, 2),
-        argmax_y=rand(1, 3, 2, 2), argmax_x=rand(1, 3, 2, 2), aligned_height=2, aligned_width=2, spatial_scale=1.0, sampling_ratio=0, pool_mode=1,
-        aligned=True,
+        argmax_y=rand(1, 3, 2, 2), argmax_x=rand(1, 3, 2, 2), aligned_height=2, aligned_width=2, spatial_scale=1.0,
+        sampling_ratio=0, pool_mode=1, aligned=True,
     )  # fmt: skip
     return ext.roi_align_forward(**{**arguments, **changed})
 
