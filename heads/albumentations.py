@@ -1,8 +1,10 @@
 """albumentations in the pipelines of every mm library: image, boxes, masks and label map move together."""
 
 import importlib
+import inspect
 import os
 import warnings
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
@@ -14,6 +16,7 @@ from mmdet.structures.bbox import BaseBoxes, HorizontalBoxes
 from mmdet.structures.mask import BitmapMasks
 from torch.utils.data import get_worker_info
 
+from .arguments import check_number
 from .registry import TRANSFORMS
 
 # What mmdet keeps for each box beside the box itself.
@@ -40,7 +43,9 @@ class Albumentations(BaseTransform):
         min_area: Area in pixels that must stay.
 
     Raises:
-        ValueError: An unknown transform, or one that says `fill_mask`.
+        TypeError: An argument of another type.
+        ValueError: An unknown transform, an argument that it does not have or a value that it does not take, or
+            `fill_mask`.
 
     Example:
         In a config:
@@ -52,9 +57,11 @@ class Albumentations(BaseTransform):
     """
 
     def __init__(self, transforms: list[dict], min_visibility: float = 0.0, min_area: float = 1.0) -> None:
+        check_number("min_visibility", min_visibility, 0, 1)
+        check_number("min_area", min_area, 0)
         self.transforms = transforms
         library = _library()
-        steps = [_build(library, step) for step in transforms]
+        steps = _steps(library, transforms)
         targets = {"gt": "image"}
         boxes = library.BboxParams(
             "pascal_voc", label_fields=["index"], clip=True, min_visibility=min_visibility, min_area=min_area
@@ -142,6 +149,8 @@ class Albumentations(BaseTransform):
 
 
 def _library() -> ModuleType:
+    # Its import would ask the package index for a newer version.
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     try:
         return importlib.import_module("albumentations")
     except ImportError as error:
@@ -150,8 +159,16 @@ def _library() -> ModuleType:
         ) from error
 
 
+def _steps(library: ModuleType, configs: Any) -> list[Any]:
+    if isinstance(configs, str | dict) or not isinstance(configs, Sequence):
+        raise TypeError(f"transforms={configs!r}: must be a list of dicts, got {type(configs).__name__}")
+    return [_build(library, step) for step in configs]
+
+
 def _build(library: ModuleType, config: dict) -> Any:
     """The transform of albumentations that a config describes."""
+    if not isinstance(config, dict):
+        raise TypeError(f"transforms: {config!r} must be a dict with a type, got {type(config).__name__}")
     options = dict(config)
     name = options.pop("type", None)
     cls = getattr(library, name, None) if isinstance(name, str) else None
@@ -160,5 +177,17 @@ def _build(library: ModuleType, config: dict) -> Any:
     if "fill_mask" in options:
         raise ValueError(f"transforms: {name} has fill_mask; masks are filled with 0 and label maps with 255")
     if "transforms" in options:
-        options["transforms"] = [_build(library, step) for step in options["transforms"]]
-    return cls(**options)
+        options["transforms"] = _steps(library, options["transforms"])
+    known = inspect.signature(cls).parameters
+    unknown = sorted(set(options) - set(known))
+    if unknown and not any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
+        allowed = ", ".join(key for key in known if key != "strict")
+        raise ValueError(f"transforms: {name} has no {', '.join(unknown)}; allowed are {allowed}")
+    if "InitSchema" in vars(cls):
+        # Otherwise albumentations warns of values that it cannot use, and takes its defaults.
+        options["strict"] = True
+    try:
+        return cls(**options)
+    except (TypeError, ValueError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"transforms: {name}: {' '.join(str(error).split())}") from error

@@ -17,8 +17,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..backbones import attach
 from ..backbones._checkpoint import STAGE_NORMS, unwrapped
 from ..backbones.checkpoints import CheckpointError, check_weights
+from .arguments import check_bool, check_int, check_ints, check_number, check_text
 from .checkpoints import pretrained, read_state_dict
 from .registry import MODELS
+
+# Strides of the levels that detectors and segmentors expect.
+_PYRAMID = (4, 8, 16, 32)
 
 
 @MODELS.register_module()
@@ -33,12 +37,14 @@ class Backbone(BaseModule):
     Args:
         model_name: Name of a timm model, with or without a pretrained tag.
         out_indices: Levels to return, in increasing order; negative ones count from the end. They are positions in the
-            model's `feature_info`: stages of stride 4 to 32 for most models, but timm's ResNets have a level of
-            stride 2 at 0, so that C2 to C5 are `(1, 2, 3, 4)`.
+            model's `feature_info`. None, the default, is what heads for pyramids want: the last level of each stride
+            4, 8, 16 and 32 that the model has (0 to 3 for most; timm's ResNets have a level of stride 2 at 0, so that
+            C2 to C5 are `(1, 2, 3, 4)`). Of a plain model, all of whose levels have one stride (ViT, DeiT), None is
+            the last map, behind all blocks. There a level is a block: `(0, 1, 2, 3)` would cut a ViT to its first four.
         frozen_stages: -1 freezes nothing, 0 the stem, n the stem and the first n stages: their parameters get no
             gradient and their modules stay in evaluation mode. Stages are the levels of stride 4 and more up to the
-            last one returned; the stem is all that comes before them, by the depth that the model's
-            `group_matcher(coarse=True)` gives to each parameter. The stage norms below are never frozen.
+            last one returned (of a plain model its blocks); the stem is all that comes before them, by the depth that
+            the model's `group_matcher(coarse=True)` gives to each parameter. The stage norms below are never frozen.
         norm_eval: Keep batch norm in evaluation mode while training; its affine parameters still learn.
         stage_norms: `"layernorm2d"` puts a LayerNorm over channels (eps 1e-6) behind each returned level, as the
             published dense recipes of BiFormer do; the map that goes on to the next stage is not touched. Other recipes
@@ -54,7 +60,8 @@ class Backbone(BaseModule):
             load weights in `init_weights`; see `load_checkpoint`.
         **model_kwargs: Passed to `timm.create_model`, e.g. `depths`, `in_chans`, or what frees the image size of timm's
             models that are bound to one: `strict_img_size=False` for Swin, `dynamic_img_size=True` for plain ViTs, with
-            `dynamic_img_pad=True` beside it for sides that are no multiples of the patch.
+            `dynamic_img_pad=True` beside it for sides that are no multiples of the patch. Not `features_only` and
+            `checkpoint_path`, in whose place stand this class and `init_cfg`.
 
     Attributes:
         out_indices: Levels returned, none negative.
@@ -63,9 +70,10 @@ class Backbone(BaseModule):
         attention_keys: Names of the plug-in attention's tensors in the state dict of `model`.
 
     Raises:
-        ValueError: An unknown `model_name`, or a value of `out_indices`, `frozen_stages`, `stage_norms`, `attention`,
-            `with_cp` or `init_cfg` that this model does not allow.
-        TypeError: The model does not take one of `model_kwargs`.
+        ValueError: An unknown `model_name`, a model without levels that the default of `out_indices` could choose, or a
+            value of `out_indices`, `frozen_stages`, `stage_norms`, `attention`, `drop_path_rate`, `with_cp`, `init_cfg`
+            or `model_kwargs` that this model does not allow.
+        TypeError: An argument of another type, or one of `model_kwargs` that the model does not take.
 
     Example:
         >>> import torch
@@ -79,7 +87,7 @@ class Backbone(BaseModule):
     def __init__(
         self,
         model_name: str,
-        out_indices: Sequence[int] = (0, 1, 2, 3),
+        out_indices: Sequence[int] | None = None,
         frozen_stages: int = -1,
         norm_eval: bool = False,
         stage_norms: str | dict | None = None,
@@ -92,6 +100,16 @@ class Backbone(BaseModule):
         super().__init__(init_cfg)
         if init_cfg is not None:
             pretrained(init_cfg)
+        check_int("frozen_stages", frozen_stages)
+        check_bool("norm_eval", norm_eval)
+        check_bool("with_cp", with_cp)
+        if drop_path_rate is not None:
+            check_number("drop_path_rate", drop_path_rate, 0, 1)
+        for key in ("features_only", "checkpoint_path"):
+            if key in model_kwargs:
+                raise ValueError(
+                    f"{key}={model_kwargs[key]!r}: not taken; maps come from out_indices, weights from init_cfg"
+                )
         if not isinstance(model_kwargs.get("pretrained", False), bool):
             raise ValueError(
                 f"pretrained={model_kwargs['pretrained']!r}: allowed are False and True (timm's own weights); a base "
@@ -102,19 +120,23 @@ class Backbone(BaseModule):
         self.norm_eval = norm_eval
 
         self.model = create_model(model_name, **self.model_kwargs)
-        levels = self.model.feature_info
-        self.out_indices = _checked_out_indices(model_name, out_indices, len(levels))
-        self.model.prune_intermediate_layers(list(self.out_indices), prune_norm=True)
+        levels = _levels(model_name, self.model)
+        if out_indices is None:
+            self.out_indices = _default_out_indices(model_name, [level["reduction"] for level in levels])
+        else:
+            self.out_indices = _checked_out_indices(model_name, out_indices, len(levels))
+        try:
+            self.model.prune_intermediate_layers(list(self.out_indices), prune_norm=True)
+        except AssertionError as error:
+            raise ValueError(f"model_name={model_name!r}: cannot be cut to its levels: {error}") from error
+        _drop_head(self.model)
         self.channels: tuple[int, ...] = tuple(levels[i]["num_chs"] for i in self.out_indices)
         self.strides: tuple[int, ...] = tuple(levels[i]["reduction"] for i in self.out_indices)
         eps, normed = _checked_stage_norms(stage_norms, self.out_indices)
         self.extra_norms = nn.ModuleDict({str(i): LayerNorm2d(levels[i]["num_chs"], eps=eps) for i in normed})
         self.attention_keys = self._attach(attention)
         if with_cp:
-            try:
-                self.model.set_grad_checkpointing(True)
-            except AssertionError as error:
-                raise ValueError(f"with_cp=True: {model_name!r} cannot recompute activations") from error
+            _recompute(model_name, self.model)
 
         stages = [level["module"] for level in levels[: self.out_indices[-1] + 1] if level["reduction"] >= 4]
         self._frozen_modules = self._freeze(frozen_stages, stages)
@@ -124,11 +146,24 @@ class Backbone(BaseModule):
         """Put plug-in attention into the model; returns the names in its state dict."""
         if attention is None:
             return set()
+        if not isinstance(attention, dict):
+            raise TypeError(f"attention={attention!r}: must be None or a dict, got {type(attention).__name__}")
         options = dict(attention)
         if not isinstance(options.get("type"), str) or "where" in options:
             raise ValueError(f"attention={attention}: needs a type, and takes its places from stages")
+        kind, stages = options.pop("type"), options.pop("stages", "stages")
+        if stages != "stages":
+            stages = check_ints("attention.stages", stages)
+            if len(set(stages)) != len(stages):
+                raise ValueError(f"attention.stages={stages}: names a level twice")
+        check_bool("attention.identity", options.get("identity", True))
         before = self.model.state_dict().keys()
-        attach(self.model, options.pop("type"), where=options.pop("stages", "stages"), **options)
+        try:
+            attach(self.model, kind, where=stages, **options)
+        except TypeError as error:
+            raise TypeError(f"attention={attention}: {error}") from error
+        except ValueError as error:
+            raise ValueError(f"attention={attention}: {error}") from error
         return self.model.state_dict().keys() - before
 
     def _freeze(self, frozen_stages: int, stages: list[str]) -> list[str]:
@@ -254,6 +289,7 @@ def create_model(model_name: str, **kwargs: Any) -> Any:
 
     Any, because timm's models keep their contract without a common class.
     """
+    check_text("model_name", model_name)
     if not timm.is_model(model_name) and ":" not in model_name:
         near = difflib.get_close_matches(model_name.split(".")[0], timm.list_models(), n=5)
         hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() has all names"
@@ -261,8 +297,11 @@ def create_model(model_name: str, **kwargs: Any) -> Any:
     try:
         model = timm.create_model(model_name, **kwargs)
     except TypeError as error:
-        given = {key: value for key, value in kwargs.items() if value is not None}
-        raise TypeError(f"model_name={model_name!r} with {given}: {error}") from error
+        raise TypeError(f"model_name={model_name!r} with {_given(kwargs)}: {error}") from error
+    except (AssertionError, AttributeError, IndexError, KeyError, ValueError, ZeroDivisionError) as error:
+        # What the models of timm raise for depths, widths and sizes that do not go together.
+        said = str(error) or type(error).__name__
+        raise ValueError(f"model_name={model_name!r} with {_given(kwargs)}: {said}") from error
     except RuntimeError as error:
         if "Invalid pretrained tag" not in str(error):
             raise
@@ -278,9 +317,61 @@ def create_model(model_name: str, **kwargs: Any) -> Any:
     return model
 
 
-def _checked_out_indices(model_name: str, out_indices: Sequence[int], num_levels: int) -> tuple[int, ...]:
+def _drop_head(model: Any) -> None:
+    """Take out what timm before 1.0.31 leaves of a head, such as ConvNeXt's norm: it would never get a gradient."""
+    # Where the classifier is elsewhere, what is named head may be a stage.
+    if _is_classifier(model, "head.fc.weight") and next(model.head.parameters(), None) is not None:
+        model.head = nn.Identity()
+
+
+def _recompute(model_name: str, model: Any) -> None:
+    """Make the model recompute activations, also where it only gives maps.
+
+    Raises:
+        ValueError: It cannot. ResNets of timm before 1.0.31 take the switch, but look at it in classification alone.
+    """
+    try:
+        model.set_grad_checkpointing(True)
+    except (AssertionError, AttributeError) as error:
+        raise ValueError(f"with_cp=True: {model_name!r} cannot recompute activations") from error
+    switched = [name for name, module in model.named_modules() if getattr(module, "grad_checkpointing", False)]
+    if switched == [""] and "grad_checkpointing" not in type(model).forward_intermediates.__code__.co_names:
+        raise ValueError(
+            f"with_cp=True: {model_name!r} cannot recompute activations of maps in timm {timm.__version__}"
+        )
+
+
+def _given(kwargs: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in kwargs.items() if value is not None}
+
+
+def _levels(model_name: str, model: Any) -> list[dict[str, Any]]:
+    """The model's `feature_info`, if it tells of every level what is needed here."""
+    levels = list(getattr(model, "feature_info", None) or ())
+    if not levels or any(not {"module", "num_chs", "reduction"} <= set(level) for level in levels):
+        raise ValueError(
+            f"model_name={model_name!r}: its feature_info does not name levels with module, num_chs and reduction"
+        )
+    return levels
+
+
+def _default_out_indices(model_name: str, strides: list[int]) -> tuple[int, ...]:
+    """The last level of each of the strides of a pyramid, or the last level of a plain model."""
+    if len(set(strides)) == 1:
+        return (len(strides) - 1,)
+    last = {stride: i for i, stride in enumerate(strides)}
+    chosen = tuple(sorted(last[stride] for stride in _PYRAMID if stride in last))
+    if not chosen:
+        raise ValueError(
+            f"model_name={model_name!r}: its levels have strides {tuple(strides)}, none of {_PYRAMID}; "
+            f"choose levels from 0 to {len(strides) - 1} by out_indices"
+        )
+    return chosen
+
+
+def _checked_out_indices(model_name: str, out_indices: Any, num_levels: int) -> tuple[int, ...]:
     """`out_indices` counted from the start, if they are levels of the model in increasing order."""
-    indices = tuple(i + num_levels if i < 0 else i for i in out_indices)
+    indices = tuple(i + num_levels if i < 0 else i for i in check_ints("out_indices", out_indices))
     if not indices or any(not 0 <= i < num_levels for i in indices) or list(indices) != sorted(set(indices)):
         raise ValueError(
             f"out_indices={tuple(out_indices)}: {model_name!r} has {num_levels} levels, "
@@ -289,18 +380,24 @@ def _checked_out_indices(model_name: str, out_indices: Sequence[int], num_levels
     return indices
 
 
-def _checked_stage_norms(stage_norms: str | dict | None, out_indices: tuple[int, ...]) -> tuple[float, tuple[int, ...]]:
+def _checked_stage_norms(stage_norms: Any, out_indices: tuple[int, ...]) -> tuple[float, tuple[int, ...]]:
     """Eps of the stage norms and the levels that have one."""
     if stage_norms is None:
         return 0.0, ()
+    if not isinstance(stage_norms, str | dict):
+        raise TypeError(
+            f"stage_norms={stage_norms!r}: must be None, a string or a dict, got {type(stage_norms).__name__}"
+        )
     options: dict[str, Any] = {"type": stage_norms} if isinstance(stage_norms, str) else dict(stage_norms)
-    kind, eps, levels = options.pop("type", None), options.pop("eps", 1e-6), options.pop("levels", out_indices)
-    if kind != "layernorm2d" or options or not set(levels) <= set(out_indices):
+    kind = options.pop("type", None)
+    eps = check_number("stage_norms.eps", options.pop("eps", 1e-6), 0, above=True)
+    levels = check_ints("stage_norms.levels", options.pop("levels", out_indices))
+    if kind != "layernorm2d" or options or len(set(levels)) != len(levels) or not set(levels) <= set(out_indices):
         raise ValueError(
             f"stage_norms={stage_norms!r}: allowed are None, 'layernorm2d' and dict(type='layernorm2d', eps=..., "
-            f"levels=...) with levels among {out_indices}"
+            f"levels=...) with levels among {out_indices}, each once"
         )
-    return eps, tuple(levels)
+    return eps, levels
 
 
 def _is_classifier(model: Any, key: str) -> bool:

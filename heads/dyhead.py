@@ -9,6 +9,7 @@ from mmcv.ops import ModulatedDeformConv2d
 from mmdet.models.necks import DyHead as MMDetDyHead
 from torch import Tensor
 
+from .arguments import check_int
 from .published import LoadsPublished, below, renamed
 from .registry import MODELS
 
@@ -48,7 +49,8 @@ class DyHead(LoadsPublished, MMDetDyHead):
             https://github.com/microsoft/DynamicHead or of mmdet, of which the neck is loaded.
 
     Raises:
-        ValueError: `out_channels` is no multiple of 16.
+        TypeError: An argument of another type.
+        ValueError: `out_channels` is no multiple of 16, or a number is not positive.
 
     Example:
         >>> import torch
@@ -59,7 +61,9 @@ class DyHead(LoadsPublished, MMDetDyHead):
     """
 
     def __init__(self, in_channels: int, out_channels: int, num_blocks: int = 6, init_cfg: dict | None = None) -> None:
-        if out_channels % _GROUPS:
+        check_int("in_channels", in_channels, 1)
+        check_int("num_blocks", num_blocks, 1)
+        if check_int("out_channels", out_channels, 1) % _GROUPS:
             raise ValueError(f"out_channels={out_channels}: must be a multiple of {_GROUPS}, the groups of its norms")
         super().__init__(in_channels, out_channels, num_blocks)
         self.init_cfg = init_cfg

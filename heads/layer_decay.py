@@ -39,7 +39,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
     def _validate_cfg(self) -> None:
         decay = self.paramwise_cfg.get("layer_decay")
-        valid = isinstance(decay, int | float) and 0 < decay <= 1
+        valid = isinstance(decay, int | float) and not isinstance(decay, bool) and 0 < decay <= 1
         if set(self.paramwise_cfg) != {"layer_decay"} or not valid:
             raise ValueError(
                 f"paramwise_cfg={self.paramwise_cfg}: allowed is dict(layer_decay=x) with 0 < x <= 1 and no other key "

@@ -8,7 +8,10 @@ from mmseg.models.decode_heads import LightHamHead as MMSegLightHamHead
 from mmseg.models.decode_heads.ham_head import NMF2D
 from torch import Tensor
 
+from .arguments import check_bool, check_int, check_keys, check_number
 from .registry import MODELS
+
+_HAM_ARGUMENTS = ("MD_S", "MD_R", "train_steps", "eval_steps", "inv_t", "rand_init")
 
 
 class DeterministicNMF2D(NMF2D):
@@ -56,9 +59,23 @@ class LightHamHead(MMSegLightHamHead):
         ham_channels: Channels of the factorised map.
         ham_kwargs: Arguments of mmseg's `NMF2D`, e.g. `dict(MD_R=16)`.
         **kwargs: Arguments of mmseg's `BaseDecodeHead`.
+
+    Raises:
+        TypeError: An argument of another type.
+        ValueError: `ham_kwargs` has an unknown key, or a number is out of its range.
     """
 
     def __init__(self, ham_channels: int = 512, ham_kwargs: dict | None = None, **kwargs: Any) -> None:
-        ham_kwargs = ham_kwargs or {}
+        check_int("ham_channels", ham_channels, 1)
+        ham_kwargs = check_keys("ham_kwargs", {} if ham_kwargs is None else ham_kwargs, _HAM_ARGUMENTS)
+        for key, value in ham_kwargs.items():
+            if key == "rand_init":
+                check_bool("ham_kwargs.rand_init", value)
+            elif key == "inv_t":
+                check_number("ham_kwargs.inv_t", value, 0)
+            else:
+                check_int(f"ham_kwargs.{key}", value, 1)
+        if ham_channels % ham_kwargs.get("MD_S", 1):
+            raise ValueError(f"ham_kwargs.MD_S={ham_kwargs['MD_S']}: must divide ham_channels={ham_channels}")
         super().__init__(ham_channels=ham_channels, ham_kwargs=ham_kwargs, **kwargs)
         self.hamburger.ham = DeterministicNMF2D(ham_channels, **ham_kwargs)

@@ -10,6 +10,7 @@ from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
+from .arguments import check_int, check_ints
 from .published import LoadsPublished, below, renamed
 from .registry import MODELS
 
@@ -100,6 +101,7 @@ class MCAHead(LoadsPublished, BaseDecodeHead):
             head of a published segmentor; its classifier is left out where it has another number of classes.
 
     Raises:
+        TypeError: An argument of another type.
         ValueError: Less than two levels, the channels of the second are no multiple of `heads`, or `map_size` is not
             positive.
     """
@@ -110,12 +112,15 @@ class MCAHead(LoadsPublished, BaseDecodeHead):
         map_size: int | tuple[int, int] | None = None,
         **kwargs: Any,
     ) -> None:
+        check_int("heads", heads, 1)
         super().__init__(input_transform="multiple_select", **kwargs)
         if len(self.in_channels) < 2 or self.in_channels[1] % heads:
             raise ValueError(
                 f"in_channels={self.in_channels}: needs two levels or more, the second with a multiple of heads={heads}"
             )
         size = (map_size, map_size) if isinstance(map_size, int) else map_size
+        if size is not None:
+            size = check_ints("map_size", size)
         if size is not None and (len(size) != 2 or min(size) < 1):
             raise ValueError(f"map_size={map_size}: allowed are None, a positive number and a pair of them")
         self.map_size = size

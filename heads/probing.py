@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..backbones.checkpoints import check_weights, read_safetensors
+from .arguments import check_choice, check_int, check_number
 
 __all__ = [
     "EfficientProbing",
@@ -66,7 +67,8 @@ class EfficientProbing(nn.Module):
 
     def __init__(self, dim: int, num_queries: int = 32) -> None:
         super().__init__()
-        if num_queries < 1 or dim % num_queries:
+        check_int("dim", dim, 1)
+        if check_int("num_queries", num_queries) < 1 or dim % num_queries:
             near = largest_divisor(dim, max(num_queries, 1))
             raise ValueError(f"num_queries={num_queries}: must divide dim={dim}, as {near} does")
         self.num_queries = num_queries
@@ -100,8 +102,9 @@ class ProbeHead(nn.Module):
         self, channels: int, num_classes: int, pooling: str = "attentive", num_queries: int | None = None
     ) -> None:
         super().__init__()
-        if pooling not in POOLINGS:
-            raise ValueError(f"pooling={pooling!r}: allowed are {', '.join(map(repr, POOLINGS))}")
+        check_int("channels", channels, 1)
+        check_int("num_classes", num_classes, 1)
+        check_choice("pooling", pooling, POOLINGS)
         queries = largest_divisor(channels, 32) if num_queries is None else num_queries
         self.config = dict(channels=channels, num_classes=num_classes, pooling=pooling, num_queries=queries)
         self.pool = EfficientProbing(channels, queries) if pooling == "attentive" else None
@@ -175,9 +178,19 @@ class FeatureBatches:
         labels: (S,) int64.
         batch_size: Samples in a batch.
         seed: Of the order, another one at every walk; None keeps the order, and the last batch although it is smaller.
+
+    Raises:
+        TypeError: `batch_size` is no whole number.
+        ValueError: The tensors do not fit each other, or `batch_size` is less than 1.
     """
 
     def __init__(self, features: Tensor, labels: Tensor, batch_size: int, seed: int | None = None) -> None:
+        if features.dim() != 3 or labels.shape != features.shape[:1] or not len(labels):
+            raise ValueError(
+                f"features and labels must be (S, N, C) and (S,) of a sample or more, got {tuple(features.shape)} and "
+                f"{tuple(labels.shape)}"
+            )
+        check_int("batch_size", batch_size, 1)
         self.features = features
         self.labels = labels
         self.batch_size = min(batch_size, len(labels))
@@ -212,7 +225,15 @@ def fit(
         epochs: How often.
         lr: Rate at the start.
         on_epoch: Called after each epoch with its mean loss.
+
+    Raises:
+        TypeError: `epochs` is no whole number, or `lr` none at all.
+        ValueError: `epochs` is less than 1, `lr` is not positive, or there is no batch.
     """
+    check_int("epochs", epochs, 1)
+    check_number("lr", lr, 0, above=True)
+    if not len(batches):
+        raise ValueError("batches: there are none to learn from")
     device = next(head.parameters()).device
     optimizer = torch.optim.AdamW(head.parameters(), lr=lr, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * len(batches))

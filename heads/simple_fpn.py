@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
+from .arguments import check_int, check_ints
 from .published import LoadsPublished, below
 from .registry import MODELS
 
@@ -57,6 +58,7 @@ class SimpleFeaturePyramid(LoadsPublished):
             which are not read here: write them anew with `torch.save`, as a dict of tensors.)
 
     Raises:
+        TypeError: An argument of another type.
         ValueError: `in_channels` is no multiple of 4, or `strides` are others than those above.
 
     Example:
@@ -74,14 +76,14 @@ class SimpleFeaturePyramid(LoadsPublished):
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg)
-        if not isinstance(in_channels, int) or in_channels < 4 or in_channels % 4:
+        check_int("out_channels", out_channels, 1)
+        strides = check_ints("strides", strides)
+        if isinstance(in_channels, bool) or not isinstance(in_channels, int) or in_channels < 4 or in_channels % 4:
             raise ValueError(f"in_channels={in_channels!r}: allowed is one number, a multiple of 4")
         if not strides or strides[0] not in _STRIDES or any(b != 2 * a for a, b in pairwise(strides)):
-            raise ValueError(
-                f"strides={tuple(strides)}: each must be twice the one before, the first one of {_STRIDES}"
-            )
+            raise ValueError(f"strides={strides}: each must be twice the one before, the first one of {_STRIDES}")
         self.in_channels = in_channels
-        self.strides = tuple(strides)
+        self.strides = strides
         self.levels = nn.ModuleDict()
         for stride in self.strides:
             if stride in _STRIDES:

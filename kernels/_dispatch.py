@@ -74,8 +74,12 @@ def use_backend(backend: str) -> Iterator[None]:
         ValueError: for another name.
 
     Example:
-        >>> with attnzoo.kernels.use_backend("torch"):
-        ...     model(images)
+        >>> import torch
+        >>> from attnzoo.kernels import neighborhood_attention, use_backend
+        >>> q = k = v = torch.rand(1, 8, 8, 32)
+        >>> with use_backend("torch"):
+        ...     neighborhood_attention(q, k, v, num_heads=2, kernel_size=3).shape
+        torch.Size([1, 8, 8, 32])
     """
     entry: list[str | None] = [_checked(backend, "backend")]
     _all_entered.append(entry)

@@ -31,7 +31,6 @@ from .hooks import DueValidationHook, ProgressHook
 from .progress import shown
 from .work_dir import is_first_process, keep_config, new_folders, run_files
 
-
 # As importing heads does, with the errors of the commands.
 checkpoints.register(load_checkpoint)
 

@@ -12,9 +12,35 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ._checks import check_tensors, check_whole, is_tracing, same_shape
 from ._dtypes import widen
 
 __all__ = ["OPERATORS", "carafe_backward", "carafe_forward", "carafe_naive_backward", "carafe_naive_forward"]
+
+
+def _check(
+    operator: str,
+    features: Tensor,
+    masks: Tensor,
+    kernel_size: int,
+    group_size: int,
+    scale_factor: int,
+    **upsampled: Tensor,
+) -> None:
+    """Check maps and kernels, and `upsampled`, a map of the size that comes out."""
+    if is_tracing():
+        return
+    check_whole(operator, 1, kernel_size=kernel_size, group_size=group_size, scale_factor=scale_factor)
+    check_tensors(operator, features=(features, "B C H W"))
+    batch, channels, height, width = features.shape
+    if kernel_size % 2 == 0:
+        raise ValueError(f"{operator}: kernel_size={kernel_size}: must be odd")
+    if channels % group_size:
+        raise ValueError(f"{operator}: group_size={group_size}: must divide the {channels} channels of features")
+    size = f"{height * scale_factor} {width * scale_factor}"
+    shapes = {key: (tensor, f"{batch} {channels} {size}") for key, tensor in upsampled.items()}
+    kernels = f"{batch} {group_size * kernel_size**2} {size}"
+    check_tensors(operator, features=(features, "B C H W"), masks=(masks, kernels), **shapes)
 
 
 def _grouped(tensor: Tensor, groups: int, scale: int) -> Tensor:
@@ -44,7 +70,12 @@ def carafe_naive_forward(
         kernel_size: Side of a kernel, odd; zeros beyond the border.
         group_size: Groups of channels.
         scale_factor: Output pixels per input pixel and axis.
+
+    Raises:
+        TypeError: If a tensor has another dtype.
+        ValueError: If shapes do not fit, `kernel_size` is even or `group_size` does not divide C.
     """
+    _check("carafe_naive_forward", features, masks, kernel_size, group_size, scale_factor, output=output)
     source, kernels = widen(features, masks)
     padded = _grouped(F.pad(source, [kernel_size // 2] * 4), group_size, 1).squeeze((4, 6))
     total = kernels.new_zeros(())
@@ -66,6 +97,9 @@ def carafe_naive_backward(
     scale_factor: int,
 ) -> None:
     """Writes the gradients of `carafe_naive_forward` to `bottom_grad` (features) and `mask_grad`; else as there."""
+    name = "carafe_naive_backward"
+    _check(name, features, masks, kernel_size, group_size, scale_factor, top_grad=top_grad)
+    check_tensors(name, bottom_grad=(bottom_grad, same_shape(features)), mask_grad=(mask_grad, same_shape(masks)))
     grad, source, kernels = widen(top_grad, features, masks)
     grad = _grouped(grad, group_size, scale_factor)
     padded = _grouped(F.pad(source, [kernel_size // 2] * 4), group_size, 1).squeeze((4, 6))
@@ -101,6 +135,7 @@ def carafe_forward(
     `rfeatures` becomes `features` as `(B, H, W, C)`, because `carafe_backward` gets nothing else of them; `routput` and
     `rmasks` are scratch and stay as they are.
     """
+    check_tensors("carafe_forward", features=(features, "B C H W"))
     rows = features.permute(0, 2, 3, 1)
     rfeatures.resize_(rows.shape).copy_(rows)
     carafe_naive_forward(features, masks, output, kernel_size, group_size, scale_factor)
@@ -121,6 +156,7 @@ def carafe_backward(
     scale_factor: int,
 ) -> None:
     """As `carafe_naive_backward`, from the `rfeatures` of `carafe_forward`; the other `r` tensors are scratch."""
+    check_tensors("carafe_backward", rfeatures=(rfeatures, "B H W C"))
     features = rfeatures.permute(0, 3, 1, 2)
     carafe_naive_backward(top_grad, features, masks, bottom_grad, mask_grad, kernel_size, group_size, scale_factor)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -10,6 +11,8 @@ import torchvision  # noqa: F401  (registers torch.ops.torchvision)
 from torch import Tensor
 
 from ...kernels.deformable_attention import deformable_attention
+from ...kernels.tracing import is_exporting
+from ._checks import check_numbers, check_tensors, check_whole, is_tracing, same_shape
 from ._dtypes import widen
 
 __all__ = [
@@ -24,6 +27,66 @@ __all__ = [
 ]
 
 
+def _check(
+    operator: str,
+    input: Tensor,
+    weight: Tensor,
+    offset: Tensor,
+    mask: Tensor | None,
+    output: tuple[str, Tensor],
+    kernel: tuple[int, int],
+    geometry: tuple[int, ...],
+) -> None:
+    """Check what all operators get; `output` is the map that comes out, or its gradient, by its name.
+
+    Raises:
+        TypeError: A tensor of another dtype, a number that is not whole.
+        ValueError: Another shape, or a number out of its range.
+    """
+    if is_tracing():
+        return
+    names = ("stride_h", "stride_w", "pad_h", "pad_w", "dilation_h", "dilation_w", "group", "deformable_group")
+    for name, value in zip(names, geometry, strict=True):
+        check_whole(operator, 0 if name.startswith("pad") else 1, **{name: value})
+    check_whole(operator, 1, kernel_h=kernel[0], kernel_w=kernel[1])
+    groups, offset_groups = geometry[6:]
+    check_tensors(operator, input=(input, "B C H W"))
+    _, channels, *size = input.shape
+    if not min(size):
+        raise ValueError(f"{operator}: input has no pixel, {size[0]} x {size[1]}")
+    if not channels or channels % groups or channels % offset_groups:
+        raise ValueError(
+            f"{operator}: input has {channels} channels, no multiple of group={groups} and "
+            f"deformable_group={offset_groups}"
+        )
+    taps = offset_groups * kernel[0] * kernel[1]
+    modulation = {} if mask is None else {"mask": (mask, f"B {taps} y x")}
+    result = [
+        (length + 2 * pad - dilation * (side - 1) - 1) // stride + 1
+        for length, side, stride, pad, dilation in zip(
+            size, kernel, geometry[0:2], geometry[2:4], geometry[4:6], strict=True
+        )
+    ]
+    if min(result) < 1:
+        raise ValueError(f"{operator}: the kernel {kernel} does not fit into the padded input {tuple(size)}")
+    check_tensors(
+        operator,
+        input=(input, "B C H W"),
+        weight=(weight, f"O {channels // groups} {kernel[0]} {kernel[1]}"),
+        **{output[0]: (output[1], f"B O {result[0]} {result[1]}")},
+        offset=(offset, f"B {2 * taps} h w"),
+        **modulation,
+    )
+    if len(weight) % groups:
+        raise ValueError(f"{operator}: weight has {len(weight)} outputs, no multiple of group={groups}")
+
+
+def _check_gradients(operator: str, **pairs: tuple[Tensor, Tensor]) -> None:
+    """Check that each gradient has the shape of the tensor whose gradient it is."""
+    if not is_tracing():
+        check_tensors(operator, **{name: (grad, same_shape(tensor)) for name, (grad, tensor) in pairs.items()})
+
+
 def _as_output(points: Tensor, size: tuple[int, ...], name: str) -> Tensor:
     """Returns the part of `points` `(B, C, H', W')` that the compiled operator reads for an output of `size`.
 
@@ -34,15 +97,25 @@ def _as_output(points: Tensor, size: tuple[int, ...], name: str) -> Tensor:
         return points
     batch, channels = points.shape[:2]
     needed = channels * size[0] * size[1]
-    if points[0].numel() < needed:
+    if channels * points.shape[2] * points.shape[3] < needed:
         raise ValueError(f"{name} has size {tuple(points.shape[2:])}, smaller than the output, {size}")
     return points.flatten(1)[:, :needed].reshape(batch, channels, *size)
 
 
 def _add_prefix(total: Tensor, part: Tensor) -> None:
     """Adds `part`, a gradient with respect to what `_as_output` returned, to `total`, that of the whole map."""
-    rest = total[0].numel() - part[0].numel()
+    rest = math.prod(total.shape[1:]) - math.prod(part.shape[1:])
     total += F.pad(part.flatten(1), (0, rest)).view(total.shape)
+
+
+def _finite(offset: Tensor) -> tuple[Tensor, Tensor | float]:
+    """Returns offsets to compute with, and what makes a place NaN, `(B, 1, H', W')`, that has one that is not finite.
+
+    The place of such an offset is no place in memory: torchvision would read, and may crash, where it points.
+    """
+    if is_exporting():
+        return offset, 0.0
+    return offset.nan_to_num(0, 0, 0), (offset * 0).sum(1, keepdim=True)
 
 
 def _forward(
@@ -59,8 +132,12 @@ def _forward(
     offset = _as_output(offset, size, "offset")
     modulation = offset.new_zeros(len(input), 1) if mask is None else _as_output(mask, size, "mask")
     bias = weight.new_zeros(len(weight)) if bias is None else bias
-    tensors = widen(input, weight, offset, modulation, bias)
-    output.copy_(torch.ops.torchvision.deform_conv2d(*tensors, *geometry, mask is not None))
+    if not is_tracing() and not len(input):
+        return
+    image, kernel, offset, modulation, bias = widen(input, weight, offset, modulation, bias)
+    offset, poison = _finite(offset)
+    result = torch.ops.torchvision.deform_conv2d(image, kernel, offset, modulation, bias, *geometry, mask is not None)
+    output.copy_(result + poison)
 
 
 def _backward(
@@ -75,9 +152,13 @@ def _backward(
     size = tuple(grad_output.shape[2:])
     offset = _as_output(offset, size, "offset")
     modulation = offset.new_zeros(len(input), 1) if mask is None else _as_output(mask, size, "mask")
-    tensors = widen(grad_output, input, weight, offset, modulation, weight.new_zeros(len(weight)))
-    grads = list(torch.ops.torchvision._deform_conv2d_backward(*tensors, *geometry, mask is not None))
-    grads[2] = grads[2].masked_fill(_on_far_border(tensors[3], weight.shape[2:], geometry), 0)
+    if not is_tracing() and not len(input):
+        bias = weight.new_zeros(len(weight))
+        return tuple(torch.zeros_like(tensor) for tensor in (input, weight, offset, modulation, bias))
+    grad, *tensors = widen(grad_output, input, weight, offset, modulation, weight.new_zeros(len(weight)))
+    tensors[2], poison = _finite(tensors[2])
+    grads = list(torch.ops.torchvision._deform_conv2d_backward(grad + poison, *tensors, *geometry, mask is not None))
+    grads[2] = grads[2].masked_fill(_on_far_border(tensors[2], weight.shape[2:], geometry), 0)
     return tuple(grads)
 
 
@@ -145,9 +226,11 @@ def deform_conv_forward(
         im2col_step: Unused.
 
     Raises:
-        ValueError: If the offset map is smaller than the output.
+        TypeError: If a tensor has another dtype.
+        ValueError: If shapes do not fit, a number is out of its range, or the offset map is smaller than the output.
     """
     geometry = (dH, dW, padH, padW, dilationH, dilationW, group, deformable_group)
+    _check("deform_conv_forward", input, weight, offset, None, ("output", output), (kH, kW), geometry)
     _forward(input, weight, offset, None, None, output, geometry)
 
 
@@ -173,6 +256,9 @@ def deform_conv_backward_input(
 ) -> None:
     """Adds the gradients of `deform_conv_forward` to `gradInput` and `gradOffset`; arguments as there."""
     geometry = (dH, dW, padH, padW, dilationH, dilationW, group, deformable_group)
+    name = "deform_conv_backward_input"
+    _check(name, input, weight, offset, None, ("gradOutput", gradOutput), (kH, kW), geometry)
+    _check_gradients(name, gradInput=(gradInput, input), gradOffset=(gradOffset, offset))
     grad_input, _, grad_offset, _, _ = _backward(input, weight, offset, None, gradOutput, geometry)
     gradInput += grad_input
     _add_prefix(gradOffset, grad_offset)
@@ -200,6 +286,9 @@ def deform_conv_backward_parameters(
 ) -> None:
     """Adds `scale` times the gradient of `deform_conv_forward` to `gradWeight`; arguments as there."""
     geometry = (dH, dW, padH, padW, dilationH, dilationW, group, deformable_group)
+    name = "deform_conv_backward_parameters"
+    _check(name, input, gradWeight, offset, None, ("gradOutput", gradOutput), (kH, kW), geometry)
+    check_numbers(name, -math.inf, scale=scale)
     grad_weight = _backward(input, torch.zeros_like(gradWeight), offset, None, gradOutput, geometry)[1]
     gradWeight += scale * grad_weight
 
@@ -249,9 +338,15 @@ def modulated_deform_conv_forward(
         with_bias: Whether to add `bias`.
 
     Raises:
-        ValueError: If the offset map or the mask is smaller than the output.
+        TypeError: If a tensor has another dtype.
+        ValueError: If shapes do not fit, a number is out of its range, or the offset map or the mask is smaller than
+            the output.
     """
     geometry = (stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, group, deformable_group)
+    name = "modulated_deform_conv_forward"
+    _check(name, input, weight, offset, mask, ("output", output), (kernel_h, kernel_w), geometry)
+    if with_bias:
+        check_tensors(name, weight=(weight, "O C h w"), bias=(bias, "O"))
     _forward(input, weight, offset, mask, bias if with_bias else None, output, geometry)
 
 
@@ -283,6 +378,13 @@ def modulated_deform_conv_backward(
 ) -> None:
     """Adds the gradients of `modulated_deform_conv_forward` to the five `grad_` tensors; arguments as there."""
     geometry = (stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, group, deformable_group)
+    name = "modulated_deform_conv_backward"
+    _check(name, input, weight, offset, mask, ("grad_output", grad_output), (kernel_h, kernel_w), geometry)
+    targets = dict(grad_input=(grad_input, input), grad_weight=(grad_weight, weight))
+    targets |= dict(grad_offset=(grad_offset, offset), grad_mask=(grad_mask, mask))
+    _check_gradients(name, **targets)
+    if with_bias:
+        check_tensors(name, weight=(weight, "O C h w"), grad_bias=(grad_bias, "O"))
     grads = _backward(input, weight, offset, mask, grad_output, geometry)
     grad_input += grads[0]
     grad_weight += grads[1]
@@ -301,6 +403,12 @@ def ms_deform_attn_forward(
     im2col_step: int,
 ) -> Tensor:
     """Multi-scale deformable attention; see `attnzoo.kernels.deformable_attention`. `im2col_step` is unused."""
+    check_tensors(
+        "ms_deform_attn_forward",
+        value=(value, "B K M C"),
+        sampling_locations=(sampling_locations, "B Q M L P 2"),
+        attention_weights=(attention_weights, "B Q M L P"),
+    )
     return deformable_attention(
         value, value_spatial_shapes, value_level_start_index, sampling_locations, attention_weights
     )
@@ -319,9 +427,17 @@ def ms_deform_attn_backward(
     im2col_step: int,
 ) -> None:
     """Writes the gradients of `ms_deform_attn_forward` to the last three tensors; `im2col_step` is unused."""
-    leaves = [tensor.detach().requires_grad_() for tensor in (value, sampling_locations, attention_weights)]
+    places, weights = sampling_locations, attention_weights
+    _check_gradients(
+        "ms_deform_attn_backward",
+        grad_value=(grad_value, value),
+        grad_sampling_loc=(grad_sampling_loc, places),
+        grad_attn_weight=(grad_attn_weight, weights),
+    )
+    leaves = [tensor.detach().requires_grad_() for tensor in (value, places, weights)]
     with torch.enable_grad():
         output = deformable_attention(leaves[0], value_spatial_shapes, value_level_start_index, leaves[1], leaves[2])
+    check_tensors("ms_deform_attn_backward", grad_output=(grad_output, same_shape(output)))
     grads = torch.autograd.grad(output, leaves, grad_output)
     for target, grad in zip((grad_value, grad_sampling_loc, grad_attn_weight), grads, strict=True):
         target.copy_(grad)

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ._checks import check_indices, check_numbers, check_tensors
 from ._dtypes import widen
 
 __all__ = [
@@ -25,6 +26,21 @@ def _class_weight(weight: Tensor, target: Tensor, like: Tensor) -> Tensor:
     return torch.where(known, weight.to(like.dtype)[target.clamp(0, len(weight) - 1)], 1)
 
 
+def _check(
+    operator: str,
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor,
+    gamma: float,
+    alpha: float,
+    **written: tuple[Tensor, str],
+) -> None:
+    """Check what all four operators get; `written` are their results, with their shapes."""
+    weights = {} if isinstance(weight, Tensor) and weight.shape == (0,) else {"weight": (weight, "C")}
+    check_tensors(operator, input=(input, "N C"), target=(target, "N", torch.int64), **weights, **written)
+    check_numbers(operator, 0, gamma=gamma, alpha=alpha)
+
+
 def sigmoid_focal_loss_forward(
     input: Tensor, target: Tensor, weight: Tensor, output: Tensor, gamma: float, alpha: float
 ) -> None:
@@ -39,7 +55,12 @@ def sigmoid_focal_loss_forward(
         output: `(N, C)`, overwritten by the loss of each logit.
         gamma: Exponent that plays down easy logits.
         alpha: Factor of the positive class; the others get `1 - alpha`.
+
+    Raises:
+        TypeError: If a tensor has another dtype.
+        ValueError: If shapes do not fit, or `gamma` or `alpha` is negative.
     """
+    _check("sigmoid_focal_loss_forward", input, target, weight, gamma, alpha, output=(output, "N C"))
     (logits,) = widen(input)
     p, positive = logits.sigmoid(), _positive(target, logits)
     loss = torch.where(
@@ -54,6 +75,7 @@ def sigmoid_focal_loss_backward(
     input: Tensor, target: Tensor, weight: Tensor, grad_input: Tensor, gamma: float, alpha: float
 ) -> None:
     """Writes d loss / d logit of `sigmoid_focal_loss_forward` to `grad_input` `(N, C)`; arguments as there."""
+    _check("sigmoid_focal_loss_backward", input, target, weight, gamma, alpha, grad_input=(grad_input, "N C"))
     (logits,) = widen(input)
     p, positive = logits.sigmoid(), _positive(target, logits)
     grad = torch.where(
@@ -81,7 +103,14 @@ def softmax_focal_loss_forward(
         output: `(N,)`, overwritten by the loss of each row.
         gamma: Exponent that plays down easy rows.
         alpha: Factor of all rows.
+
+    Raises:
+        TypeError: If a tensor has another dtype.
+        ValueError: If shapes do not fit, a class is C or more, or `gamma` or `alpha` is negative.
     """
+    name = "softmax_focal_loss_forward"
+    _check(name, input, target, weight, gamma, alpha, output=(output, "N"))
+    _check_classes(name, target, input)
     (probabilities,) = widen(input)
     p, log_p, factor = _true_class(probabilities, target, weight)
     output.copy_(-alpha * (1 - p) ** gamma * log_p * factor)
@@ -91,6 +120,9 @@ def softmax_focal_loss_backward(
     input: Tensor, target: Tensor, weight: Tensor, buff: Tensor, grad_input: Tensor, gamma: float, alpha: float
 ) -> None:
     """Writes d loss / d logit (not probability) to `grad_input` `(N, C)`; `buff` `(N,)` is scratch, else as forward."""
+    name = "softmax_focal_loss_backward"
+    _check(name, input, target, weight, gamma, alpha, buff=(buff, "N"), grad_input=(grad_input, "N C"))
+    _check_classes(name, target, input)
     (probabilities,) = widen(input)
     p, log_p, factor = _true_class(probabilities, target, weight)
     # (1 - p)**(gamma - 1) is infinite at p = 1 for gamma < 1, where p * log(p) vanishes: 0, not NaN.
@@ -98,6 +130,11 @@ def softmax_focal_loss_backward(
     slope = alpha * (gamma * focus - (1 - p) ** gamma) * factor
     buff.copy_(slope)
     grad_input.copy_(slope[:, None] * (_positive(target, probabilities).to(p.dtype) - probabilities))
+
+
+def _check_classes(operator: str, target: Tensor, input: Tensor) -> None:
+    """Check that each row's class has a column; mmcv reads past the end of the row."""
+    check_indices(operator, -(2**63), input.shape[1], target=target)
 
 
 def _true_class(probabilities: Tensor, target: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:

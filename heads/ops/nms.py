@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torchvision
 from torch import Tensor
 
+from ..arguments import check_choice
+from ._checks import check_no_nan, check_numbers, check_tensors
 from ._dtypes import float32_round, widen
 
 __all__ = ["OPERATORS", "nms", "nms_match", "softnms"]
@@ -22,7 +26,15 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Ten
 
     Returns:
         `(K,)` int64, indices of kept boxes, best first.
+
+    Raises:
+        TypeError: If a tensor has another dtype.
+        ValueError: If shapes do not fit, a box or score is NaN, or `offset` is another number.
     """
+    check_tensors("nms", boxes=(boxes, "N 4"), scores=(scores, "N"))
+    check_no_nan("nms", boxes=boxes, scores=scores)
+    check_numbers("nms", -math.inf, iou_threshold=iou_threshold)
+    check_choice("nms: offset", offset, (0, 1))
     boxes, scores = widen(boxes, scores)
     if offset:
         boxes = boxes + boxes.new_tensor([0, 0, offset, offset])
@@ -65,7 +77,18 @@ def softnms(
 
     Returns:
         `(K,)` int64, indices of kept boxes, in the order of `dets`.
+
+    Raises:
+        TypeError: If a tensor has another dtype.
+        ValueError: If shapes do not fit, a box or score is NaN, `sigma` is not positive, or `method` or `offset` is
+            another number.
     """
+    check_tensors("softnms", boxes=(boxes, "N 4"), scores=(scores, "N"), dets=(dets, "N 5"))
+    check_no_nan("softnms", boxes=boxes, scores=scores)
+    check_numbers("softnms", -math.inf, iou_threshold=iou_threshold, min_score=min_score)
+    check_numbers("softnms", 0, above=True, sigma=sigma)
+    check_choice("softnms: method", method, (0, 1, 2))
+    check_choice("softnms: offset", offset, (0, 1))
     boxes, scores = widen(boxes, scores)
     threshold, min_score = float32_round(iou_threshold), float32_round(min_score)
     rest_boxes, rest_scores = boxes, scores
@@ -104,7 +127,14 @@ def nms_match(dets: Tensor, iou_threshold: float) -> list[list[int]]:
 
     Returns:
         One list of indices per kept box, best first: the kept box, then those that it suppresses by falling score.
+
+    Raises:
+        TypeError: If `dets` has another dtype.
+        ValueError: If its shape does not fit, or a box or score is NaN.
     """
+    check_tensors("nms_match", dets=(dets, "N 5"))
+    check_no_nan("nms_match", dets=dets)
+    check_numbers("nms_match", -math.inf, iou_threshold=iou_threshold)
     (dets,) = widen(dets)
     threshold = float32_round(iou_threshold)
     rest = dets[:, 4].argsort(descending=True, stable=True)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..arguments import check_choice, check_int
+from ._checks import check_tensors, check_whole
+
 __all__ = ["OPERATORS", "psamask_backward", "psamask_forward"]
 
-COLLECT = 0
+COLLECT, DISTRIBUTE = 0, 1
 
 
 def _spread(masks: Tensor, psa_type: int) -> Tensor:
@@ -28,6 +31,27 @@ def _spread(masks: Tensor, psa_type: int) -> Tensor:
     strides = other + position if psa_type == COLLECT else position + other
     start = masks.storage_offset() + (height - 1) * columns + width - 1
     return masks.as_strided((height, width, height, width), strides, start)
+
+
+def _check(
+    operator: str,
+    psa_type: int,
+    num_: int,
+    h_feature: int,
+    w_feature: int,
+    h_mask: int,
+    w_mask: int,
+    half_h_mask: int,
+    half_w_mask: int,
+) -> tuple[str, str]:
+    """Check the numbers; returns the shapes of masks and of attention in the words of `check_tensors`."""
+    check_choice(f"{operator}: psa_type", psa_type, (COLLECT, DISTRIBUTE))
+    check_whole(operator, 0, num_=num_, h_feature=h_feature, w_feature=w_feature)
+    check_whole(operator, 1, h_mask=h_mask, w_mask=w_mask)
+    check_int(f"{operator}: half_h_mask", half_h_mask, 0, h_mask - 1)
+    check_int(f"{operator}: half_w_mask", half_w_mask, 0, w_mask - 1)
+    size = f"{h_feature} {w_feature}"
+    return f"{num_} {h_mask * w_mask} {size}", f"{num_} {h_feature * w_feature} {size}"
 
 
 def _margins(h_feature: int, w_feature: int, h_mask: int, w_mask: int, half_h_mask: int, half_w_mask: int) -> list[int]:
@@ -63,12 +87,21 @@ def psamask_forward(
         w_mask: Columns of a mask.
         half_h_mask: Row of the mask's centre.
         half_w_mask: Column of the mask's centre.
+
+    Raises:
+        TypeError: If a tensor has another dtype.
+        ValueError: If shapes do not fit the numbers, or a number is out of its range.
     """
-    margins = _margins(h_feature, w_feature, h_mask, w_mask, half_h_mask, half_w_mask)
-    for masks, target in zip(input, output, strict=True):
-        relative = masks.view(h_mask, w_mask, h_feature, w_feature).permute(2, 3, 0, 1)
+    geometry = (h_feature, w_feature, h_mask, w_mask, half_h_mask, half_w_mask)
+    masks, attention = _check("psamask_forward", psa_type, num_, *geometry)
+    check_tensors("psamask_forward", input=(input, masks), output=(output, attention))
+    if not output.numel():
+        return
+    margins = _margins(*geometry)
+    for relative, target in zip(input, output, strict=True):
+        relative = relative.reshape(h_mask, w_mask, h_feature, w_feature).permute(2, 3, 0, 1)
         spread = _spread(F.pad(relative, margins).contiguous(), psa_type)
-        target.view(spread.shape).copy_(spread)
+        target.copy_(spread.reshape(target.shape))
 
 
 def psamask_backward(
@@ -84,7 +117,12 @@ def psamask_backward(
     half_w_mask: int,
 ) -> None:
     """Writes the gradient of `psamask_forward` with respect to `input` to `grad_input`; arguments as there."""
-    margins = _margins(h_feature, w_feature, h_mask, w_mask, half_h_mask, half_w_mask)
+    geometry = (h_feature, w_feature, h_mask, w_mask, half_h_mask, half_w_mask)
+    masks, attention = _check("psamask_backward", psa_type, num_, *geometry)
+    check_tensors("psamask_backward", grad_input=(grad_input, masks), grad_output=(grad_output, attention))
+    if not grad_input.numel():
+        return
+    margins = _margins(*geometry)
     for grad, target in zip(grad_output, grad_input, strict=True):
         relative = grad.new_zeros(h_feature, w_feature, 2 * h_feature - 1, 2 * w_feature - 1)
         spread = _spread(relative, psa_type)

@@ -7,13 +7,48 @@ import torch.nn.functional as F
 import torchvision  # noqa: F401  (registers torch.ops.torchvision)
 from torch import Tensor
 
+from ..arguments import check_choice
+from ._checks import (
+    check_indices,
+    check_numbers,
+    check_regions,
+    check_samples,
+    check_tensors,
+    check_whole,
+    is_tracing,
+    same_shape,
+)
 from ._dtypes import widen
 
 __all__ = ["OPERATORS", "roi_align_backward", "roi_align_forward", "roi_pool_backward", "roi_pool_forward"]
 
-MAX_POOL = 0
+MAX_POOL, MEAN_POOL = 0, 1
 # mmcv starts its running maximum here: what a bin without a sample holds.
 MAX_FLOOR = -10000.0
+
+
+def _check(
+    operator: str,
+    pixels: tuple[str, Tensor],
+    rois: Tensor,
+    bins: tuple[int, int],
+    spatial_scale: float,
+    sampling_ratio: int,
+    **pooled: Tensor,
+) -> None:
+    """Check the map by its name, regions, numbers, and `pooled`, maps with a place for every bin."""
+    if is_tracing():
+        return
+    check_whole(operator, 1, bins_in_a_column=bins[0], bins_in_a_row=bins[1])
+    check_numbers(operator, 0, above=True, spatial_scale=spatial_scale)
+    named = {pixels[0]: (pixels[1], "B C H W"), "rois": (rois, "R 5")}
+    check_tensors(operator, **named, **{key: (tensor, f"R C {bins[0]} {bins[1]}") for key, tensor in pooled.items()})
+    batch, _, height, width = pixels[1].shape
+    if len(rois) and not (height and width):
+        raise ValueError(f"{operator}: {pixels[0]} has no pixel, {height} x {width}")
+    check_regions(operator, rois, batch)
+    check_whole(operator, -1, sampling_ratio=sampling_ratio)
+    check_samples(operator, rois, bins, spatial_scale, sampling_ratio)
 
 
 def roi_align_forward(
@@ -43,7 +78,17 @@ def roi_align_forward(
         sampling_ratio: Samples per bin and axis; 0 takes one per input pixel, rounded up.
         pool_mode: 0 maximum, 1 mean.
         aligned: Whether pixel centres lie at halves (shifts regions by -0.5).
+
+    Raises:
+        TypeError: If a tensor has another dtype.
+        ValueError: If shapes do not fit, a region is not finite, of no image of the batch or too large to be sampled,
+            or a number is out of its range.
     """
+    name = "roi_align_forward"
+    check_choice(f"{name}: pool_mode", pool_mode, (MAX_POOL, MEAN_POOL))
+    pooled = {"argmax_y": argmax_y, "argmax_x": argmax_x} if pool_mode == MAX_POOL else {}
+    bins = (aligned_height, aligned_width)
+    _check(name, ("input", input), rois, bins, spatial_scale, sampling_ratio, output=output, **pooled)
     features, regions = widen(input, rois)
     if pool_mode != MAX_POOL:
         output.copy_(
@@ -51,6 +96,8 @@ def roi_align_forward(
                 features, regions, spatial_scale, aligned_height, aligned_width, sampling_ratio, aligned
             )
         )
+        return
+    if not is_tracing() and not output.numel():
         return
     output.fill_(MAX_FLOOR)
     argmax_y.fill_(-1)
@@ -97,6 +144,13 @@ def roi_align_backward(
     aligned: bool,
 ) -> None:
     """Gradient of `roi_align_forward` with respect to `input`, written to `grad_input`; arguments as there."""
+    name = "roi_align_backward"
+    check_choice(f"{name}: pool_mode", pool_mode, (MAX_POOL, MEAN_POOL))
+    pooled = {"argmax_y": argmax_y, "argmax_x": argmax_x} if pool_mode == MAX_POOL else {}
+    bins = (aligned_height, aligned_width)
+    _check(
+        name, ("grad_input", grad_input), rois, bins, spatial_scale, sampling_ratio, grad_output=grad_output, **pooled
+    )
     grad, regions = widen(grad_output, rois)
     batch, channels, height, width = grad_input.shape
     if pool_mode != MAX_POOL:
@@ -154,7 +208,17 @@ def roi_pool_forward(
         pooled_height: Bins per column.
         pooled_width: Bins per row.
         spatial_scale: Input pixels per image pixel.
+
+    Raises:
+        TypeError: If a tensor has another dtype.
+        ValueError: If shapes do not fit, a region is not finite or of no image of the batch, or a number is out of its
+            range.
     """
+    name = "roi_pool_forward"
+    _check(name, ("input", input), rois, (pooled_height, pooled_width), spatial_scale, 1, output=output)
+    check_tensors(name, argmax=(argmax, same_shape(output), torch.int32))
+    if not is_tracing() and not output.numel():
+        return
     features, regions = widen(input, rois)
     count, channels = len(rois), input.shape[1]
     start = regions[:, 1:3] * spatial_scale
@@ -185,6 +249,11 @@ def roi_pool_backward(
     spatial_scale: float,
 ) -> None:
     """Gradient of `roi_pool_forward` with respect to `input`, written to `grad_input`; arguments as there."""
+    name = "roi_pool_backward"
+    bins = (pooled_height, pooled_width)
+    _check(name, ("grad_input", grad_input), rois, bins, spatial_scale, 1, grad_output=grad_output)
+    check_tensors(name, argmax=(argmax, same_shape(grad_output), torch.int32))
+    check_indices(name, -1, grad_input.shape[2] * grad_input.shape[3], argmax=argmax)
     grad, regions = widen(grad_output, rois)
     grad_input.copy_(
         torch.ops.torchvision._roi_pool_backward(

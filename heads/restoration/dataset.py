@@ -6,6 +6,7 @@ from typing import Any
 from mmengine.dataset import BaseDataset
 from PIL import Image
 
+from ..arguments import check_int, check_text
 from ..registry import DATASETS
 from .transforms import LoadImagePair, PairedRandomCrop, check_pair
 
@@ -32,7 +33,9 @@ class PairedImageDataset(BaseDataset):
         **kwargs: mmengine's `BaseDataset` arguments.
 
     Raises:
-        ValueError: `scale` is less than 1, or `data_prefix` has no `gt` or other keys.
+        TypeError: An argument of another type.
+        ValueError: `scale` is less than 1, `data_prefix` has no `gt` or other keys, or `filename_tmpl` no place for
+            a name.
         FileNotFoundError: A folder is missing or without images, or images are without a low-resolution one.
     """
 
@@ -45,11 +48,17 @@ class PairedImageDataset(BaseDataset):
         pipeline: list | tuple = (),
         **kwargs: Any,
     ) -> None:
-        if not isinstance(scale, int) or scale < 1:
-            raise ValueError(f"scale must be a positive integer, got {scale!r}")
+        check_int("scale", scale, 1)
+        if not isinstance(data_prefix, dict):
+            raise TypeError(f"data_prefix={data_prefix!r}: must be a dict, got {type(data_prefix).__name__}")
         folders = {key: folder for key, folder in data_prefix.items() if folder}
         if not {"gt"} <= set(folders) <= {"gt", "img"}:
             raise ValueError(f"data_prefix must be dict(gt=folder) or dict(gt=folder, img=folder), got {data_prefix}")
+        for key, folder in folders.items():
+            check_text(f"data_prefix.{key}", folder)
+        _check_template(filename_tmpl)
+        if not isinstance(pipeline, list | tuple):
+            raise TypeError(f"pipeline={pipeline!r}: must be a list of transforms, got {type(pipeline).__name__}")
         self.scale = scale
         self.filename_tmpl = filename_tmpl
         super().__init__(data_root=data_root, data_prefix=folders, pipeline=list(pipeline), **kwargs)
@@ -105,6 +114,16 @@ class PairedImageDataset(BaseDataset):
                     f"{entry['gt_path']}: {width} x {height} pixels, too small: at least {side} x {side} are needed, "
                     f"a crop of {crop} at scale {self.scale}"
                 )
+
+
+def _check_template(template: Any) -> None:
+    """Check that a template makes another name of each name."""
+    try:
+        fits = check_text("filename_tmpl", template).format("a") != template.format("b")
+    except (AttributeError, IndexError, KeyError, ValueError):
+        fits = False
+    if not fits:
+        raise ValueError(f"filename_tmpl={template!r}: must hold one {{}}, in whose place the image's name stands")
 
 
 def _size_of(path: str) -> tuple[int, int]:

@@ -7,7 +7,11 @@ import numpy as np
 from mmengine.evaluator import BaseMetric
 from skimage.metrics import structural_similarity
 
+from ..arguments import check_int
 from ..registry import METRICS
+
+# Side of SSIM's windows.
+_WINDOW = 11
 
 
 def luma(image: np.ndarray) -> np.ndarray:
@@ -23,7 +27,12 @@ def luma(image: np.ndarray) -> np.ndarray:
 
 
 def psnr(left: np.ndarray, right: np.ndarray) -> float:
-    """Peak signal-to-noise ratio of two images of values 0 to 255, in dB; infinite if they are equal."""
+    """Peak signal-to-noise ratio of two images of values 0 to 255, in dB; infinite if they are equal, as published.
+
+    Raises:
+        ValueError: If the images have two shapes, no pixel, or values that are not finite.
+    """
+    _check_images(left, right, 1)
     error = np.mean((left.astype(np.float64) - right.astype(np.float64)) ** 2)
     return float(10 * np.log10(255**2 / error)) if error else float("inf")
 
@@ -33,12 +42,27 @@ def ssim(left: np.ndarray, right: np.ndarray) -> float:
 
     As in the paper's MATLAB code (Wang et al., 2004): windows of 11 x 11 weighted by a Gaussian of sigma 1.5,
     K = (0.01, 0.03), no window beyond the border.
+
+    Raises:
+        ValueError: If the images have two shapes, are smaller than a window, or have values that are not finite.
     """
+    _check_images(left, right, _WINDOW)
     return float(
         structural_similarity(
             left, right, data_range=255, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
         )
     )
+
+
+def _check_images(left: np.ndarray, right: np.ndarray, least: int) -> None:
+    if left.shape != right.shape:
+        raise ValueError(f"the images have shapes {left.shape} and {right.shape}")
+    height, width = left.shape[:2]
+    if min(height, width) < least:
+        raise ValueError(f"{width} x {height} pixels to compare, at least {least} x {least} are needed")
+    for image in (left, right):
+        if not np.isfinite(image).all():
+            raise ValueError("an image has values that are not finite")
 
 
 class _LumaMetric(BaseMetric):
@@ -48,33 +72,44 @@ class _LumaMetric(BaseMetric):
 
     def __init__(self, crop_border: int | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if crop_border is not None and crop_border < 0:
-            raise ValueError(f"crop_border must not be negative, got {crop_border}")
+        if crop_border is not None:
+            check_int("crop_border", crop_border, 0)
         self.crop_border = crop_border
 
     def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
         """Score samples with `pred` and `gt`, tensors (3, H, W), uint8, RGB, and `scale`.
 
         Raises:
-            ValueError: If a prediction has another size than the image it is compared with.
+            ValueError: If a prediction has another size than the image it is compared with, or too little is left of
+                an image without its border, naming the image.
         """
+        name = type(self).__name__
         for sample in data_samples:
+            shapes = {key: tuple(sample[key].shape) for key in ("pred", "gt")}
+            if shapes["pred"] != shapes["gt"]:
+                raise ValueError(f"{sample['gt_path']}: the prediction is {shapes['pred']}, the image {shapes['gt']}")
+            _, height, width = shapes["gt"]
             border = sample["scale"] if self.crop_border is None else self.crop_border
-            planes = []
-            for key in ("pred", "gt"):
-                _, height, width = sample[key].shape
-                image = sample[key][:, border : height - border, border : width - border]
-                planes.append(luma(image.permute(1, 2, 0).cpu().numpy()))
-            if planes[0].shape != planes[1].shape:
+            # Not up to height - border, which may be negative and then counts from the end.
+            rows, columns = slice(border, max(height - border, 0)), slice(border, max(width - border, 0))
+            pred, gt = (luma(sample[key][:, rows, columns].permute(1, 2, 0).cpu().numpy()) for key in ("pred", "gt"))
+            try:
+                self.results.append(self.score(pred, gt))
+            except ValueError as error:
                 raise ValueError(
-                    f"{sample['gt_path']}: the prediction is {tuple(sample['pred'].shape)}, the image "
-                    f"{tuple(sample['gt'].shape)}"
-                )
-            self.results.append(self.score(*planes))
+                    f"{sample['gt_path']}: {name} of {width} x {height} pixels, {border} left out at each side: {error}"
+                ) from error
 
     def compute_metrics(self, results: list) -> dict[str, float]:
-        """The mean score under the name of the class."""
-        return {type(self).__name__: float(np.mean(results))}
+        """The mean score under the name of the class; infinite where an image equals its prediction.
+
+        Raises:
+            ValueError: If there are no images.
+        """
+        name = type(self).__name__
+        if not results:
+            raise ValueError(f"{name}: there is no image to score")
+        return {name: float(np.mean(results))}
 
 
 @METRICS.register_module()

@@ -4,6 +4,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ..arguments import check_int
+
 
 def imresize(image: np.ndarray, factor: int) -> np.ndarray:
     """Shrinks an image as MATLAB's `imresize(image, 1 / factor, "bicubic")` does.
@@ -20,10 +22,11 @@ def imresize(image: np.ndarray, factor: int) -> np.ndarray:
         (H / factor, W / factor, C), float64, in the values of `image` and not clipped: bicubic overshoots.
 
     Raises:
+        TypeError: if `factor` is no whole number.
         ValueError: if `factor` is less than 1, or a side no multiple of it.
     """
     height, width = image.shape[:2]
-    if factor < 1 or height % factor or width % factor:
+    if check_int("factor", factor) < 1 or height % factor or width % factor:
         raise ValueError(f"factor must be positive and divide both sides of the image {height} x {width}, got {factor}")
     # The kernel reaches over 2 * factor pixels; by whole multiples of `factor` the samples stay where they are.
     margin = 2 * factor

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ...backbones.checkpoints import check_weights
 from ...backbones.tiling import restore_tiled
+from ..arguments import check_bool, check_int
 from ..backbone import create_model
 from ..checkpoints import pretrained, read_state_dict
 from ..registry import MODELS
@@ -58,7 +59,7 @@ class Restorer(BaseModel):
     Raises:
         ValueError: An unknown model or one that does not restore, or a value of `tile`, `overlap` or `init_cfg` that is
             not allowed.
-        TypeError: The model does not take one of `model_kwargs`.
+        TypeError: An argument of another type, or one of `model_kwargs` that the model does not take.
     """
 
     def __init__(
@@ -79,13 +80,13 @@ class Restorer(BaseModel):
         self.model = _create_restorer(model_name, **model_kwargs)
         self.scale: int = self.model.upscale
         window = self.model.window_size
-        if tile is not None and (tile < 1 or tile % window):
+        if tile is not None and (check_int("tile", tile) < 1 or tile % window):
             raise ValueError(f"tile must be a positive multiple of {window}, the window of {model_name}, got {tile}")
-        if overlap < 0 or overlap % window:
+        if check_int("overlap", overlap) < 0 or overlap % window:
             raise ValueError(f"overlap must be 0 or a multiple of {window}, the window of {model_name}, got {overlap}")
         self.tile = tile
         self.overlap = overlap
-        if with_cp:
+        if check_bool("with_cp", with_cp):
             self.model.set_grad_checkpointing(True)
 
     def forward(

@@ -13,6 +13,7 @@ import torch
 from mmcv.transforms import BaseTransform
 from mmengine.structures import BaseDataElement
 
+from ..arguments import check_bool, check_int
 from ..registry import TRANSFORMS
 from .resize import imresize
 
@@ -31,8 +32,8 @@ class LoadImagePair(BaseTransform):
     """
 
     def __init__(self, quantize: bool = True, min_size: int = 1) -> None:
-        if min_size < 1:
-            raise ValueError(f"min_size must be positive, got {min_size}")
+        check_bool("quantize", quantize)
+        check_int("min_size", min_size, 1)
         self.quantize = quantize
         self.min_size = min_size
 
@@ -73,8 +74,7 @@ class PairedRandomCrop(BaseTransform):
     """
 
     def __init__(self, img_size: int) -> None:
-        if img_size < 1:
-            raise ValueError(f"img_size must be positive, got {img_size}")
+        check_int("img_size", img_size, 1)
         self.img_size = img_size
 
     def transform(self, results: dict) -> dict:

@@ -35,6 +35,8 @@ def test_builds_at_full_size(name):
     with torch.device("meta"):
         model = build_model(cfg)
     assert isinstance(model.backbone, Backbone)
+    if "out_indices" not in cfg.model.backbone:
+        assert model.backbone.strides == (4, 8, 16, 32)
     assert cfg.auto_scale_lr.base_batch_size == 8 * cfg.train_dataloader.batch_size
     assert cfg.auto_scale_lr.enable is False
 

@@ -180,12 +180,40 @@ def test_streams_are_fresh_and_reproducible(monkeypatch, workers, persistent):
         (dict(type="Compose", transforms=[dict(p=1)]), ValueError, "type=None is no transform"),
         (dict(type="BboxParams"), ValueError, "type='BboxParams' is no transform"),
         (dict(type="Rotate", fill_mask=255), ValueError, "Rotate has fill_mask"),
+        (dict(type="Rotate", limits=30), ValueError, "Rotate has no limits; allowed are limit, .*p$"),
+        (
+            dict(type="OneOf", transforms=[dict(type="Blur", size=3)]),
+            ValueError,
+            "Blur has no size; allowed are blur_lim",
+        ),
+        (dict(type="HorizontalFlip", p=3), ValueError, "HorizontalFlip: .*less than or equal to 1"),
+        (dict(type="GaussNoise", std_range="wide"), ValueError, "GaussNoise: .*std_range"),
+        (
+            dict(type="OneOf", transforms=dict(type="Blur")),
+            TypeError,
+            "transforms=.* must be a list of dicts, got dict",
+        ),
+        ("HorizontalFlip", TypeError, "'HorizontalFlip' must be a dict with a type, got str"),
     ],
     ids=lambda value: value["type"] if isinstance(value, dict) else "",
 )
 def test_bad_transforms(step, error, message):
     with pytest.raises(error, match=message):
         build(step)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        (dict(min_visibility=2), ValueError, r"min_visibility=2: must be from 0 to 1"),
+        (dict(min_visibility="0.1"), TypeError, r"min_visibility='0\.1': must be a number, got str"),
+        (dict(min_area=-1), ValueError, r"min_area=-1: must be 0 or more"),
+        (dict(visibility=0.1), TypeError, r"unexpected keyword argument 'visibility'"),
+    ],
+)
+def test_bad_options(options, error, message):
+    with pytest.raises(error, match=message):
+        build(dict(type="HorizontalFlip"), **options)
 
 
 def test_bad_samples():

@@ -7,6 +7,7 @@ import pytest
 import timm
 import torch
 from mmengine.logging import MessageHub
+from packaging.version import Version
 from safetensors.torch import save_file
 from timm.layers import LayerNorm2d
 from torch import nn
@@ -57,13 +58,62 @@ def test_maps_equal_those_of_timms_own_wrapper(kwargs):
     torch.manual_seed(0)
     backbone = Backbone(**kwargs).eval()
     torch.manual_seed(0)
-    out_indices = kwargs.get("out_indices", (0, 1, 2, 3))
-    features = timm.create_model(**{**kwargs, "out_indices": out_indices}, features_only=True).eval()
+    features = timm.create_model(**{**kwargs, "out_indices": backbone.out_indices}, features_only=True).eval()
     features = features.requires_grad_(False)
     x = torch.rand(1, 3, 64, 96)
     for ours, theirs, channels in zip(backbone(x), features(x), backbone.channels, strict=True):
         theirs = theirs if theirs.shape[1] == channels else theirs.permute(0, 3, 1, 2)
         torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "levels", "strides"),
+    [
+        pytest.param(VAN, (0, 1, 2, 3), STRIDES, id="pyramid"),
+        pytest.param(dict(model_name="resnet10t"), (1, 2, 3, 4), STRIDES, id="stride 2 before it"),
+        pytest.param(dict(model_name="efficientvim_m1"), (0, 1), (16, 32), id="coarser than 32"),
+        pytest.param(dict(model_name="volo_d1_224"), (0, 3), (8, 16), id="strides that repeat"),
+        pytest.param(dict(model_name="vit_tiny_patch16_224"), (11,), (16,), id="vit"),
+        pytest.param(dict(model_name="agent_deit_tiny"), (11,), (16,), id="agent deit"),
+        pytest.param(dict(model_name="vit_base_patch14_dinov2", depth=2, embed_dim=48), (1,), (14,), id="stride 14"),
+    ],
+)
+def test_default_levels(kwargs, levels, strides):
+    if not timm.is_model(kwargs["model_name"]):
+        pytest.skip("newer timm")
+    with torch.device("meta"):
+        backbone = Backbone(**kwargs)
+    assert (backbone.out_indices, backbone.strides) == (levels, strides)
+
+
+def test_the_default_keeps_all_blocks_of_a_plain_model():
+    sizes = dict(depth=5, embed_dim=24, num_heads=2, dynamic_img_size=True)
+    torch.manual_seed(0)
+    backbone = Backbone("vit_tiny_patch16_224", **sizes, frozen_stages=2).eval()
+    assert len(backbone.model.blocks) == 5
+    torch.manual_seed(0)
+    whole = timm.create_model("vit_tiny_patch16_224", **sizes).eval()
+    x = torch.rand(1, 3, 64, 96)
+    (level,) = backbone(x)
+    expected = whole.forward_intermediates(x, indices=[4], intermediates_only=True, output_fmt="NCHW")
+    torch.testing.assert_close(level, expected[0])
+    # Stages are blocks here.
+    learns = {name.split(".")[1] for name, p in backbone.model.blocks.named_parameters(prefix="x") if p.requires_grad}
+    assert learns == {"2", "3", "4"}
+    assert not backbone.model.patch_embed.proj.weight.requires_grad
+
+
+def test_a_model_that_does_not_tell_its_levels_is_refused(monkeypatch):
+    original = timm.create_model
+
+    def without_levels(name, **kwargs):
+        model = original(name, **kwargs)
+        model.feature_info = [{"num_chs": 32}]
+        return model
+
+    monkeypatch.setattr(timm, "create_model", without_levels)
+    with pytest.raises(ValueError, match=r"model_name='pvt_v2_b0': its feature_info does not name levels"):
+        Backbone(**PVT)
 
 
 @pytest.mark.parametrize("kwargs", MODELS)
@@ -143,6 +193,10 @@ def test_norm_eval_holds_all_batch_norm():
 
 @pytest.mark.parametrize("kwargs", MODELS)
 def test_with_cp_recomputes_to_the_same_gradients(kwargs):
+    if kwargs is RESNET and Version(timm.__version__) < Version("1.0.31"):
+        with pytest.raises(ValueError, match=r"with_cp=True: 'resnet10t' cannot recompute activations of maps in timm"):
+            Backbone(**kwargs, with_cp=True)
+        return
     plain, saving = (
         Backbone(**kwargs, drop_path_rate=0.0, norm_eval=True, with_cp=with_cp).train() for with_cp in (False, True)
     )
@@ -174,7 +228,41 @@ def test_with_cp_recomputes_to_the_same_gradients(kwargs):
         (dict(PVT, frozen_stages=5), ValueError, r"frozen_stages=5.*to 4"),
         (dict(PVT, frozen_stages=-2), ValueError, r"frozen_stages=-2"),
         (dict(PVT, frozen_stages=2, out_indices=(0,)), ValueError, r"frozen_stages=2.*to 1"),
-        (dict(model_name="hrnet_w18_small", frozen_stages=1), ValueError, r"frozen_stages=1.*hrnet_w18_small"),
+        # Before timm 1.0.31 it has no forward_intermediates.
+        (dict(model_name="hrnet_w18_small", frozen_stages=1), ValueError, r"(frozen_stages=1|model_name)=?.*hrnet_w18"),
+        (dict(PVT, frozen_stages=True), TypeError, r"frozen_stages=True: must be a whole number, got bool"),
+        (dict(PVT, frozen_stages="1"), TypeError, r"frozen_stages='1': must be a whole number, got str"),
+        (dict(model_name=None), TypeError, r"model_name=None: must be a string, got NoneType"),
+        (dict(PVT, out_indices=3), TypeError, r"out_indices=3: must be a sequence of whole numbers, got int"),
+        (dict(PVT, out_indices="0123"), TypeError, r"out_indices='0123': must be a sequence"),
+        (dict(PVT, out_indices=(0, 1.0)), TypeError, r"out_indices\[1\]=1\.0: must be a whole number, got float"),
+        (dict(PVT, out_indices=(2, 2)), ValueError, r"out_indices=\(2, 2\).*increasing"),
+        (dict(PVT, out_indices=(2, -2)), ValueError, r"out_indices=\(2, -2\).*increasing"),
+        (dict(model_name="crossvit_tiny_240"), ValueError, r"crossvit_tiny_240.*(none of \(4, 8, 16, 32\)|has no)"),
+        (dict(model_name="pit_b_224"), ValueError, r"model_name='pit_b_224': has no group_matcher"),
+        (dict(PVT, norm_eval=1), TypeError, r"norm_eval=1: must be True or False, got int"),
+        (dict(PVT, with_cp="yes"), TypeError, r"with_cp='yes': must be True or False, got str"),
+        (dict(model_name="vgg11", with_cp=True), ValueError, r"(with_cp=True: )?.*vgg11.*(cannot recompute|has no)"),
+        (dict(PVT, drop_path_rate=1.5), ValueError, r"drop_path_rate=1\.5: must be from 0 to 1"),
+        (dict(PVT, drop_path_rate=float("nan")), ValueError, r"drop_path_rate=nan: must be from 0 to 1"),
+        (dict(PVT, drop_path_rate="0.1"), TypeError, r"drop_path_rate='0\.1': must be a number, got str"),
+        (dict(PVT, features_only=True), ValueError, r"features_only=True: not taken.*out_indices"),
+        (dict(PVT, checkpoint_path="a.pth"), ValueError, r"checkpoint_path='a\.pth': not taken.*init_cfg"),
+        (dict(PVT, num_heads=(1, 2, 3)), ValueError, r"model_name='pvt_v2_b0' with \{.*num_heads"),
+        (dict(PVT, stage_norms=True), TypeError, r"stage_norms=True: must be None, a string or a dict, got bool"),
+        (dict(PVT, stage_norms=dict(type="layernorm2d", eps=-1)), ValueError, r"stage_norms\.eps=-1: must be above 0"),
+        (dict(PVT, stage_norms=dict(type="layernorm2d", levels=1)), TypeError, r"stage_norms\.levels=1: must be a seq"),
+        (
+            dict(PVT, stage_norms=dict(type="layernorm2d", levels=(1, 1))),
+            ValueError,
+            r"among \(0, 1, 2, 3\), each once",
+        ),
+        (dict(RESNET, attention="ela"), TypeError, r"attention='ela': must be None or a dict, got str"),
+        (dict(RESNET, attention=dict(type="ela", stages="all")), TypeError, r"attention\.stages='all': must be a seq"),
+        (dict(RESNET, attention=dict(type="ela", stages=(2, 2))), ValueError, r"attention\.stages=\(2, 2\): names"),
+        (dict(RESNET, attention=dict(type="ela", identity=0)), TypeError, r"attention\.identity=0: must be True or"),
+        (dict(RESNET, attention=dict(type="ela", sizes=3)), TypeError, r"attention=\{.*'sizes'"),
+        (dict(RESNET, attention=dict(type="eela")), ValueError, r"attention=\{'type': 'eela'\}.*ela"),
         (dict(PVT, stage_norms="batchnorm"), ValueError, r"stage_norms='batchnorm'.*'layernorm2d'"),
         (dict(PVT, stage_norms=dict(type="layernorm2d", levels=(4,))), ValueError, r"levels among \(0, 1, 2, 3\)"),
         (dict(PVT, stage_norms=dict(type="layernorm2d", epsilon=1e-5)), ValueError, r"'epsilon'.*eps=\.\.\."),

@@ -330,3 +330,20 @@ def test_exports_in_a_detector_with_free_batch_and_size(tmp_path):
         torch.testing.assert_close(boxes, expected[0], rtol=0, atol=1e-3)
         torch.testing.assert_close(scores, expected[1], rtol=0, atol=1e-5)
         assert torch.equal(labels, expected[2])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(in_channels=[32, 32]), r"in_channels=\[32, 32\]: must be a whole number, got list"),
+        (dict(in_channels=0), r"in_channels=0: must be 1 or more"),
+        (dict(out_channels="32"), r"out_channels='32': must be a whole number, got str"),
+        (dict(out_channels=0), r"out_channels=0: must be 1 or more"),
+        (dict(num_blocks=0), r"num_blocks=0: must be 1 or more"),
+        (dict(num_blocks=True), r"num_blocks=True: must be a whole number, got bool"),
+        (dict(zero_init_offset=False), r"unexpected keyword argument 'zero_init_offset'"),
+    ],
+)
+def test_arguments_of_another_kind(arguments, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        DyHead(**(dict(in_channels=32, out_channels=32) | arguments))

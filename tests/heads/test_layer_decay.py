@@ -102,6 +102,8 @@ def test_the_optimizers_own_weight_decay_is_kept_where_the_config_gives_none():
     [
         (dict(), dict(lr=LR), r"paramwise_cfg=\{\}.*layer_decay"),
         (dict(layer_decay=1.5), dict(lr=LR), r"layer_decay.*1\.5.*0 < x <= 1"),
+        (dict(layer_decay=True), dict(lr=LR), r"layer_decay.*True.*0 < x <= 1"),
+        (dict(layer_decay=float("nan")), dict(lr=LR), r"layer_decay.*nan.*0 < x <= 1"),
         (dict(layer_decay="x"), dict(lr=LR), r"layer_decay.*0 < x <= 1"),
         (dict(layer_decay=0.9, norm_decay_mult=0), dict(lr=LR), r"norm_decay_mult.*no other key"),
         (dict(layer_decay=0.9), dict(), r"optimizer=.*needs its lr"),

@@ -111,3 +111,22 @@ def test_exports_to_onnx_with_free_batch_and_size(tmp_path):
         (found,) = session.run(None, feed)
         with torch.no_grad():
             torch.testing.assert_close(torch.from_numpy(found), head(*maps(*size)), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(ham_channels=0), r"ham_channels=0: must be 1 or more"),
+        (dict(ham_channels=64.0), r"ham_channels=64\.0: must be a whole number, got float"),
+        (dict(ham_kwargs=16), r"ham_kwargs=16: must be a dict, got int"),
+        (dict(ham_kwargs=dict(MD_Q=4)), r"ham_kwargs: has no 'MD_Q'; allowed are MD_S, MD_R, train_steps"),
+        (dict(ham_kwargs=dict(MD_R="4")), r"ham_kwargs\.MD_R='4': must be a whole number, got str"),
+        (dict(ham_kwargs=dict(train_steps=0)), r"ham_kwargs\.train_steps=0: must be 1 or more"),
+        (dict(ham_kwargs=dict(rand_init=0)), r"ham_kwargs\.rand_init=0: must be True or False, got int"),
+        (dict(ham_kwargs=dict(MD_S=3)), r"ham_kwargs\.MD_S=3: must divide ham_channels=8"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    head = dict(in_channels=[16, 24], in_index=[0, 1], channels=8, num_classes=2, ham_channels=8)
+    with pytest.raises((TypeError, ValueError), match=message):
+        LightHamHead(**(head | arguments))

@@ -173,10 +173,15 @@ def test_a_checkpoint_that_does_not_fit_is_refused(checkpoint, tmp_path):
         (dict(in_channels=[8], in_index=[0]), r"in_channels=\[8\]: needs two levels"),
         (dict(map_size=0), "map_size=0: allowed are None, a positive number"),
         (dict(map_size=(3, 4, 5)), r"map_size=\(3, 4, 5\)"),
+        (dict(map_size="64"), r"map_size='64': must be a sequence of whole numbers, got str"),
+        (dict(map_size=(3, 4.5)), r"map_size\[1\]=4\.5: must be a whole number, got float"),
+        (dict(heads=0), r"heads=0: must be 1 or more"),
+        (dict(heads=True), r"heads=True: must be a whole number, got bool"),
+        (dict(head=8), r"unexpected keyword argument 'head'"),
     ],
 )
 def test_bad_arguments(change, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         MCAHead(**SMALL | change)
 
 

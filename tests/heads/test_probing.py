@@ -230,3 +230,24 @@ def test_a_file_that_is_no_head_is_named(tmp_path):
     for name in ("torn", "other"):
         with pytest.raises(ValueError, match=f"{name}: not a head written by attnzoo probe"):
             load_head(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: EfficientProbing(0), r"dim=0: must be 1 or more"),
+        (lambda: EfficientProbing(8, num_queries=2.0), r"num_queries=2\.0: must be a whole number, got float"),
+        (lambda: ProbeHead(8, 0), r"num_classes=0: must be 1 or more"),
+        (lambda: ProbeHead("8", 2), r"channels='8': must be a whole number, got str"),
+        (lambda: FeatureBatches(torch.rand(3, 4), torch.zeros(3), 2), r"features and labels must be .* got \(3, 4\)"),
+        (lambda: FeatureBatches(torch.rand(3, 4, 8), torch.zeros(2), 2), r"got \(3, 4, 8\) and \(2,\)"),
+        (lambda: FeatureBatches(torch.rand(0, 4, 8), torch.zeros(0), 2), r"of a sample or more"),
+        (lambda: FeatureBatches(torch.rand(3, 4, 8), torch.zeros(3), 0), r"batch_size=0: must be 1 or more"),
+        (lambda: fit(ProbeHead(8, 2), [], 1), r"batches: there are none"),
+        (lambda: fit(ProbeHead(8, 2), [], 0), r"epochs=0: must be 1 or more"),
+        (lambda: fit(ProbeHead(8, 2), [], 1, lr=0), r"lr=0: must be above 0"),
+    ],
+)
+def test_arguments_of_another_kind(make, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        make()

@@ -107,8 +107,81 @@ def test_metrics_refuse_another_size():
     sample = dict(pred=torch.zeros(3, 20, 20), gt=torch.zeros(3, 20, 22), scale=2, gt_path="x.png")
     with pytest.raises(ValueError, match=r"x\.png: the prediction is \(3, 20, 20\), the image \(3, 20, 22\)"):
         PSNR().process(None, [sample])
-    with pytest.raises(ValueError, match="crop_border must not be negative, got -1"):
+    with pytest.raises(ValueError, match="crop_border=-1: must be 0 or more"):
         SSIM(crop_border=-1)
+
+
+def flat(height, width, value=9):
+    gt = torch.full((3, height, width), value, dtype=torch.uint8)
+    return dict(pred=gt + 1, gt=gt, scale=2, gt_path="set/tiny.png")
+
+
+@pytest.mark.parametrize(
+    ("metric", "options", "size", "message"),
+    [
+        (PSNR, {}, (4, 30), r"set/tiny\.png: PSNR of 30 x 4 pixels, 2 left out at each side: 26 x 0 pixels .* 1 x 1"),
+        (PSNR, dict(crop_border=16), (30, 40), r"tiny\.png: PSNR of 40 x 30 pixels, 16 .*: 8 x 0 pixels"),
+        (PSNR, dict(crop_border=0), (0, 3), r"tiny\.png: PSNR of 3 x 0 pixels, 0 left"),
+        (SSIM, {}, (14, 40), r"tiny\.png: SSIM of 40 x 14 pixels, 2 left .*: 36 x 10 pixels .*at least 11 x 11"),
+        (SSIM, dict(crop_border=20), (30, 30), r"tiny\.png: SSIM of 30 x 30 pixels, 20 .*: 0 x 0 pixels"),
+    ],
+)
+def test_metrics_refuse_an_image_that_is_too_small(metric, options, size, message):
+    metric = metric(**options)
+    metric.process(None, [flat(60, 60)])
+    with pytest.raises(ValueError, match=message):
+        metric.process(None, [flat(*size)])
+
+
+def test_the_smallest_images_have_scores():
+    for metric, size in ((PSNR(), (5, 5)), (SSIM(), (15, 15))):
+        metric.process(None, [flat(*size)])
+        assert np.isfinite(list(metric.evaluate(1).values())).all()
+
+
+def test_equal_images_count_as_published():
+    for metric, expected in ((PSNR(), float("inf")), (SSIM(), 1.0)):
+        sample = flat(20, 20)
+        metric.process(None, [flat(20, 20), dict(sample, pred=sample["gt"])])
+        value = metric.evaluate(2)[type(metric).__name__]
+        assert value == expected if metric.__class__ is PSNR else 0.9 < value < expected
+
+
+@pytest.mark.parametrize("metric", [PSNR, SSIM])
+def test_no_score_is_nan(metric):
+    sample = flat(20, 20)
+    sample["pred"] = sample["pred"].float()
+    sample["pred"][0, 9, 9] = float("nan")
+    with pytest.raises(ValueError, match=r"tiny\.png: .* values that are not finite"):
+        metric().process(None, [sample])
+    with pytest.raises(ValueError, match=f"{metric.__name__}: there is no image to score"):
+        metric().compute_metrics([])
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: PSNR(crop_border=1.5), TypeError, r"crop_border=1\.5: must be a whole number, got float"),
+        (lambda: SSIM(crop_border=True), TypeError, r"crop_border=True: must be a whole number, got bool"),
+        (lambda: LoadImagePair(quantize=1), TypeError, r"quantize=1: must be True or False, got int"),
+        (lambda: LoadImagePair(min_size="2"), TypeError, r"min_size='2': must be a whole number, got str"),
+        (lambda: PairedRandomCrop(img_size=None), TypeError, r"img_size=None: must be a whole number, got NoneType"),
+        (lambda: PairedImageDataset(True, dict(gt="a")), TypeError, r"scale=True: must be a whole number, got bool"),
+        (lambda: PairedImageDataset(2, "folder"), TypeError, r"data_prefix='folder': must be a dict, got str"),
+        (lambda: PairedImageDataset(2, dict(gt=3)), TypeError, r"data_prefix\.gt=3: must be a string, got int"),
+        (lambda: PairedImageDataset(2, dict(gt="a"), filename_tmpl="x4"), ValueError, r"filename_tmpl='x4': must hold"),
+        (lambda: PairedImageDataset(2, dict(gt="a"), filename_tmpl="{}{}"), ValueError, r"filename_tmpl='\{\}\{\}'"),
+        (lambda: PairedImageDataset(2, dict(gt="a"), filename_tmpl=4), TypeError, r"filename_tmpl=4: must be a string"),
+        (lambda: PairedImageDataset(2, dict(gt="a"), pipeline="x"), TypeError, r"pipeline='x': must be a list"),
+        (lambda: Restorer("hat_small_x2", tile="64"), TypeError, r"tile='64': must be a whole number, got str"),
+        (lambda: Restorer("hat_small_x2", overlap=16.0), TypeError, r"overlap=16\.0: must be a whole number"),
+        (lambda: Restorer("hat_small_x2", with_cp=1), TypeError, r"with_cp=1: must be True or False, got int"),
+        (lambda: imresize(np.zeros((4, 4, 3)), 2.0), TypeError, r"factor=2\.0: must be a whole number, got float"),
+    ],
+)
+def test_arguments_of_another_type_are_refused(make, error, message):
+    with torch.device("meta"), pytest.raises(error, match=message):
+        make()
 
 
 @pytest.fixture
@@ -199,7 +272,7 @@ def test_turned_photographs_have_turned_sizes(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(scale=0), "scale must be a positive integer, got 0"),
+        (dict(scale=0), "scale=0: must be 1 or more"),
         (dict(data_prefix=dict(img="img")), "data_prefix must be dict"),
         (dict(data_prefix=dict(gt="gt", lq="img")), "data_prefix must be dict"),
     ],
@@ -210,9 +283,9 @@ def test_bad_data_arguments(folder, options, message):
 
 
 def test_bad_transform_arguments():
-    with pytest.raises(ValueError, match="min_size must be positive, got 0"):
+    with pytest.raises(ValueError, match="min_size=0: must be 1 or more"):
         LoadImagePair(min_size=0)
-    with pytest.raises(ValueError, match="img_size must be positive, got 0"):
+    with pytest.raises(ValueError, match="img_size=0: must be 1 or more"):
         PairedRandomCrop(img_size=0)
 
 

@@ -142,10 +142,15 @@ def test_half_precision_and_channels_last(dtype):
         (dict(in_channels=16, strides=(4, 16)), r"strides=\(4, 16\): each must be twice"),
         (dict(in_channels=16, strides=(2, 4)), r"strides=\(2, 4\).*the first one of \(4, 8, 16, 32\)"),
         (dict(in_channels=16, strides=()), r"strides=\(\)"),
+        (dict(in_channels=16, strides=8), r"strides=8: must be a sequence of whole numbers, got int"),
+        (dict(in_channels=16, strides=("4", "8")), r"strides\[0\]='4': must be a whole number, got str"),
+        (dict(in_channels=16, out_channels=0), r"out_channels=0: must be 1 or more"),
+        (dict(in_channels=16, out_channels=8.0), r"out_channels=8\.0: must be a whole number, got float"),
+        (dict(in_channels=16, num_outs=5), r"unexpected keyword argument 'num_outs'"),
     ],
 )
 def test_bad_arguments(arguments, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         SimpleFeaturePyramid(**arguments)
 
 
