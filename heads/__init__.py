@@ -1,8 +1,15 @@
 """What the mm libraries see of attnzoo, and the heads that need none of them.
 
-Importing this package installs the stand-in for mmcv's compiled operators (where none are installed) and registers
-`attnzoo.Backbone`, the necks and heads below and `attnzoo.LayerDecayOptimWrapperConstructor` for configs of every mm
-library. In an mmdet config:
+Importing this package changes outside of it what follows, and nothing else:
+
+- `sys.meta_path` gets one more finder, the last, with the stand-in for `mmcv._ext`, mmcv's compiled operators; one that
+  is installed comes before it.
+- Registries of mmengine get a child of the scope `attnzoo` each, in which the names below stand for configs of every mm
+  library.
+- `mmengine.runner.CheckpointLoader` reads files and links by attnzoo's reader of checkpoints, which runs no code.
+- `mmdet.structures.mask.structures.roi_align` is what mmdet could not import, if mmdet was imported before.
+
+No other code imports an mm library: neither `import attnzoo` nor its backbones and kernels. In an mmdet config:
 
     _base_ = "mmdet::_base_/models/mask-rcnn_r50_fpn.py"
     custom_imports = dict(imports=["attnzoo.heads"])

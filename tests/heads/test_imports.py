@@ -1,5 +1,6 @@
 """What importing attnzoo asks for; each case is a fresh interpreter in which some packages seem not to be installed."""
 
+import json
 import subprocess
 import sys
 
@@ -99,3 +100,113 @@ from mmcv.ops.roi_align import roi_align
 print(masks.roi_align is roi_align)
 """
     assert python_without((), code) == "True"
+
+
+MM = ("mmengine", "mmcv", "mmdet", "mmseg")
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import attnzoo",
+        "import attnzoo.kernels",
+        "import attnzoo.backbones, attnzoo.backbones.modules",
+        "import attnzoo.tools.cli",
+        "from attnzoo.tools.cli import main; main(['list', 'van*'])",
+        "from attnzoo.tools.cli import main; main(['info', 'van_b0'])",
+    ],
+)
+def test_no_mm_library_is_imported_without_heads(code):
+    code = f"import sys\n{code}\nprint(sorted({MM} & {{name.partition('.')[0] for name in sys.modules}}))"
+    assert python_without((), code.replace(str(MM), f"set({MM})")) == "[]"
+
+
+# Everything that attnzoo.heads imports is there before, with a stub for mmcv's operators, so that what differs
+# afterwards was changed by attnzoo.
+CHANGES = """
+import importlib, json, os, sys, types
+
+class Stub:
+    def find_spec(self, name, path=None, target=None):
+        return importlib.machinery.ModuleSpec(name, self) if name == "mmcv._ext" else None
+    def create_module(self, spec):
+        return None
+    def exec_module(self, module):
+        def operator(name):
+            if name.startswith("__"):
+                raise AttributeError(name)
+            return print
+        module.__getattr__ = operator
+
+stub = Stub()
+sys.meta_path.append(stub)
+for name in json.loads(open({names!r}).read()):
+    try:
+        importlib.import_module(name)
+    except ImportError:
+        pass
+sys.meta_path.remove(stub)
+
+from mmengine.registry import Registry
+registries = {{}}
+
+def contents(value):
+    # Of what holds other things, their identities; modules become attributes of their packages when imported.
+    if isinstance(value, Registry):
+        # Modules export them under many names.
+        registries[f"{{value.scope}}.{{value.name}}"] = [*value.module_dict, *value.children]
+        return None
+    if isinstance(value, dict):
+        return [(repr(key), id(item)) for key, item in value.items()]
+    if isinstance(value, (list, set)):
+        return [id(item) for item in value]
+    return id(value)
+
+def snapshot():
+    registries.clear()
+    seen = {{}}
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] not in {mm} or not isinstance(module, types.ModuleType):
+            continue
+        for key, value in list(vars(module).items()):
+            if key.startswith("__") or isinstance(value, types.ModuleType):
+                continue
+            seen[f"{{name}}.{{key}}"] = contents(value)
+            if isinstance(value, type) and value.__module__ == name:
+                for attribute, part in list(vars(value).items()):
+                    if not attribute.startswith("__") or callable(part):
+                        seen[f"{{name}}.{{key}}.{{attribute}}"] = contents(part)
+    return seen
+
+modules, before, environment, finders = set(sys.modules), snapshot(), dict(os.environ), list(sys.meta_path)
+names_before = dict(registries)
+import attnzoo.heads
+after = snapshot()
+from mmengine.runner import CheckpointLoader
+print(json.dumps(dict(
+    new=sorted(n for n in set(sys.modules) - modules if n.partition(".")[0] in {mm}),
+    changed=sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key)),
+    registries={{key: sorted(set(registries[key]) - set(names)) for key, names in names_before.items()
+                if registries[key] != names}},
+    environment=sorted(key for key in os.environ if os.environ[key] != environment.get(key)),
+    finders=[type(finder).__module__ for finder in sys.meta_path if finder not in finders],
+    last=sys.meta_path[-1] not in finders,
+    loaders=sorted({{loader.__module__.partition(".")[0] for loader in CheckpointLoader._schemes.values()}}),
+)))
+"""
+
+
+def test_importing_heads_changes_what_it_says_and_nothing_else(tmp_path):
+    names = str(tmp_path / "names.json")
+    code = "import json, attnzoo.heads; names = [name for name in sys.modules if 'attnzoo' not in name]\n"
+    python_without((), f"{code}json.dump(names, open({names!r}, 'w')); print(len(names))")
+    facts = json.loads(python_without((), CHANGES.format(names=names, mm=MM)))
+    assert facts["new"] == []
+    assert facts["environment"] == []
+    assert facts["finders"] == ["attnzoo.heads.ops"]
+    assert facts["last"]
+    # The one thing that another of attnzoo's modules may have changed: whose loaders these are is asked below.
+    assert set(facts["changed"]) <= {"mmengine.runner.checkpoint.CheckpointLoader._schemes"}
+    kinds = ("dataset", "metric", "model", "optimizer wrapper constructor", "transform")
+    assert facts["registries"] == {f"mmengine.{kind}": ["attnzoo"] for kind in kinds}
+    assert set(facts["loaders"]) <= {"mmengine", "attnzoo"}

@@ -14,7 +14,7 @@ from mmengine.runner.checkpoint import CheckpointLoader, load_checkpoint
 from torch import nn
 
 from attnzoo.backbones.checkpoints import CheckpointError, read_checkpoint
-from attnzoo.heads import Backbone, DyHead, MCAHead, Restorer, SimpleFeaturePyramid
+from attnzoo.heads import Backbone, DyHead, MCAHead, Restorer, SimpleFeaturePyramid, checkpoints
 
 WEIGHTS = {"layer.weight": torch.arange(6.0).view(2, 3), "layer.bias": torch.ones(2)}
 
@@ -35,6 +35,13 @@ class Part(BaseModule):
     def __init__(self, init_cfg=None):
         super().__init__(init_cfg)
         self.layer = nn.Linear(3, 2)
+
+
+@pytest.fixture(autouse=True)
+def _loaders(monkeypatch):
+    """As importing heads leaves them: the commands, which other tests import, register themselves."""
+    monkeypatch.setattr(CheckpointLoader, "_schemes", CheckpointLoader._schemes)
+    checkpoints.register()
 
 
 @pytest.fixture
@@ -76,23 +83,16 @@ def test_addresses_in_the_adapter(site):
 def test_names_of_mmengine_lead_to_the_reader(scheme, site, monkeypatch):
     lists = dict(torchvision="torchvision", modelzoo="torchvision", mmcls="mmcls").get(scheme, "external")
     known = dict(good=f"{site}/good.pth", hostile=f"{site}/hostile.pth")
-    # The loaders ask for the list when they are called.
     loader = CheckpointLoader._get_checkpoint_loader(f"{scheme}://good")
     assert loader.__module__ == "attnzoo.heads.checkpoints"
     monkeypatch.setattr(of_mmengine, f"get_{lists}_models", lambda: known)
-    from attnzoo.heads import checkpoints
-
     checkpoints.register()
-    try:
-        found = CheckpointLoader.load_checkpoint(f"{scheme}://good")["state_dict"]
-        assert found.keys() == (set() if scheme == "mmcls" else WEIGHTS.keys())
-        with pytest.raises(CheckpointError, match="refused"):
-            CheckpointLoader.load_checkpoint(f"{scheme}://hostile")
-        with pytest.raises(CheckpointError, match="has no checkpoint of this name"):
-            CheckpointLoader.load_checkpoint(f"{scheme}://none")
-    finally:
-        monkeypatch.undo()
-        checkpoints.register()
+    found = CheckpointLoader.load_checkpoint(f"{scheme}://good")["state_dict"]
+    assert found.keys() == (set() if scheme == "mmcls" else WEIGHTS.keys())
+    with pytest.raises(CheckpointError, match="refused"):
+        CheckpointLoader.load_checkpoint(f"{scheme}://hostile")
+    with pytest.raises(CheckpointError, match="has no checkpoint of this name"):
+        CheckpointLoader.load_checkpoint(f"{scheme}://none")
 
 
 @pytest.mark.parametrize("name", ["s3://b/a.pth", "petrel://b/a.pth", "pavi://a.pth", "open-mmlab:s3://b/a.pth"])

@@ -58,6 +58,27 @@ def test_the_names_stay_in_their_own_scope():
     assert constructors.get("attnzoo.LayerDecayOptimWrapperConstructor") is LayerDecayOptimWrapperConstructor
 
 
-def test_an_error_in_a_config_names_the_argument(scope):
-    with pytest.raises(ValueError, match=r"model_name='van_b00'.*did you mean van_b0"):
-        mmengine.registry.MODELS.build(dict(BACKBONE, model_name="van_b00"))
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (dict(model_name="van_b00"), ValueError, r"model_name='van_b00'.*did you mean van_b0"),
+        (
+            dict(model_name="resnet18.nope", depths=None, embed_dims=None),
+            ValueError,
+            r"no such pretrained tag; known are",
+        ),
+        (dict(model_name=["van_b0"]), TypeError, r"model_name=\['van_b0'\]: must be a string, got list"),
+        (dict(out_indices=[0, 7]), ValueError, r"out_indices=\(0, 7\): 'van_b0' has 4 levels.*0 to 3"),
+        (dict(out_indices=3), TypeError, r"out_indices=3: must be a sequence of whole numbers"),
+        (dict(depth=[1, 1, 1, 1]), TypeError, r"model_name='van_b0' with \{.*'depth'"),
+        (dict(embed_dims=[8, 16]), ValueError, r"model_name='van_b0' with \{.*'embed_dims': \[8, 16\]"),
+        (dict(frozen_stages=9), ValueError, r"frozen_stages=9: allowed are -1 .* to 4"),
+        (dict(stage_norms="bn"), ValueError, r"stage_norms='bn': allowed are None, 'layernorm2d'"),
+        (dict(attention=dict(type="elaa")), ValueError, r"attention=.*elaa"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_an_error_in_a_config_names_the_argument_in_one_line(scope, change, error, message):
+    with pytest.raises(error, match=message) as caught:
+        mmengine.registry.MODELS.build(dict(BACKBONE, **change))
+    assert "\n" not in str(caught.value)
