@@ -11,13 +11,12 @@ import os
 import re
 import secrets
 import socket
-import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .errors import UserError
+from .errors import UserError, warn
 
 LOCK = ".attnzoo.lock"
 STAMP = ".attnzoo.json"
@@ -211,7 +210,7 @@ def locked(path: str | os.PathLike, what: str) -> Iterator[bool]:
             raise
         os.close(descriptor)
     if not holds:
-        warnings.warn(f"{what}: the file system has no locks: take care that no other run works there", stacklevel=3)
+        warn(f"{what}: the file system has no locks: take care that no other run works there")
     _held.add(descriptor)
     try:
         os.ftruncate(descriptor, 0)
