@@ -12,6 +12,7 @@ __all__ = [
     "check_numbers",
     "check_pool",
     "check_rates",
+    "check_sides",
     "check_stages",
 ]
 
@@ -19,50 +20,65 @@ __all__ = [
 POOLS = ("", "avg", "max", "avgmax", "catavgmax", "fast", "fastavg", "fastmax", "fastavgmax", "fastcatavgmax")
 
 
-def check_integers(least: int = 1, odd: bool = False, **values: Any) -> None:
-    """Raises unless each value is an integer, or a sequence of integers, that is large enough.
+def check_integers(least: int = 1, odd: bool = False, tuples: bool = False, **values: Any) -> None:
+    """Raises unless each value is an integer that is large enough.
 
     Args:
         least: that is allowed.
         odd: whether even ones are refused.
-        **values: by the names of their arguments; sequences may be nested.
+        tuples: the values are sequences of integers, nested or not.
+        **values: by the names of their arguments.
     """
-    kind = f"odd integers of at least {least}" if odd else f"integers of at least {least}"
+    kind = f"{'odd ' if odd else ''}integers of at least {least}"
     for name, value in values.items():
-        for entry in _entries(value):
-            if not isinstance(entry, Integral) or entry < least or (odd and entry % 2 == 0):
+        for entry in _entries(value) if tuples else [value]:
+            if not _is(entry, Integral) or entry < least or (odd and entry % 2 == 0):
                 raise ValueError(f"{name}={value!r}: {kind} are needed")
 
 
+def check_sides(**values: Any) -> None:
+    """Raises unless each value is a number of pixels, or one for the height and one for the width."""
+    for name, value in values.items():
+        pair = isinstance(value, Sequence) and not isinstance(value, str)
+        if pair and len(value) != 2:
+            raise ValueError(f"{name}={value!r}: one number of pixels or two are needed")
+        check_integers(tuples=pair, **{name: value})
+
+
 def check_numbers(
-    least: float | None = None, above: float | None = None, most: float | None = None, **values: Any
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+    tuples: bool = False,
+    **values: Any,
 ) -> None:
-    """Raises unless each value is a finite number, or a sequence of them, within the limits.
+    """Raises unless each value is a finite number within the limits.
 
     Args:
         least: that is allowed.
         above: what the value must exceed.
         most: that is allowed.
-        **values: by the names of their arguments; sequences may be nested.
+        tuples: the values are sequences of numbers.
+        **values: by the names of their arguments.
     """
     limits = {"at least": least, "above": above, "at most": most}
     kind = " and ".join(f"{words} {limit:g}" for words, limit in limits.items() if limit is not None)
     for name, value in values.items():
-        for entry in _entries(value):
-            number = float(entry) if isinstance(entry, Real) else math.nan
+        for entry in _entries(value) if tuples else [value]:
+            number = float(entry) if _is(entry, Real) else math.nan
             if (
                 not math.isfinite(number)
                 or (least is not None and number < least)
                 or (above is not None and number <= above)
                 or (most is not None and number > most)
             ):
-                raise ValueError(f"{name}={value!r}: finite numbers{' ' + kind if kind else ''} are needed")
+                raise ValueError(f"{name}={value!r}: a finite number{' ' + kind if kind else ''} is needed")
 
 
 def check_rates(**values: Any) -> None:
     """Raises unless each value is the probability of dropping something: at least 0 and below 1."""
     for name, value in values.items():
-        if not isinstance(value, Real) or not 0 <= float(value) < 1:
+        if not _is(value, Real) or not 0 <= float(value) < 1:
             raise ValueError(f"{name}={value!r}: a number of at least 0 and below 1 is needed")
 
 
@@ -101,13 +117,14 @@ def check_pool(global_pool: Any, allowed: tuple[str, ...] = POOLS) -> None:
 def check_body(
     depths: Any,
     embed_dims: Any,
-    mlp_ratios: Any,
     in_chans: Any,
     num_classes: Any,
     global_pool: Any,
     drop_rate: Any,
     proj_drop_rate: Any,
     drop_path_rate: Any,
+    mlp_ratio: Any = None,
+    mlp_ratios: Any = None,
     **per_stage: Any,
 ) -> None:
     """Checks what the bodies of all families have in common.
@@ -115,34 +132,44 @@ def check_body(
     Args:
         depths: blocks of each stage.
         embed_dims: channels of each stage.
-        mlp_ratios: hidden over outer channels of each stage's MLPs, or one for all.
         in_chans: channels of the image.
         num_classes: 0 for no classifier.
         global_pool: pooling before the classifier.
         drop_rate: dropout before the classifier.
         proj_drop_rate: dropout behind projections.
         drop_path_rate: stochastic depth.
+        mlp_ratio: hidden over outer channels of the MLPs of all stages.
+        mlp_ratios: the same of each stage, instead.
         **per_stage: more tuples with one entry a stage; of these `num_heads` divide `embed_dims`.
 
     Raises:
         ValueError: for the first that is not allowed.
     """
-    if isinstance(mlp_ratios, Real):
-        check_stages(depths=depths, embed_dims=embed_dims, **per_stage)
-        mlp_ratios = [mlp_ratios] * len(depths)
-    else:
-        check_stages(depths=depths, embed_dims=embed_dims, mlp_ratios=mlp_ratios, **per_stage)
-    check_integers(depths=depths, embed_dims=embed_dims, in_chans=in_chans)
+    if mlp_ratios is not None or mlp_ratio is None:
+        per_stage["mlp_ratios"] = mlp_ratios
+    check_stages(depths=depths, embed_dims=embed_dims, **per_stage)
+    check_integers(tuples=True, depths=depths, embed_dims=embed_dims)
+    check_integers(in_chans=in_chans)
     check_integers(least=0, num_classes=num_classes)
-    check_numbers(above=0, mlp_ratios=mlp_ratios)
-    if any(int(dim * ratio) < 1 for dim, ratio in zip(embed_dims, mlp_ratios, strict=True)):
-        raise ValueError(f"mlp_ratios={mlp_ratios!r}: hidden channels are needed at embed_dims={embed_dims!r}")
+    if "mlp_ratios" in per_stage:
+        check_numbers(above=0, tuples=True, mlp_ratios=mlp_ratios)
+    else:
+        check_numbers(above=0, mlp_ratio=mlp_ratio)
+    ratios = per_stage.get("mlp_ratios", [mlp_ratio] * len(depths))
+    if any(int(dim * ratio) < 1 for dim, ratio in zip(embed_dims, ratios, strict=True)):
+        given = f"mlp_ratios={mlp_ratios!r}" if "mlp_ratios" in per_stage else f"mlp_ratio={mlp_ratio!r}"
+        raise ValueError(f"{given}: hidden channels are needed at embed_dims={embed_dims!r}")
     if "num_heads" in per_stage:
         num_heads = per_stage["num_heads"]
-        check_integers(num_heads=num_heads)
+        check_integers(tuples=True, num_heads=num_heads)
         check_divisible("embed_dims", "num_heads", embed_dims=embed_dims, num_heads=num_heads)
     check_pool(global_pool)
     check_rates(drop_rate=drop_rate, proj_drop_rate=proj_drop_rate, drop_path_rate=drop_path_rate)
+
+
+def _is(value: Any, kind: type) -> bool:
+    """Whether it is a number of the kind; True and False are not meant as one."""
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def _entries(value: Any) -> list[Any]:

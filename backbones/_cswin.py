@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from timm.layers import LayerNorm2d, calculate_drop_path_rates, register_notrace_function, to_2tuple
 from torch import nn
 
-from ._arguments import check_body, check_integers
+from ._arguments import check_body, check_integers, check_sides
 from ._attention import softmax_attention
 from ._layers import DepthwiseConv, StridedConv, TokenBlock, init_weights, sizes_stay_free
 from ._pyramid import PyramidBackbone, PyramidStage
@@ -160,7 +160,6 @@ class CSwinTransformer(PyramidBackbone):
         check_body(
             depths,
             embed_dims,
-            mlp_ratio,
             in_chans,
             num_classes,
             global_pool,
@@ -169,8 +168,10 @@ class CSwinTransformer(PyramidBackbone):
             drop_path_rate,
             num_heads=num_heads,
             split_sizes=split_sizes,
+            mlp_ratio=mlp_ratio,
         )
-        check_integers(img_size=img_size, split_sizes=[split for split in split_sizes if split is not None])
+        check_sides(img_size=img_size)
+        check_integers(tuples=True, split_sizes=[split for split in split_sizes if split is not None])
         if any(split is not None and heads % 2 for heads, split in zip(num_heads, split_sizes, strict=True)):
             raise ValueError(f"num_heads={num_heads!r}: even numbers are needed where split_sizes={split_sizes!r}")
         dd: dict[str, Any] = {"device": device, "dtype": dtype}

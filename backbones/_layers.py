@@ -1,5 +1,7 @@
 """Layers that several families share."""
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from timm.layers import DropPath, Mlp, register_notrace_function, register_notrace_module
@@ -36,7 +38,7 @@ def larger_of(size: int, least: int) -> int:
     else:
         if isinstance(size, torch.Tensor):
             return size.clamp(min=least)
-        return torch.sym_max(size, least)
+        return cast(int, torch.sym_max(size, least))
 
 
 @register_notrace_function

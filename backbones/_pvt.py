@@ -136,7 +136,6 @@ class PyramidVisionTransformer(PyramidBackbone):
         check_body(
             depths,
             embed_dims,
-            mlp_ratios,
             in_chans,
             num_classes,
             global_pool,
@@ -145,8 +144,10 @@ class PyramidVisionTransformer(PyramidBackbone):
             drop_path_rate,
             num_heads=num_heads,
             sr_ratios=sr_ratios,
+            mlp_ratios=mlp_ratios,
         )
-        check_integers(sr_ratios=sr_ratios, img_size=img_size)
+        check_integers(tuples=True, sr_ratios=sr_ratios)
+        check_integers(img_size=img_size)
         if img_size < 4 * 2 ** (len(depths) - 1):
             raise ValueError(f"img_size={img_size!r}: at least {4 * 2 ** (len(depths) - 1)} is needed")
         dd: dict[str, Any] = {"device": device, "dtype": dtype}

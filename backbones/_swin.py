@@ -18,7 +18,7 @@ from timm.layers import LayerNorm2d, calculate_drop_path_rates, register_notrace
 from torch import nn
 
 from ..kernels import window_attention
-from ._arguments import check_body, check_integers
+from ._arguments import check_body, check_integers, check_sides
 from ._layers import PatchConv, TokenBlock, crop, init_weights, pad_to_multiple, sizes_stay_free
 from ._pyramid import PyramidBackbone, PyramidStage
 
@@ -163,7 +163,6 @@ class SwinTransformer(PyramidBackbone):
         check_body(
             depths,
             embed_dims,
-            mlp_ratio,
             in_chans,
             num_classes,
             global_pool,
@@ -171,8 +170,10 @@ class SwinTransformer(PyramidBackbone):
             proj_drop_rate,
             drop_path_rate,
             num_heads=num_heads,
+            mlp_ratio=mlp_ratio,
         )
-        check_integers(window_size=window_size, img_size=img_size)
+        check_integers(window_size=window_size)
+        check_sides(img_size=img_size)
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         drop_path: Any = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
         stem = nn.Sequential(PatchConv(in_chans, embed_dims[0], 4, **dd), LayerNorm2d(embed_dims[0], eps=1e-5, **dd))

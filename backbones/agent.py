@@ -206,13 +206,13 @@ def _agents(
 ) -> Callable[[int, int], Callable[..., nn.Module] | None]:
     """Which attention a body's block has: agent attention in the first `agent_blocks` of its stage, else the body's."""
     check_stages(depths=depths, num_agents=num_agents, agent_blocks=agent_blocks)
-    check_integers(num_agents=num_agents)
-    check_integers(least=0, agent_blocks=[count for count in agent_blocks if count is not None])
+    check_integers(tuples=True, num_agents=num_agents)
+    check_integers(least=0, tuples=True, agent_blocks=[count for count in agent_blocks if count is not None])
     if any(math.isqrt(n) ** 2 != n for n in num_agents):
         raise ValueError(f"num_agents={num_agents!r}: squares are needed")
     grids = [math.isqrt(n) for n in num_agents] if agent_grids is None else agent_grids
     check_stages(depths=depths, agent_grids=grids)
-    check_integers(agent_grids=grids)
+    check_integers(tuples=True, agent_grids=grids)
     pairs = [to_2tuple(grid) for grid in grids]
     if any(len(pair) != 2 for pair in pairs):
         raise ValueError(f"agent_grids={agent_grids!r}: sides or pairs of them are needed")
@@ -368,7 +368,8 @@ def checkpoint_filter_fn(state_dict: dict[str, torch.Tensor], model: nn.Module) 
 
 def _create_agent(body: type[nn.Module], variant: str, pretrained: bool = False, **kwargs) -> Any:
     if issubclass(body, DeiT):
-        levels: int = kwargs.get("depth", 12)
+        depth = kwargs.get("depth")
+        levels: int = depth if isinstance(depth, int) else 12
         # As many blocks' tokens as timm's vision transformers give.
         features: dict[str, Any] = dict(default=min(3, levels), feature_cfg=dict(feature_cls="getter"))
     else:

@@ -60,7 +60,7 @@ def _check_timms(kwargs: dict[str, Any]) -> None:
         ValueError: for the first that is not allowed.
     """
     for name in ("drop_rate", "drop_path_rate", "drop_block_rate"):
-        check_rates(**{name: kwargs.get(name) or 0.0})
+        check_rates(**{name: 0.0 if kwargs.get(name) is None else kwargs[name]})
     check_integers(in_chans=kwargs.get("in_chans", 3))
     check_integers(least=0, num_classes=kwargs.get("num_classes", 1000))
     check_pool(kwargs.get("global_pool", "avg"))
@@ -82,8 +82,10 @@ class AttentionResNet(ResNet):
         _check_timms(kwargs)
         for name in ("layers", "channels"):
             if kwargs.get(name) is not None:
-                check_integers(**{name: kwargs[name]})
-                check_stages(**{name: kwargs[name], "C2 to C5": (1, 1, 1, 1)})
+                check_stages(**{name: kwargs[name]})
+                check_integers(tuples=True, **{name: kwargs[name]})
+                if len(kwargs[name]) != 4:
+                    raise ValueError(f"{name}={kwargs[name]!r}: four entries are needed, one a stage")
         super().__init__(*args, **kwargs)
         _name_sizes(self.feature_info)
         if stage_attn is not None:
@@ -139,7 +141,7 @@ class AttentionMobileNet(EfficientNet):
         **kwargs: Any,
     ):
         check_stages(depths=depths)
-        check_integers(depths=depths)
+        check_integers(tuples=True, depths=depths)
         if len(depths) != 7:
             raise ValueError(f"depths={depths!r}: seven entries are needed, one a stage")
         if attn_place not in ("end", "middle"):

@@ -179,7 +179,6 @@ class BiFormer(PyramidBackbone):
         check_body(
             depths,
             embed_dims,
-            mlp_ratios,
             in_chans,
             num_classes,
             global_pool,
@@ -187,6 +186,7 @@ class BiFormer(PyramidBackbone):
             proj_drop_rate,
             drop_path_rate,
             topks=topks,
+            mlp_ratios=mlp_ratios,
         )
         check_integers(head_dim=head_dim, n_win=n_win)
         for dim, topk in zip(embed_dims, topks, strict=True):

@@ -33,7 +33,15 @@ from timm.models._features import feature_take_indices
 from timm.models._manipulate import checkpoint
 from torch import nn
 
-from ._arguments import check_divisible, check_integers, check_numbers, check_pool, check_rates, check_stages
+from ._arguments import (
+    check_divisible,
+    check_integers,
+    check_numbers,
+    check_pool,
+    check_rates,
+    check_sides,
+    check_stages,
+)
 from ._build import TimmChangedError, build
 from ._checkpoint import keep_classifier, trunk_of
 from ._layers import DepthwiseConv2d, init_weights, pad_to_least
@@ -358,23 +366,20 @@ class CoaT(TimmsCoaT):
         check_stages(embed_dims=embed_dims, serial_depths=serial_depths, mlp_ratios=mlp_ratios)
         if len(embed_dims) != 4:
             raise ValueError(f"embed_dims={embed_dims!r}: four scales are needed")
-        check_integers(
-            img_size=img_size,
-            patch_size=patch_size,
-            in_chans=in_chans,
-            embed_dims=embed_dims,
-            serial_depths=serial_depths,
-            num_heads=num_heads,
-        )
+        check_integers(tuples=True, embed_dims=embed_dims, serial_depths=serial_depths)
+        check_integers(patch_size=patch_size, in_chans=in_chans, num_heads=num_heads)
+        check_sides(img_size=img_size)
         check_integers(least=0, parallel_depth=parallel_depth, num_classes=num_classes)
-        check_numbers(above=0, mlp_ratios=mlp_ratios)
+        check_numbers(above=0, tuples=True, mlp_ratios=mlp_ratios)
         check_rates(drop_rate=drop_rate, proj_drop_rate=proj_drop_rate, drop_path_rate=drop_path_rate)
         check_divisible("embed_dims", "num_heads", embed_dims=embed_dims, num_heads=num_heads)
         if attn_drop_rate != 0:
             raise ValueError(f"attn_drop_rate={attn_drop_rate!r}: the factorised attention has none, 0 is needed")
         windows = {crpe_window: num_heads} if isinstance(crpe_window, int) else crpe_window or _WINDOWS
-        check_integers(odd=True, crpe_window=tuple(windows))
-        check_integers(crpe_window=tuple(windows.values()))
+        if not isinstance(windows, dict):
+            raise ValueError(f"crpe_window={crpe_window!r}: a dict of windows and their heads is needed")
+        check_integers(odd=True, tuples=True, crpe_window=tuple(windows))
+        check_integers(tuples=True, crpe_window=tuple(windows.values()))
         if sum(windows.values()) != num_heads:
             raise ValueError(f"crpe_window={windows!r}: as many heads together as num_heads={num_heads} are needed")
         if parallel_depth > 0 and (len(set(embed_dims[1:])) > 1 or len(set(mlp_ratios[1:])) > 1):

@@ -290,12 +290,11 @@ class HAT(nn.Module):
         dtype: torch.dtype | None = None,
     ):
         check_stages(depths=depths, num_heads=num_heads)
+        check_integers(tuples=True, depths=depths, num_heads=num_heads)
         check_integers(
             in_chans=in_chans,
             upscale=upscale,
-            depths=depths,
             embed_dim=embed_dim,
-            num_heads=num_heads,
             window_size=window_size,
             compress_ratio=compress_ratio,
             squeeze_factor=squeeze_factor,

@@ -135,7 +135,7 @@ def _inline(
 ) -> Callable[[int, int], Callable[..., nn.Module] | None]:
     """Which attention a body's block has: InLine attention in the first `blocks` of its stage, else the body's own."""
     check_stages(depths=depths, inline_blocks=blocks)
-    check_integers(least=0, inline_blocks=[count for count in blocks if count is not None])
+    check_integers(least=0, tuples=True, inline_blocks=[count for count in blocks if count is not None])
 
     def attention(stage: int, block: int) -> Callable[..., nn.Module] | None:
         count = blocks[stage]
@@ -234,7 +234,8 @@ def checkpoint_filter_fn(state_dict: dict[str, torch.Tensor], model: nn.Module) 
 
 def _create_inline(body: type[nn.Module], variant: str, pretrained: bool = False, **kwargs) -> Any:
     if issubclass(body, DeiT):
-        levels: int = kwargs.get("depth", 12)
+        depth = kwargs.get("depth")
+        levels: int = depth if isinstance(depth, int) else 12
         # As many blocks' tokens as timm's vision transformers give.
         features: dict[str, Any] = dict(default=min(3, levels), feature_cfg=dict(feature_cls="getter"))
     else:

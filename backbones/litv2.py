@@ -238,7 +238,6 @@ class LITv2(PyramidBackbone):
         check_body(
             depths,
             embed_dims,
-            mlp_ratio,
             in_chans,
             num_classes,
             global_pool,
@@ -247,8 +246,9 @@ class LITv2(PyramidBackbone):
             drop_path_rate,
             num_heads=num_heads,
             local_ws=local_ws,
+            mlp_ratio=mlp_ratio,
         )
-        check_integers(least=0, local_ws=local_ws)
+        check_integers(least=0, tuples=True, local_ws=local_ws)
         check_numbers(least=0, most=1, alpha=alpha)
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         drop_path: Any = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)

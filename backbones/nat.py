@@ -199,7 +199,6 @@ class NeighborhoodAttentionTransformer(PyramidBackbone):
         check_body(
             depths,
             embed_dims,
-            mlp_ratio,
             in_chans,
             num_classes,
             global_pool,
@@ -208,10 +207,11 @@ class NeighborhoodAttentionTransformer(PyramidBackbone):
             drop_path_rate,
             num_heads=num_heads,
             dilations=dilations,
+            mlp_ratio=mlp_ratio,
         )
         if any(not isinstance(steps, Sequence) or len(steps) == 0 for steps in dilations):
             raise ValueError(f"dilations={dilations!r}: one or more integers of each stage are needed")
-        check_integers(dilations=dilations)
+        check_integers(tuples=True, dilations=dilations)
         if kernel_size not in range(3, 16, 2):
             raise ValueError(f"kernel_size={kernel_size!r}: an odd number from 3 to 15 is needed")
         # The stem of two convolutions has half of the channels between them.

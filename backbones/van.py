@@ -174,13 +174,13 @@ class VisualAttentionNetwork(PyramidBackbone):
         check_body(
             depths,
             embed_dims,
-            mlp_ratios,
             in_chans,
             num_classes,
             global_pool,
             drop_rate,
             proj_drop_rate,
             drop_path_rate,
+            mlp_ratios=mlp_ratios,
         )
         # MSCAN's stem of two convolutions has half of the channels between them.
         check_integers(least=2 if multi_scale else 1, embed_dims=embed_dims[0])
