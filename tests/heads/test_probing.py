@@ -108,6 +108,11 @@ KINDS = [
 def test_every_kind_of_backbone_gives_features(name):
     ours = name in attnzoo.list_models()
     model = zoo.shallow(name) if ours else timm.create_model(name)
+    if not hasattr(model, "forward_intermediates"):
+        assert not ours
+        with pytest.raises(ValueError, match=f"{type(model).__name__} has no forward_intermediates"):
+            FrozenBackbone(model)
+        return
     backbone = FrozenBackbone(model)
     side = 64 if ours else model.default_cfg["input_size"][-1]
     features = backbone(torch.rand(1, 3, side, side))
