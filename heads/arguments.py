@@ -17,9 +17,10 @@ def check_int(name: str, value: Any, least: int | None = None, most: int | None 
     """
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name}={value!r}: must be a whole number, got {type(value).__name__}")
-    if (least is not None and value < least) or (most is not None and value > most):
+    number = int(value)
+    if (least is not None and number < least) or (most is not None and number > most):
         raise ValueError(f"{name}={value!r}: must be {_range(least, most)}")
-    return int(value)
+    return number
 
 
 def check_ints(name: str, value: Any, least: int | None = None) -> tuple[int, ...]:
@@ -33,9 +34,10 @@ def check_number(name: str, value: Any, least: float, most: float = math.inf, ab
     """The value, if it is a finite number from `least` to `most`, or `above` the least; errors as `check_int`."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name}={value!r}: must be a number, got {type(value).__name__}")
-    if not math.isfinite(value) or not least <= value <= most or (above and value == least):
+    number = float(value)
+    if not math.isfinite(number) or not least <= number <= most or (above and number == least):
         raise ValueError(f"{name}={value!r}: must be {_range(least, most, above)}")
-    return float(value)
+    return number
 
 
 def check_bool(name: str, value: Any) -> bool:
