@@ -22,8 +22,8 @@ class Refused(Exception):
     """Why a file is not read."""
 
 
-# Far beyond what checkpoints have: a survey takes about a microsecond and up to 100 bytes an instruction.
-MAX_INSTRUCTIONS = 5_000_000
+# Far beyond what checkpoints have (a detector with its optimizer: 100,000).
+MAX_INSTRUCTIONS = 1_000_000
 MAX_DEPTH = 100
 
 _ITEM_SIZES = {
@@ -272,7 +272,7 @@ class Survey:
                 break
             self._step(opcode.name, argument)
         found = self._stack.pop()
-        _check_depth(found)
+        _measured(found, {})
         return found
 
     def _step(self, name: str, argument: Any) -> None:
@@ -539,6 +539,9 @@ _LITERALS = {"BININT", "BININT1", "BININT2", "BINFLOAT", "BINUNICODE", "SHORT_BI
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
+_CONTAINERS = (dict, list, tuple, _Made)
+
+
 def _parts(value: Any) -> Iterator[Any]:
     if isinstance(value, dict):
         yield from value.values()
@@ -548,32 +551,23 @@ def _parts(value: Any) -> Iterator[Any]:
         yield from value.parts
 
 
-def _check_depth(root: Any) -> None:
-    """Refuse what holds itself, or so many levels that code which recurses would end the process."""
-    depths: dict[int, int] = {}
-    open_: dict[int, Iterator[Any]] = {}
-    path = [root]
-    while path:
-        value = path[-1]
-        if id(value) not in open_:
-            open_[id(value)] = _parts(value)
-            depths[id(value)] = 1
-        for part in open_[id(value)]:
-            if not isinstance(part, dict | list | tuple | _Made):
-                continue
-            known = depths.get(id(part))
-            if known is None:
-                path.append(part)
-                break
-            if any(part is above for above in path[-MAX_DEPTH:]):
-                raise Refused("its pickle holds a container that holds itself")
-            depths[id(value)] = max(depths[id(value)], known + 1)
-        else:
-            path.pop()
-            if path:
-                depths[id(path[-1])] = max(depths[id(path[-1])], depths[id(value)] + 1)
-        if len(path) > MAX_DEPTH or depths[id(value)] > MAX_DEPTH:
-            raise Refused(f"its pickle nests containers more than {MAX_DEPTH} deep")
+def _measured(value: Any, done: dict[int, tuple[int, int]], depth: int = 1) -> tuple[int, int]:
+    """How many levels a value has and how many parts, those it has twice counted twice.
+
+    Refuses so many, or a container in itself, that code which walks through all would end the process.
+    """
+    height, size = done.get(id(value), (0, 0))
+    if not size and depth <= MAX_DEPTH:
+        for part in _parts(value):
+            below, more = _measured(part, done, depth + 1) if isinstance(part, _CONTAINERS) else (0, 1)
+            height, size = max(height, below), size + more
+        height, size = height + 1, size + 1
+        done[id(value)] = height, size
+    if not size or depth + height > MAX_DEPTH + 1:
+        raise Refused(f"its pickle nests containers more than {MAX_DEPTH} deep, or one in itself")
+    if size > 10 * MAX_INSTRUCTIONS:
+        raise Refused("its pickle holds the same containers in each other again and again")
+    return height, size
 
 
 def _short(value: Any) -> str:

@@ -44,9 +44,9 @@ def _some(keys: Iterable[str]) -> str:
 
 def _origin(meta: dict[str, Any]) -> str:
     """Which model wrote the checkpoint, as far as the text of mmengine's meta tells."""
-    text = str(meta.get("cfg", ""))
+    text, name = (value if isinstance(value := meta.get(key), str) else "" for key in ("cfg", "experiment_name"))
     names = dict.fromkeys(re.findall(r"\bmodel_name=['\"]([\w.]+)['\"]", text))
-    config = re.sub(r"_\d{8}_\d{6}$", "", str(meta.get("experiment_name", "")))
+    config = re.sub(r"_\d{8}_\d{6}$", "", name)
     parts = ([f"config {config!r}"] if config else []) + ([f"backbone {', '.join(names)}"] if names else [])
     return f"; the checkpoint was written with {', '.join(parts)}" if parts else ""
 

@@ -815,3 +815,26 @@ def test_what_the_attack_of_the_review_used(tmp_path):
         archive(tmp_path / "a.pth", pickled, {"0": bytes(96)}, random.Random(0))
         with pytest.raises(CheckpointError, match=r"a\.pth: its pickle holds an array"):
             read_checkpoint(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (
+            b"]q\0" + b"".join(b"h" + bytes([i]) + b"\x86q" + bytes([i + 1]) for i in range(80)),
+            "the same containers in each other again and again",
+        ),
+        (b"]" * 200 + b"a" * 199, "more than 100 deep"),
+        (b"]q\0h\0a", "more than 100 deep, or one in itself"),
+        (b"](" + b"}" * 1_100_000 + b"e", "more than 1,000,000 instructions"),
+        (b"}" + b")" + b"\x85" * 200_000 + b"Ns", "a key that is neither text nor number"),
+        (b"X\xff\xff\xff\xff", "truncated, or not a checkpoint"),
+    ],
+    ids=["doubled", "deep", "in itself", "many", "deep key", "long text"],
+)
+@pytest.mark.parametrize("kind", ["archive", "stream"])
+def test_pickles_that_would_take_all_memory_or_time(tmp_path, kind, extra, message):
+    pickled = b"\x80\x02" + table(state_dict=table(weight=weight(kind)), extra=extra) + b"."
+    packed(kind, tmp_path / "a.pth", pickled, {"0": bytes(96)}, random.Random(0))
+    with pytest.raises(CheckpointError, match=message):
+        read_checkpoint(tmp_path / "a.pth")
