@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -259,8 +260,23 @@ class WholeFSDPStrategy(FSDPStrategy):
             super().save_checkpoint(str(temporary), **kwargs)
 
 
+_begun: set[str] = set()
+
+
+def _await_free_second(work_dir: str) -> None:
+    """Wait until no other run has begun in the same second.
+
+    mmengine names runs by it: two in one process would share the message hub and the log of the first, two in one work
+    directory the log folder.
+    """
+    while (second := time.strftime("%Y%m%d_%H%M%S")) in _begun or Path(work_dir, second).exists():
+        time.sleep(0.05)
+    _begun.add(second)
+
+
 def build_runner(cfg: Any, progress: ProgressHook, evaluation: bool = False) -> Runner:
     """Build the Runner of a config with a progress bar; one with a strategy, if the config has it."""
+    _await_free_second(cfg.work_dir)
     if cfg.get("strategy"):
         cfg.env_cfg = cfg.get("env_cfg") or {}
         runner: Any = StrategyRunner.from_cfg(cfg)

@@ -428,6 +428,19 @@ def test_errors_in_code_of_ones_own_keep_their_traceback(data, tmp_path, monkeyp
         assert not (tmp_path / "work").exists()
 
 
+def test_two_runs_in_one_second_share_nothing(data, tmp_path):
+    from attnzoo.tools.engine import ProgressHook, build_runner
+
+    runners = []
+    for _ in range(2):
+        cfg = load_config(write_config(tmp_path / "config.py", SEGMENTOR, data))
+        set_work_dir(cfg, str(tmp_path / "work"))
+        runners.append(build_runner(cfg, ProgressHook()))
+    one, other = runners
+    assert one.timestamp != other.timestamp and one.log_dir != other.log_dir
+    assert one.message_hub is not other.message_hub and one.visualizer is not other.visualizer
+
+
 def train_it(config, work_dir):
     cfg = load_config(config)
     set_work_dir(cfg, str(work_dir))
