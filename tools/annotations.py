@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -384,7 +385,7 @@ def check_label_maps(field: str, dataset: Any) -> None:
     if not entries:
         place = dataset.data_prefix.get("img_path")
         raise UserError(f"{field}.data_prefix.img_path: no image *{dataset.img_suffix} in {str(place)!r}")
-    missing = [entry["seg_map_path"] for entry in entries if not Path(entry["seg_map_path"]).is_file()]
+    missing = [entry["seg_map_path"] for entry in entries if not os.path.isfile(entry["seg_map_path"])]
     if missing:
         raise UserError(
             f"{field}.data_prefix.seg_map_path: {len(missing)} of {len(entries)} label maps are missing: "

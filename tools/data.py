@@ -112,7 +112,7 @@ def _check_dataset(field: str, dataset: Any) -> Iterator[tuple[Path, CocoNeeds, 
     root = dataset.get("data_root")
     prefixes = {key: _join(root, folder) for key, folder in (dataset.get("data_prefix") or {}).items() if folder}
     for key, folder in prefixes.items():
-        if key in ("gt", "img", "img_path", "seg_map_path") and not folder.is_dir():
+        if key in ("gt", "img", "img_path", "seg_map_path") and not os.path.isdir(folder):
             raise UserError(f"{field}.data_prefix.{key}: no folder {str(folder)!r}")
     if str(dataset.get("type")).startswith("attnzoo."):
         _check_itself(field, dataset)
@@ -121,7 +121,7 @@ def _check_dataset(field: str, dataset: Any) -> Iterator[tuple[Path, CocoNeeds, 
     if not dataset.get("ann_file"):
         return
     ann_file = _join(root, dataset["ann_file"])
-    if not ann_file.is_file():
+    if not os.path.isfile(ann_file):
         raise UserError(f"{field}.ann_file: no file {str(ann_file)!r}")
     kind = _kind(_class(dataset))
     if ann_file.suffix == ".json" and kind:
@@ -160,7 +160,7 @@ def _classes(dataset: Any) -> tuple[str, ...]:
     from mmengine.fileio import list_from_file
 
     names = (dataset.get("metainfo") or getattr(_class(dataset), "METAINFO", {})).get("classes") or ()
-    if isinstance(names, str) and Path(names).is_file():
+    if isinstance(names, str) and os.path.isfile(names):
         names = list_from_file(names)
     return tuple(names) if isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names) else ()
 
@@ -222,7 +222,7 @@ def _evaluated(cfg: Any, mode: str, classes: tuple[str, ...]) -> Iterator[tuple[
         kind = _kind(found)
         if kind is None or ann_file is None or metric.get("backend_args") is not None:
             continue
-        if not isinstance(ann_file, (str, Path)) or not Path(ann_file).is_file():
+        if not isinstance(ann_file, (str, Path)) or not os.path.isfile(ann_file):
             raise UserError(f"{field}.ann_file: no file {ann_file!r:.160}")
         chosen = metric.get("metric", "bbox")
         masks = "segm" in (chosen if isinstance(chosen, (list, tuple)) else [chosen])

@@ -31,6 +31,7 @@ import numpy as np
 from .config import add_config_options, load_config, one_line, parse_options, require_mm
 from .errors import UserError
 from .files import atomic_path, check_outputs
+from .images import read_image
 from .work_dir import read_files
 
 if TYPE_CHECKING:
@@ -175,13 +176,10 @@ def _pictures(shape: tuple[int, ...], image: np.ndarray | None, seed: int) -> Te
 
 
 def _read_image(path: str | Path, order: str) -> np.ndarray:
-    from PIL import Image
-
     try:
-        with Image.open(path) as file:
-            pixels = np.asarray(file.convert("RGB"))
-    except OSError as error:
-        raise UserError(f"{path}: not a readable image ({one_line(error)})") from error
+        pixels = np.asarray(read_image(path))
+    except UserError as error:
+        raise UserError(f"not a readable image: {error}") from error
     return np.ascontiguousarray(pixels if order == "RGB" else pixels[..., ::-1])
 
 

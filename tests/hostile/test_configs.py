@@ -16,7 +16,7 @@ from attnzoo.tools.errors import UserError
 
 VALUES = [
     None, True, False, 0, 1, -1, 7, 2**70, 1.5, float("nan"), float("inf"), "", "x", "mmdet", "os.system", "a.b", ".",
-    "é\n", "/", "auto", "x" * 5000, b"bytes", [], [None], [1, "a"], [[]], (), (1, 2), {}, {1: 2}, {"type": None},
+    "é\n", "/", "auto", "x" * 1000, b"bytes", [], [None], [1, "a"], [[]], (), (1, 2), {}, {1: 2}, {"type": None},
     {"type": 3}, {"type": "FPN"}, {"type": "Nope"}, [{"type": "FPN"}], {"a": {"b": []}}, {"dataset": 3},
     {"datasets": [3]},
 ]  # fmt: skip
