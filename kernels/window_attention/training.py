@@ -85,7 +85,10 @@ def _to_windows(x: torch.Tensor, num_heads: int, window: tuple[int, int], shift:
     """(B, H, W, C), rolled, -> (windows * heads, pixels, C / heads)."""
     if not _is_transformed(x):
         return _ToWindows.apply(x, num_heads, window, shift)
-    return windows_of(torch.roll(x, (-shift[0], -shift[1]), (1, 2)), num_heads, window, window).flatten(0, 1)
+    b, height, width, c = x.shape
+    x = torch.roll(x, (-shift[0], -shift[1]), (1, 2))
+    x = x.reshape(b, height // window[0], window[0], width // window[1], window[1], num_heads, c // num_heads)
+    return x.permute(0, 1, 3, 5, 2, 4, 6).reshape(-1, window[0] * window[1], c // num_heads)
 
 
 def _from_windows(
