@@ -1,6 +1,6 @@
 """Checks of arguments that the operators share: one error each, which says what was expected and what came."""
 
-import math
+from typing import Any
 
 import torch
 
@@ -9,12 +9,22 @@ from .tracing import is_exporting
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
-def check_tensors(names: tuple[str, ...], tensors: tuple[torch.Tensor | None, ...], one_dtype: bool = True) -> None:
-    """All must be dense tensors of floating-point numbers on one device; None stands for none.
+# Of values that kernels take as 32-bit integers.
+LARGEST = 2**31 - 1
+
+
+def check_tensors(
+    names: tuple[str, ...],
+    tensors: tuple[torch.Tensor | None, ...],
+    optional: tuple[str, ...] = (),
+    one_dtype: bool = True,
+) -> None:
+    """All must be dense tensors of floating-point numbers on one device.
 
     Args:
         names: of the arguments, for errors.
-        tensors: the first of them required.
+        tensors: by these names.
+        optional: names of those that may be None.
         one_dtype: whether all must have the dtype of the first.
 
     Raises:
@@ -23,7 +33,7 @@ def check_tensors(names: tuple[str, ...], tensors: tuple[torch.Tensor | None, ..
     """
     first, first_name = None, ""
     for name, x in zip(names, tensors, strict=True):
-        if x is None and first is not None:
+        if x is None and name in optional:
             continue
         if not isinstance(x, torch.Tensor):
             raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
@@ -40,15 +50,17 @@ def check_tensors(names: tuple[str, ...], tensors: tuple[torch.Tensor | None, ..
 
 
 def check_integer(name: str, value: int) -> None:
-    """Raises TypeError for anything but an integer; True and False are none."""
+    """Raises TypeError for anything but an integer, ValueError for large ones; True and False are none."""
     if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
-        raise TypeError(f"{name} must be an integer, got {value!r}")
+        raise TypeError(f"{name} must be an integer, got {said(value)}")
+    if not -LARGEST <= value <= LARGEST:
+        raise ValueError(f"{name} must be between -{LARGEST} and {LARGEST}, got {value}")
 
 
 def check_pair(name: str, value: tuple[int, int]) -> None:
     """Raises TypeError for anything but two integers."""
     if not isinstance(value, (tuple, list)) or len(value) != 2:
-        raise TypeError(f"{name} must be two integers, got {value!r}")
+        raise TypeError(f"{name} must be two integers, got {said(value)}")
     for side in value:
         check_integer(name, side)
 
@@ -58,10 +70,18 @@ def check_scale(scale: float | None) -> None:
     if scale is None:
         return
     if isinstance(scale, bool) or not isinstance(scale, (int, float, torch.SymInt, torch.SymFloat)):
-        raise TypeError(f"scale must be a number, got {scale!r}")
-    # One that a graph leaves free has no value to look at.
-    if not torch.compiler.is_compiling() and not math.isfinite(scale):
+        raise TypeError(f"scale must be a number, got {said(scale)}")
+    # In this form it asks nothing of a number that a graph leaves free.
+    if scale - scale != 0:
         raise ValueError(f"scale must be finite, got {scale}")
+
+
+def said(value: Any) -> str:
+    """A value in a few words, for an error."""
+    if isinstance(value, torch.Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    words = repr(value)
+    return words if len(words) <= 40 else f"{words[:40]}..."
 
 
 def are_sizes_free() -> bool:

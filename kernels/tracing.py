@@ -29,8 +29,8 @@ def untraced(function: Callable[..., Any], *args: Any) -> Any:
     if not torch.jit.is_tracing():
         return function(*args)
     state = torch._C._get_tracing_state()
-    torch._C._set_tracing_state(None)
+    torch._C._set_tracing_state(None)  # type: ignore[attr-defined]
     try:
         return function(*args)
     finally:
-        torch._C._set_tracing_state(state)
+        torch._C._set_tracing_state(state)  # type: ignore[attr-defined]

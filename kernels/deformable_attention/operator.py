@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from .. import _checks, _derivatives, _dispatch
 from ..tracing import is_exporting, leaves_sizes_free, untraced
@@ -143,7 +144,7 @@ def check(
     # To read a GPU's tensors would be to wait for it; the kernels never read beyond `value` all the same.
     given = [x for x in (spatial_shapes, level_start_index) if isinstance(x, Tensor)]
     free = torch.compiler.is_compiling() or leaves_sizes_free()
-    if not free and all(x.device.type == "cpu" for x in given) and not _have_no_memory(given):
+    if not given or (not free and all(x.device.type == "cpu" for x in given) and not _have_no_memory(given)):
         _check_levels(*as_lists(spatial_shapes, level_start_index), positions)
 
 
@@ -206,7 +207,8 @@ def _check_levels(sizes: Sequence[Sequence[int]], starts: Sequence[int], positio
         if start < end:
             raise ValueError(f"level_start_index {list(starts)}: levels of {[tuple(x) for x in sizes]} overlap")
         end = start + height * width
-        if end > positions:
+        # Of positions that a graph leaves free nothing is asked.
+        if statically_known_true(end > positions):
             raise ValueError(
                 f"a level of {height} x {width} starting at {start} does not fit the {positions} positions of value"
             )

@@ -58,18 +58,19 @@ def deformable_attention_3d(
     """
     untraced(_check, value, depth, spatial_shapes, level_start_index, sampling_locations, attention_weights)
     reason = untraced(operator.why_not, value, sampling_locations, attention_weights, depth)
-    if _dispatch.use_triton(
+    triton = _dispatch.use_triton(
         "deformable_attention_3d",
         backend,
         (value, depth, sampling_locations, attention_weights),
         reason,
         operations(value.shape, sampling_locations.shape),
-    ):
-        levels = operator.levels_on(spatial_shapes, level_start_index, value.device)
-        return operator.deformable_attention(value, depth, *levels, sampling_locations, attention_weights)
+    )
     if operator.is_empty(value, sampling_locations):
         shape = [value.shape[0], sampling_locations.shape[1], value.shape[2] * value.shape[3]]
         return _derivatives.nothing(shape, value, depth, sampling_locations, attention_weights)
+    if triton:
+        levels = operator.levels_on(spatial_shapes, level_start_index, value.device)
+        return operator.deformable_attention(value, depth, *levels, sampling_locations, attention_weights)
     if operator.must_gather(value, spatial_shapes, level_start_index):
         levels = operator.levels_on(spatial_shapes, level_start_index, value.device)
         return attend_gathered(value, depth, *levels, sampling_locations, attention_weights)

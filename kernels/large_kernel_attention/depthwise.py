@@ -55,15 +55,19 @@ def depthwise_conv(
         x, weight, bias = _dispatch.autocast(x, weight, bias)
         untraced(check_depthwise, x, weight, bias, dilation)
         reason = untraced(operator.why_not_depthwise, x, weight, bias, dilation)
-        if _dispatch.use_triton(
+        triton = _dispatch.use_triton(
             "depthwise_conv", backend, (x, weight, bias), reason, depthwise_operations(x.shape, weight.shape)
-        ):
-            return operator.depthwise_conv(x, weight, bias, dilation)
+        )
         if not leaves_sizes_free() and x.numel() == 0:
             return _derivatives.nothing(x.shape, x, weight, bias)
+        if triton:
+            return operator.depthwise_conv(x, weight, bias, dilation)
         # Compilers, exporters and transforms get the one operator that says what is meant.
         plain = torch.compiler.is_compiling() or leaves_sizes_free() or _derivatives.is_transformed()
-        if plain or not _is_rearranged(x, weight, dilation):
+        if plain:
+            return _definition(x, weight, bias, dilation)
+        dilation = operator.reach(x, dilation)
+        if not _is_rearranged(x, weight, dilation):
             return _definition(x, weight, bias, dilation)
         if torch.is_grad_enabled() and (
             x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
@@ -108,7 +112,7 @@ def pointwise_conv(
             "pointwise_conv",
             backend,
             (x, weight, bias, gate),
-            operator.why_not_pointwise(x, weight, bias, gate),
+            untraced(operator.why_not_pointwise, x, weight, bias, gate),
             pointwise_operations(x.shape, weight.shape),
         ):
             return operator.gated_pointwise_conv(x, weight, bias, gate)

@@ -24,7 +24,7 @@ def check_depthwise(
     `names` are those of weight and bias, for errors.
     """
     if not torch.jit.is_scripting():
-        _checks.check_tensors(("x", names[0], names[1]), (x, weight, bias))
+        _checks.check_tensors(("x", names[0], names[1]), (x, weight, bias), (names[1],))
         _checks.check_integer("dilation", dilation)
     _check_map(x)
     channels = x.shape[1]
@@ -49,8 +49,8 @@ def check_pointwise(
     `names` are those of weight and bias, for errors.
     """
     if not torch.jit.is_scripting():
-        _checks.check_tensors(("x", names[0], names[1]), (x, weight, bias))
-        _checks.check_tensors(("x", "gate"), (x, gate), one_dtype=False)
+        _checks.check_tensors(("x", names[0], names[1]), (x, weight, bias), (names[1],))
+        _checks.check_tensors(("x", "gate"), (x, gate), ("gate",), one_dtype=False)
     _check_map(x)
     inputs, outputs = x.shape[1], weight.shape[0] if weight.dim() > 0 else 0
     if weight.dim() != 4 or outputs < 1 or weight.shape[1] != inputs or weight.shape[2] != 1 or weight.shape[3] != 1:
@@ -70,6 +70,11 @@ def _check_map(x: Tensor) -> None:
 def _check_bias(bias: Tensor | None, channels: int, name: str) -> None:
     if bias is not None and (bias.dim() != 1 or bias.shape[0] != channels):
         raise ValueError(f"{name} must be ({channels},), got {_checks.shape(bias)}")
+
+
+def reach(x: Tensor, dilation: int) -> int:
+    """A dilation that gives the same result: beyond the map's sides all taps but the central ones see nothing."""
+    return min(dilation, max(x.shape[2], x.shape[3], 1))
 
 
 def why_not_depthwise(x: Tensor, weight: Tensor, bias: Tensor | None = None, dilation: int = 1) -> str | None:
@@ -95,7 +100,7 @@ def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int
 
     # A compiled graph leaves sizes free, which nobody checked yet.
     check_depthwise(x, weight, bias, dilation)
-    return depthwise_forward(x, weight, bias, dilation)
+    return depthwise_forward(x, weight, bias, reach(x, dilation))
 
 
 @depthwise_conv.register_fake
@@ -108,7 +113,7 @@ def _depthwise_backward(grad: Tensor, x: Tensor, weight: Tensor, dilation: int) 
     """Gradients of map and weight."""
     from .triton import depthwise_backward
 
-    return depthwise_backward(grad, x, weight, dilation)
+    return depthwise_backward(grad, x, weight, reach(x, dilation))
 
 
 @_depthwise_backward.register_fake

@@ -100,14 +100,11 @@ def neighborhood_attention(
         if scale is None:
             scale = untraced(default_scale, q, num_heads)
         reason = untraced(why_not, q, k, v, num_heads, bias_table)
-        if _dispatch.use_triton(
-            "neighborhood_attention",
-            backend,
-            (q, k, v, bias_table),
-            reason,
-            operations(q.shape, kernel_size),
-        ):
-            return attention(q, k, v, bias_table, num_heads, kernel_size, dilation, scale)[0]
+        triton = _dispatch.use_triton(
+            "neighborhood_attention", backend, (q, k, v, bias_table), reason, operations(q.shape, kernel_size)
+        )
         if not leaves_sizes_free() and q.numel() == 0:
             return _derivatives.nothing(q.shape, q, k, v, bias_table)
+        if triton:
+            return attention(q, k, v, bias_table, num_heads, kernel_size, dilation, scale)[0]
     return attend(q, k, v, num_heads, kernel_size, dilation, bias_table, scale)

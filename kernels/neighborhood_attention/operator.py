@@ -26,7 +26,7 @@ def check(
     if not torch.jit.is_scripting():
         _checks.check_integer("kernel_size", kernel_size)
         _checks.check_integer("dilation", dilation)
-        _checks.check_tensors(("q", "bias_table"), (q, bias_table), one_dtype=False)
+        _checks.check_tensors(("q", "bias_table"), (q, bias_table), ("bias_table",), one_dtype=False)
         _checks.check_scale(scale)
         free = _checks.are_sizes_free()
     if not 3 <= kernel_size <= 15 or kernel_size % 2 == 0:
@@ -76,6 +76,8 @@ def attention(
 
     # A compiled graph leaves sizes free, which nobody checked yet.
     check(q, k, v, num_heads, kernel_size, dilation, bias_table, scale)
+    # As in plain PyTorch: beyond the map's sides every pixel is a class of its own.
+    dilation = min(dilation, max(q.shape[1], q.shape[2]))
     return neighborhood_attention_forward(q, k, v, bias_table, num_heads, kernel_size, dilation, scale)
 
 
@@ -103,6 +105,7 @@ def attention_backward(
     """Gradients of q, k, v, and of `bias_table` where it `learns`: else (0,)."""
     from .triton import neighborhood_attention_backward
 
+    dilation = min(dilation, max(q.shape[1], q.shape[2]))
     return neighborhood_attention_backward(
         grad_out, q, k, v, bias_table, out, lse, num_heads, kernel_size, dilation, scale, learns
     )

@@ -242,6 +242,8 @@ def attend_tiled(
     scale: float,
 ) -> torch.Tensor:
     """`attend` for one size, quicker, and differentiable in any way."""
+    # Beyond the map's sides every pixel is a class of its own: larger ones would but pad.
+    dilation = min(dilation, max(q.shape[1], q.shape[2]))
     return _tiled(q, k, v, num_heads, kernel_size, dilation, _table(q, kernel_size, bias_table), scale)
 
 

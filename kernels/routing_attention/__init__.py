@@ -90,10 +90,10 @@ def routing_attention(
         triton = _dispatch.use_triton(
             "routing_attention", backend, (q, k, v), reason, operations(q.shape, regions, topk)
         )
-        if triton and topk < regions[0] * regions[1]:
-            return operator.forward(q, k, v, num_heads, list(regions), topk, scale)[0]
         if not leaves_sizes_free() and q.numel() == 0:
             return _derivatives.nothing(q.shape, q, k, v)
+        if triton and topk < regions[0] * regions[1]:
+            return operator.forward(q, k, v, num_heads, list(regions), topk, scale)[0]
     if topk == regions[0] * regions[1]:
         return _attend_to_all(q, k, v, num_heads, scale)
     if torch.jit.is_scripting():

@@ -100,16 +100,13 @@ def window_attention(
         if scale is None:
             scale = untraced(default_scale, q, num_heads)
         reason = untraced(why_not, q, k, v, num_heads, bias_table)
-        if _dispatch.use_triton(
-            "window_attention",
-            backend,
-            (q, k, v, bias_table),
-            reason,
-            operations(q.shape, window, overlap),
-        ):
-            return attention(q, k, v, bias_table, num_heads, list(window), list(shifts), overlap, scale)[0]
+        triton = _dispatch.use_triton(
+            "window_attention", backend, (q, k, v, bias_table), reason, operations(q.shape, window, overlap)
+        )
         if not leaves_sizes_free() and q.numel() == 0:
             return _derivatives.nothing(q.shape, q, k, v, bias_table)
+        if triton:
+            return attention(q, k, v, bias_table, num_heads, list(window), list(shifts), overlap, scale)[0]
     bias: torch.Tensor | None = None
     if bias_table is not None:
         # In float32 at least: many a pair of query and key adds to the gradient of one entry.

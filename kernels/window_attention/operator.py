@@ -42,7 +42,7 @@ def check(
         _checks.check_pair("window_size", window)
         _checks.check_pair("shift", shift)
         _checks.check_integer("overlap", overlap)
-        _checks.check_tensors(("q", "bias_table"), (q, bias_table), one_dtype=False)
+        _checks.check_tensors(("q", "bias_table"), (q, bias_table), ("bias_table",), one_dtype=False)
         _checks.check_scale(scale)
     if window[0] < 1 or window[1] < 1:
         raise ValueError(f"window_size must be at least 1, got {window}")

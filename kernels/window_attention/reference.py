@@ -9,15 +9,16 @@ from ..tracing import leaves_sizes_free
 
 def windows_of(x: torch.Tensor, num_heads: int, size: tuple[int, int], step: tuple[int, int]) -> torch.Tensor:
     """Windows of `size`, each `step` pixels, of (B, H, W, C) -> (windows, heads, pixels, C / heads), one copy."""
-    if size == step:
-        x = x.unflatten(2, (x.shape[2] // size[1], size[1])).unflatten(1, (x.shape[1] // size[0], size[0]))
-        x = x.permute(0, 1, 3, 5, 2, 4)
-    else:
-        x = x.unfold(1, size[0], step[0]).unfold(2, size[1], step[1])
     x = x.unflatten(3, (num_heads, -1))
-    b, rows, cols, dim = x.shape[0], x.shape[1], x.shape[2], x.shape[4]
+    if size == step:
+        # First all cuts, then one permutation: in the backward pass that is one copy.
+        x = x.unflatten(2, (x.shape[2] // size[1], size[1])).unflatten(1, (x.shape[1] // size[0], size[0]))
+        x = x.permute(0, 1, 3, 5, 2, 4, 6)
+    else:
+        x = x.unfold(1, size[0], step[0]).unfold(2, size[1], step[1]).permute(0, 1, 2, 3, 5, 6, 4)
+    b, rows, cols, dim = x.shape[0], x.shape[1], x.shape[2], x.shape[6]
     # An explicit copy: `reshape` would ask whether one is needed, which binds symbolic sizes to the example's.
-    x = x.permute(0, 1, 2, 3, 5, 6, 4).clone(memory_format=torch.contiguous_format)
+    x = x.clone(memory_format=torch.contiguous_format)
     return x.view(b * rows * cols, num_heads, size[0] * size[1], dim)
 
 

@@ -1,13 +1,15 @@
 """Window attention that is trained in plain PyTorch: with its attention kept, or computed anew in the backward pass."""
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 
 from .. import _derivatives
 from .operator import check_sizes
-from .reference import attend, attend_in_one, bias_of, parts_of, unseen, windows_of, with_margin
+from .reference import attend, attend_in_one, bias_of, parts_of, windows_of, with_margin
 
 # Bytes of attention that one call may keep for its backward pass.
 KEPT_BYTES = 32 << 20
@@ -51,46 +53,99 @@ def _attend_keeping(
     scale: float,
 ) -> torch.Tensor:
     """Swin's own form: the map is rolled, and what a wrapped window must not see is masked."""
-    b, height, width, c = q.shape
-    rows, cols = height // window[0], width // window[1]
+    b, height, width, _ = q.shape
     hidden: torch.Tensor | None = None
     kind: torch.Tensor | None = None
     if shift != (0, 0):
-        # What is unseen in each kind of window: inside, at the right border, at the lower one, at both. A map of 2 x 2
-        # windows has them all. Not cached: a tensor is of one mode, such as inference or a compiler's fake tensors.
-        hidden = unseen((2 * window[0], 2 * window[1]), window, shift, q.device)
-        kinds = torch.zeros((b, rows, cols), dtype=torch.long, device=q.device)
+        hidden = torch.tensor(_hidden(window, shift), device=q.device)
+        kinds = torch.zeros((b, height // window[0], width // window[1]), dtype=torch.long, device=q.device)
         kinds[:, -1] += 2
         kinds[:, :, -1] += 1
         kind = kinds.flatten()
-        q, k, v = (_roll(x, height - shift[0], width - shift[1]) for x in (q, k, v))
-    q, k, v = (windows_of(x, num_heads, window, window).flatten(0, 1) for x in (q, k, v))
-    out = _Keeping.apply(q, k, v, bias_of(bias, window, window), hidden, kind, num_heads, scale)
-    out = out.view(b, rows, cols, num_heads, *window, c // num_heads).permute(0, 1, 4, 2, 5, 3, 6)
-    out = out.reshape(b, height, width, c)
-    return out if kind is None else _roll(out, *shift)
+    windows = (_to_windows(x, num_heads, window, shift) for x in (q, k, v))
+    out = _Keeping.apply(*windows, bias_of(bias, window, window), hidden, kind, num_heads, scale)
+    return _from_windows(out, q.shape, num_heads, window, shift)
 
 
-def _roll(x: torch.Tensor, down: int, right: int) -> torch.Tensor:
-    """`torch.roll` of (B, H, W, C), which takes one pass an axis, in one pass where no transform is at work."""
-    if _derivatives.is_transformed() or torch._C._functorch.is_legacy_batchedtensor(x):
-        return torch.roll(x, (down, right), (1, 2))
-    return _Roll.apply(x, down, right)
+@functools.lru_cache(maxsize=64)
+def _hidden(window: tuple[int, int], shift: tuple[int, int]) -> np.ndarray:
+    """What is unseen in windows inside, at the right border, at the lower one, at both: (4, 1, queries, keys) of bool.
+
+    No tensor is cached: each belongs to a mode, such as inference, or a compiler's fake ones.
+    """
+    # Pixels that came from the other end of the map.
+    rows, cols = (np.arange(side) >= side - moved for side, moved in zip(window, shift, strict=True))
+    labels = [
+        (down * rows[:, None] * 2 + right * cols).reshape(-1) for down in (False, True) for right in (False, True)
+    ]
+    return np.stack([x[:, None] != x for x in labels])[:, None]
 
 
-class _Roll(torch.autograd.Function):
+def _to_windows(x: torch.Tensor, num_heads: int, window: tuple[int, int], shift: tuple[int, int]) -> torch.Tensor:
+    """(B, H, W, C), rolled, -> (windows * heads, pixels, C / heads)."""
+    if not _is_transformed(x):
+        return _ToWindows.apply(x, num_heads, window, shift)
+    b, height, width, c = x.shape
+    x = torch.roll(x, (-shift[0], -shift[1]), (1, 2))
+    x = x.reshape(b, height // window[0], window[0], width // window[1], window[1], num_heads, c // num_heads)
+    return x.permute(0, 1, 3, 5, 2, 4, 6).reshape(-1, window[0] * window[1], c // num_heads)
+
+
+def _from_windows(
+    x: torch.Tensor, shape: torch.Size, num_heads: int, window: tuple[int, int], shift: tuple[int, int]
+) -> torch.Tensor:
+    """The inverse of `_to_windows`."""
+    if not _is_transformed(x):
+        return _FromWindows.apply(x, shape, num_heads, window, shift)
+    return torch.roll(_map_of(x, shape, num_heads, window), shift, (1, 2))
+
+
+def _is_transformed(x: torch.Tensor) -> bool:
+    return _derivatives.is_transformed() or torch._C._functorch.is_legacy_batchedtensor(x)
+
+
+class _ToWindows(torch.autograd.Function):
+    """In few steps of autograd and few passes over memory."""
+
     @staticmethod
-    def forward(ctx, x, down, right):
-        ctx.back = x.shape[1] - down, x.shape[2] - right
-        out = torch.empty_like(x, memory_format=torch.contiguous_format)
-        top, left = ctx.back
-        out[:, down:, right:], out[:, down:, :right] = x[:, :top, :left], x[:, :top, left:]
-        out[:, :down, right:], out[:, :down, :right] = x[:, top:, :left], x[:, top:, left:]
-        return out
+    def forward(ctx, x, num_heads, window, shift):
+        ctx.settings = x.shape, num_heads, window, shift
+        return windows_of(_rolled(x, -shift[0], -shift[1]), num_heads, window, window).flatten(0, 1)
 
     @staticmethod
     def backward(ctx, grad):
-        return _roll(grad, *ctx.back), None, None
+        return _from_windows(grad, *ctx.settings), None, None, None
+
+
+class _FromWindows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, shape, num_heads, window, shift):
+        ctx.settings = num_heads, window, shift
+        out = _rolled(_map_of(x, shape, num_heads, window), *shift)
+        # A map of one window and one head is a view of it, which autograd would not let a user change in place.
+        return out.clone() if out._is_view() else out
+
+    @staticmethod
+    def backward(ctx, grad):
+        return _to_windows(grad, *ctx.settings), None, None, None, None
+
+
+def _map_of(x: torch.Tensor, shape: torch.Size, num_heads: int, window: tuple[int, int]) -> torch.Tensor:
+    b, height, width, c = shape
+    x = x.reshape(b, height // window[0], width // window[1], num_heads, *window, c // num_heads)
+    return x.permute(0, 1, 4, 2, 5, 3, 6).reshape(shape)
+
+
+def _rolled(x: torch.Tensor, down: int, right: int) -> torch.Tensor:
+    """`torch.roll` of (B, H, W, C), which takes a pass for each axis, in one."""
+    if down == 0 and right == 0:
+        return x
+    down, right = down % x.shape[1], right % x.shape[2]
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    top, left = x.shape[1] - down, x.shape[2] - right
+    out[:, down:, right:], out[:, down:, :right] = x[:, :top, :left], x[:, :top, left:]
+    out[:, :down, right:], out[:, :down, :right] = x[:, top:, :left], x[:, top:, left:]
+    return out
 
 
 class _Keeping(torch.autograd.Function):
@@ -294,8 +349,9 @@ def _gradients_of_windows(
     attention: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of q, k, v (windows * heads, pixels, C / heads) and the bias; the attention is computed if not kept."""
-    # Zeros: a product that is scaled by 0 is not written in every dtype.
-    grad_q, grad_k, grad_v = torch.zeros_like(q), torch.zeros_like(k), torch.empty_like(v)
+    # A product that is scaled by 0 is not written in every dtype.
+    new = torch.zeros_like if scale == 0 else torch.empty_like
+    grad_q, grad_k, grad_v = new(q), new(k), torch.empty_like(v)
     shape = q.shape[0], q.shape[1], k.shape[1]
     # 16-bit sums over all windows would round each addition.
     sums = torch.promote_types(q.dtype, torch.float32)

@@ -128,6 +128,21 @@ def test_result_may_be_changed_in_place(case):
         torch.testing.assert_close(got, expected)
 
 
+@pytest.mark.parametrize("heads", [1, 2])
+@pytest.mark.parametrize("shift", [0, 1])
+def test_result_of_a_single_window_may_be_changed_in_place(heads, shift):
+    """There the windows are the map, without a copy."""
+    q = torch.randn(1, 2, 2, 16, dtype=torch.float64, requires_grad=True)
+    out = kernels.window_attention(q, q, q, heads, 2, shift)
+    want = torch.autograd.grad((2 * out).sum(), q, retain_graph=True)[0]
+    out *= 2
+    torch.testing.assert_close(torch.autograd.grad(out.sum(), q)[0], want)
+    for regions, topk in (((1, 1), 1), ((2, 1), 1)):
+        out = kernels.routing_attention(q, q, q, heads, regions, topk, 0.5)
+        out += 1
+        out.sum().backward()
+
+
 def test_one_tensor_in_several_places():
     """Gradients of gradients of self-attention on the raw input: each use counts once."""
     x = torch.randn(1, 4, 4, 4, dtype=torch.float64, requires_grad=True)

@@ -1,0 +1,159 @@
+"""The public operators once more, dense, in float64: every query against every key, every sample against every pixel.
+
+Nothing here is taken from the package; what a window or a region may see is a mask.
+"""
+
+import torch
+import torch.nn.functional as F
+
+
+def _attend(q, k, v, num_heads, seen, bias, scale):
+    """Queries (B, N, C), keys (B, K, C), what sees what (N, K) or (B, N, K), bias (heads, N, K) or None."""
+    b, n, c = q.shape
+    q, k, v = (x.unflatten(2, (num_heads, c // num_heads)).transpose(1, 2) for x in (q, k, v))
+    logits = float(scale) * (q @ k.transpose(2, 3))
+    if bias is not None:
+        logits = logits + bias
+    seen = seen if seen.dim() == 2 else seen[:, None]
+    return (logits.masked_fill(~seen, -torch.inf).softmax(-1) @ v).transpose(1, 2).reshape(b, n, c)
+
+
+def _grid(rows, cols):
+    """Row and column of every place, in raster order."""
+    return rows.repeat_interleave(len(cols)), cols.repeat(len(rows))
+
+
+def window_attention(q, k, v, num_heads, window_size, shift=0, overlap=0, bias_table=None, scale=None):
+    b, height, width, c = q.shape
+    (wh, ww), (sh, sw) = ((x, x) if isinstance(x, int) else x for x in (window_size, shift))
+    half = overlap // 2
+    scale = (c // num_heads) ** -0.5 if scale is None else scale
+    # In the rolled map windows start at its corner.
+    q, k, v = (torch.roll(x, (-sh, -sw), (1, 2)) for x in (q, k, v))
+    k, v = (F.pad(x, (0, 0, half, half, half, half)) for x in (k, v))
+    row, col = _grid(torch.arange(height), torch.arange(width))
+    key_row, key_col = _grid(torch.arange(-half, height + half), torch.arange(-half, width + half))
+
+    def sees(place, key, size, side, moved):
+        first = place[:, None] // side * side
+        inside = (key >= first - half) & (key < first + side + half)
+        # The last window holds pixels of both ends of the axis.
+        wrapped = (place >= size - moved)[:, None] == (key >= size - moved)
+        return inside & wrapped if moved else inside
+
+    seen = sees(row, key_row, height, wh, sh) & sees(col, key_col, width, ww, sw)
+    bias = None
+    if bias_table is not None:
+        down = (row[:, None] - key_row + wh - 1 + half).clamp(0, 2 * wh - 2 + overlap)
+        right = (col[:, None] - key_col + ww - 1 + half).clamp(0, 2 * ww - 2 + overlap)
+        bias = bias_table[down * (2 * ww - 1 + overlap) + right].permute(2, 0, 1)
+    out = _attend(*(x.flatten(1, 2) for x in (q, k, v)), num_heads, seen, bias, scale)
+    return torch.roll(out.view(b, height, width, c), (sh, sw), (1, 2))
+
+
+def _region_scores(q, k, regions):
+    """Region of every pixel, scores of regions (B, R, R), minus infinity for empty ones."""
+    height, width = q.shape[1:3]
+    sides = -(-height // regions[0]), -(-width // regions[1])
+    row, col = _grid(torch.arange(height), torch.arange(width))
+    region = row // sides[0] * regions[1] + col // sides[1]
+    count = regions[0] * regions[1]
+    member = F.one_hot(region, count).to(q.dtype)
+    pixels = member.sum(0)
+    means = [torch.einsum("bnc,nr->brc", x.flatten(1, 2), member) / pixels.clamp(min=1)[:, None] for x in (q, k)]
+    return region, (means[0] @ means[1].transpose(1, 2)).masked_fill(pixels == 0, -torch.inf)
+
+
+def routing_margin(q, k, regions, topk):
+    """By how much the last region chosen beats the first one left, at the least; infinite where none is left."""
+    region, scores = _region_scores(q, k, regions)
+    best = scores[:, region.unique()].sort(-1, descending=True)[0]
+    if topk >= best.shape[-1] or best.numel() == 0:
+        return float("inf")
+    return (best[..., topk - 1] - best[..., topk]).nan_to_num(nan=float("inf")).min().item()
+
+
+def routing_attention(q, k, v, num_heads, regions, topk, scale):
+    b, height, width, c = q.shape
+    region, scores = _region_scores(q.detach(), k.detach(), regions)
+    chosen = torch.zeros_like(scores, dtype=torch.bool).scatter_(2, scores.topk(topk)[1], True)
+    seen = chosen[:, region][:, :, region]
+    out = _attend(*(x.flatten(1, 2) for x in (q, k, v)), num_heads, seen, None, scale)
+    return out.view(b, height, width, c)
+
+
+def neighborhood_attention(q, k, v, num_heads, kernel_size, dilation=1, bias_table=None, scale=None):
+    b, height, width, c = q.shape
+    scale = (c // num_heads) ** -0.5 if scale is None else scale
+
+    def sees(place, key, size):
+        residue, number = place % dilation, place // dilation
+        members = (size - 1 - residue) // dilation + 1
+        first = torch.minimum(number - kernel_size // 2, members - kernel_size).clamp(min=0)[:, None]
+        there = key // dilation
+        return (key % dilation == residue[:, None]) & (there >= first) & (there < first + kernel_size)
+
+    row, col = _grid(torch.arange(height), torch.arange(width))
+    seen = sees(row, row, height) & sees(col, col, width)
+    bias = None
+    if bias_table is not None:
+        side = 2 * kernel_size - 1
+        down, right = (
+            (x // dilation - x[:, None] // dilation + kernel_size - 1).clamp(0, side - 1) for x in (row, col)
+        )
+        bias = bias_table[:, down, right]
+    out = _attend(*(x.flatten(1, 2) for x in (q, k, v)), num_heads, seen, bias, scale)
+    return out.view(b, height, width, c)
+
+
+def _tents(place, size):
+    """Shares of all of `size` pixels in samples at these places, which pixels meet half-way."""
+    return (1 - (place[..., None] * size - 0.5 - torch.arange(size)).abs()).clamp(min=0)
+
+
+def deformable_attention_3d(value, depth, spatial_shapes, level_start_index, sampling_locations, attention_weights):
+    out = 0
+    for level, ((height, width), start) in enumerate(zip(spatial_shapes, level_start_index, strict=True)):
+        places, weights = sampling_locations[:, :, :, level], attention_weights[:, :, :, level]
+        x, y = _tents(places[..., 0], width), _tents(places[..., 1], height)
+        share = (y[..., :, None] * x[..., None, :]).flatten(-2)
+        pixels = slice(start, start + height * width)
+        if depth is not None:
+            z = _tents(places[..., 2], depth.shape[3])
+            spread = depth[:, pixels].expand(-1, -1, value.shape[2], -1)
+            share = share * torch.einsum("bqmpz,bkmz->bqmpk", z, spread)
+        out = out + torch.einsum("bqmp,bqmpk,bkmc->bqmc", weights, share, value[:, pixels])
+    return out.flatten(2)
+
+
+def deformable_attention(value, spatial_shapes, level_start_index, sampling_locations, attention_weights):
+    return deformable_attention_3d(
+        value, None, spatial_shapes, level_start_index, sampling_locations, attention_weights
+    )
+
+
+def depthwise_conv(x, weight, bias=None, dilation=1):
+    rows, cols = weight.shape[2:]
+    # Taps farther away than the map is wide see nothing.
+    dilation = min(dilation, max(x.shape[2:]))
+    down, right = dilation * (rows // 2), dilation * (cols // 2)
+    padded = F.pad(x, (right, right, down, down))
+    out = torch.zeros_like(x)
+    for i in range(rows):
+        for j in range(cols):
+            part = padded[:, :, i * dilation :, j * dilation :][:, :, : x.shape[2], : x.shape[3]]
+            out = out + weight[:, 0, i, j, None, None] * part
+    return out if bias is None else out + bias[:, None, None]
+
+
+def pointwise_conv(x, weight, bias=None, gate=None):
+    out = torch.einsum("bchw,dc->bdhw", x, weight[:, :, 0, 0])
+    out = out if bias is None else out + bias[:, None, None]
+    return out if gate is None else gate * out
+
+
+def large_kernel_attention(
+    x, local_weight, local_bias, dilated_weight, dilated_bias, pointwise_weight, pointwise_bias, dilation=3
+):
+    gate = depthwise_conv(depthwise_conv(x, local_weight, local_bias), dilated_weight, dilated_bias, dilation)
+    return pointwise_conv(gate, pointwise_weight, pointwise_bias, x)
