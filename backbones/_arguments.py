@@ -26,7 +26,7 @@ def check_integers(least: int = 1, odd: bool = False, tuples: bool = False, **va
     Args:
         least: that is allowed.
         odd: whether even ones are refused.
-        tuples: the values are sequences of integers, nested or not.
+        tuples: the values are sequences of integers.
         **values: by the names of their arguments.
     """
     kind = f"{'odd ' if odd else ''}integers of at least {least}"
@@ -37,11 +37,11 @@ def check_integers(least: int = 1, odd: bool = False, tuples: bool = False, **va
 
 
 def check_sides(**values: Any) -> None:
-    """Raises unless each value is a number of pixels, or one for the height and one for the width."""
+    """Raises unless each value is an integer of at least 1, or one for the height and one for the width."""
     for name, value in values.items():
         pair = isinstance(value, Sequence) and not isinstance(value, str)
         if pair and len(value) != 2:
-            raise ValueError(f"{name}={value!r}: one number of pixels or two are needed")
+            raise ValueError(f"{name}={value!r}: one integer or two are needed")
         check_integers(tuples=pair, **{name: value})
 
 
@@ -173,7 +173,5 @@ def _is(value: Any, kind: type) -> bool:
 
 
 def _entries(value: Any) -> list[Any]:
-    """The value itself, or all that a sequence holds."""
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [entry for part in value for entry in _entries(part)]
-    return [value]
+    """The value itself, or what a sequence holds."""
+    return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]

@@ -31,7 +31,7 @@ from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
 from . import _cswin, _pvt, _swin
-from ._arguments import check_integers, check_stages
+from ._arguments import check_integers, check_sides, check_stages
 from ._attention import softmax_attention
 from ._build import build, levels_of
 from ._checkpoint import fit_tables, fuse_qkv, keep_classifier, trunk_of
@@ -212,10 +212,9 @@ def _agents(
         raise ValueError(f"num_agents={num_agents!r}: squares are needed")
     grids = [math.isqrt(n) for n in num_agents] if agent_grids is None else agent_grids
     check_stages(depths=depths, agent_grids=grids)
-    check_integers(tuples=True, agent_grids=grids)
+    for grid in grids:
+        check_sides(agent_grids=grid)
     pairs = [to_2tuple(grid) for grid in grids]
-    if any(len(pair) != 2 for pair in pairs):
-        raise ValueError(f"agent_grids={agent_grids!r}: sides or pairs of them are needed")
 
     def attention(stage: int, block: int) -> Callable[..., nn.Module] | None:
         count = agent_blocks[stage]

@@ -211,7 +211,8 @@ class NeighborhoodAttentionTransformer(PyramidBackbone):
         )
         if any(not isinstance(steps, Sequence) or len(steps) == 0 for steps in dilations):
             raise ValueError(f"dilations={dilations!r}: one or more integers of each stage are needed")
-        check_integers(tuples=True, dilations=dilations)
+        for steps in dilations:
+            check_integers(tuples=True, dilations=steps)
         if kernel_size not in range(3, 16, 2):
             raise ValueError(f"kernel_size={kernel_size!r}: an odd number from 3 to 15 is needed")
         # The stem of two convolutions has half of the channels between them.

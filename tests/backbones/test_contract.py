@@ -9,6 +9,8 @@ import timm
 import torch
 from timm.layers import DropPath
 from timm.models import get_notrace_functions, get_notrace_modules, group_parameters
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 from zoo import map_side, one_of_a_kind, restores, shallow
 
@@ -196,6 +198,46 @@ def test_half_precision(name, dtype):
     model = shallow(name, dtype=dtype).eval()
     with torch.inference_mode():
         assert model(torch.randn(1, 3, 64, 64, dtype=dtype)).isfinite().all()
+
+
+class HostTensors(TorchDispatchMode):
+    """Counts tensors that are made from Python numbers on the host: on a GPU each is a copy that waits."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func in (torch.ops.aten.lift_fresh.default, torch.ops.aten.lift.default)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_makes_no_tensor_on_the_host(name, training):
+    model = shallow(name).train(training)
+    with HostTensors() as made:
+        torch.tensor(1.0)
+        assert made.count == 1
+        model(torch.randn(2, 3, 33, 47)).sum().backward()
+    assert made.count == 1
+
+
+def test_keeps_no_tensor_of_another_mode(name):
+    """Neither fake tensors nor inference tensors of an earlier pass come back in a later one."""
+    model = shallow(name).eval()
+    x = torch.randn(1, 3, 45, 61)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
+        assert type(model(mode.from_tensor(x))).__name__ == "FakeTensor"
+    with torch.inference_mode():
+        want = model(x)
+    model.train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm1d | torch.nn.BatchNorm2d):
+            module.eval()
+    out = model(x)
+    assert type(out) is torch.Tensor and not out.is_inference()
+    out.sum().backward()
+    assert torch.allclose(out, want, rtol=1e-3, atol=1e-4)
 
 
 def test_batch_does_not_mix(name):
