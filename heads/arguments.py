@@ -1,7 +1,7 @@
 """Checks of arguments that come from configs, where a wrong type would else train with something that nobody meant."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -17,9 +17,10 @@ def check_int(name: str, value: Any, least: int | None = None, most: int | None 
     """
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name}={value!r}: must be a whole number, got {type(value).__name__}")
-    if (least is not None and value < least) or (most is not None and value > most):
+    number = int(value)
+    if (least is not None and number < least) or (most is not None and number > most):
         raise ValueError(f"{name}={value!r}: must be {_range(least, most)}")
-    return int(value)
+    return number
 
 
 def check_ints(name: str, value: Any, least: int | None = None) -> tuple[int, ...]:
@@ -33,9 +34,13 @@ def check_number(name: str, value: Any, least: float, most: float = math.inf, ab
     """The value, if it is a finite number from `least` to `most`, or `above` the least; errors as `check_int`."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name}={value!r}: must be a number, got {type(value).__name__}")
-    if not math.isfinite(value) or not least <= value <= most or (above and value == least):
+    try:
+        number = float(value)
+    except OverflowError:  # of a whole number
+        number = math.inf
+    if not math.isfinite(number) or not least <= number <= most or (above and number == least):
         raise ValueError(f"{name}={value!r}: must be {_range(least, most, above)}")
-    return float(value)
+    return number
 
 
 def check_bool(name: str, value: Any) -> bool:
@@ -58,22 +63,18 @@ def check_choice(name: str, value: Any, allowed: Sequence[Any]) -> None:
         raise ValueError(f"{name}={value!r}: allowed are {', '.join(map(repr, allowed))}")
 
 
-def check_keys(name: str, value: Any, allowed: Iterable[str], needed: Iterable[str] = ()) -> dict[str, Any]:
-    """A copy of the value, if it is a dict with keys among `allowed` and all of `needed`.
+def check_keys(name: str, value: Any, allowed: Sequence[str]) -> dict[str, Any]:
+    """A copy of the value, if it is a dict with keys among `allowed`.
 
     Raises:
         TypeError: It is no dict.
-        ValueError: Naming the keys that are unknown or missing, and those that are allowed.
+        ValueError: Naming the keys that are unknown, and those that are allowed.
     """
     if not isinstance(value, dict):
         raise TypeError(f"{name}={value!r}: must be a dict, got {type(value).__name__}")
-    keys = f"allowed are {', '.join(allowed)}"
-    unknown = [key for key in value if key not in set(allowed)]
+    unknown = [key for key in value if key not in allowed]
     if unknown:
-        raise ValueError(f"{name}: has no {', '.join(map(repr, unknown))}; {keys}")
-    missing = [key for key in needed if key not in value]
-    if missing:
-        raise ValueError(f"{name}: lacks {', '.join(map(repr, missing))}; {keys}")
+        raise ValueError(f"{name}: has no {', '.join(map(repr, unknown))}; allowed are {', '.join(allowed)}")
     return dict(value)
 
 

@@ -118,9 +118,9 @@ class MCAHead(LoadsPublished, BaseDecodeHead):
             raise ValueError(
                 f"in_channels={self.in_channels}: needs two levels or more, the second with a multiple of heads={heads}"
             )
-        size = (map_size, map_size) if isinstance(map_size, int) else map_size
+        size: Any = map_size
         if size is not None:
-            size = check_ints("map_size", size)
+            size = check_ints("map_size", (map_size, map_size) if isinstance(map_size, int) else map_size)
         if size is not None and (len(size) != 2 or min(size) < 1):
             raise ValueError(f"map_size={map_size}: allowed are None, a positive number and a pair of them")
         self.map_size = size

@@ -103,8 +103,10 @@ def roi_align_forward(
     argmax_y.fill_(-1)
     argmax_x.fill_(-1)
     start, size = _extent(regions, spatial_scale, aligned)
-    bins = size.new_tensor([aligned_height, aligned_width])
-    grids = torch.full_like(size, sampling_ratio) if sampling_ratio > 0 else (size / bins).ceil()
+    if sampling_ratio > 0:
+        grids = torch.full_like(size, sampling_ratio)
+    else:
+        grids = (size / size.new_tensor(bins)).ceil()
     for grid_h, grid_w in grids.unique(dim=0).int().tolist():
         if grid_h <= 0 or grid_w <= 0:
             continue
