@@ -130,7 +130,7 @@ def _check_levels(sizes: Sequence[Sequence[int]], starts: Sequence[int], positio
     end = 0
     for start, (height, width) in sorted(zip(starts, sizes, strict=True)):
         if height < 1 or width < 1:
-            raise ValueError(f"spatial_shapes must be positive, got {height} x {width}")
+            raise ValueError(f"levels must have a pixel, got {height} x {width}")
         if start < end:
             raise ValueError(f"level_start_index {list(starts)}: levels of {[tuple(x) for x in sizes]} overlap")
         end = start + height * width
