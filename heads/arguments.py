@@ -1,7 +1,7 @@
 """Checks of arguments that come from configs, where a wrong type would else train with something that nobody meant."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -34,7 +34,10 @@ def check_number(name: str, value: Any, least: float, most: float = math.inf, ab
     """The value, if it is a finite number from `least` to `most`, or `above` the least; errors as `check_int`."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name}={value!r}: must be a number, got {type(value).__name__}")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # of a whole number
+        number = math.inf
     if not math.isfinite(number) or not least <= number <= most or (above and number == least):
         raise ValueError(f"{name}={value!r}: must be {_range(least, most, above)}")
     return number
@@ -60,22 +63,18 @@ def check_choice(name: str, value: Any, allowed: Sequence[Any]) -> None:
         raise ValueError(f"{name}={value!r}: allowed are {', '.join(map(repr, allowed))}")
 
 
-def check_keys(name: str, value: Any, allowed: Iterable[str], needed: Iterable[str] = ()) -> dict[str, Any]:
-    """A copy of the value, if it is a dict with keys among `allowed` and all of `needed`.
+def check_keys(name: str, value: Any, allowed: Sequence[str]) -> dict[str, Any]:
+    """A copy of the value, if it is a dict with keys among `allowed`.
 
     Raises:
         TypeError: It is no dict.
-        ValueError: Naming the keys that are unknown or missing, and those that are allowed.
+        ValueError: Naming the keys that are unknown, and those that are allowed.
     """
     if not isinstance(value, dict):
         raise TypeError(f"{name}={value!r}: must be a dict, got {type(value).__name__}")
-    keys = f"allowed are {', '.join(allowed)}"
-    unknown = [key for key in value if key not in set(allowed)]
+    unknown = [key for key in value if key not in allowed]
     if unknown:
-        raise ValueError(f"{name}: has no {', '.join(map(repr, unknown))}; {keys}")
-    missing = [key for key in needed if key not in value]
-    if missing:
-        raise ValueError(f"{name}: lacks {', '.join(map(repr, missing))}; {keys}")
+        raise ValueError(f"{name}: has no {', '.join(map(repr, unknown))}; allowed are {', '.join(allowed)}")
     return dict(value)
 
 

@@ -118,8 +118,10 @@ class MCAHead(LoadsPublished, BaseDecodeHead):
             raise ValueError(
                 f"in_channels={self.in_channels}: needs two levels or more, the second with a multiple of heads={heads}"
             )
-        size = (map_size, map_size) if isinstance(map_size, int) else map_size
-        if size is not None and (len(check_ints("map_size", size)) != 2 or min(size) < 1):
+        size: Any = map_size
+        if size is not None:
+            size = check_ints("map_size", (map_size, map_size) if isinstance(map_size, int) else map_size)
+        if size is not None and (len(size) != 2 or min(size) < 1):
             raise ValueError(f"map_size={map_size}: allowed are None, a positive number and a pair of them")
         self.map_size = size
         finest, middle, last = self.in_channels[0], self.in_channels[1], self.in_channels[-1]

@@ -87,8 +87,8 @@ def roi_align_forward(
     name = "roi_align_forward"
     check_choice(f"{name}: pool_mode", pool_mode, (MAX_POOL, MEAN_POOL))
     pooled = {"argmax_y": argmax_y, "argmax_x": argmax_x} if pool_mode == MAX_POOL else {}
-    sides = (aligned_height, aligned_width)
-    _check(name, ("input", input), rois, sides, spatial_scale, sampling_ratio, output=output, **pooled)
+    bins = (aligned_height, aligned_width)
+    _check(name, ("input", input), rois, bins, spatial_scale, sampling_ratio, output=output, **pooled)
     features, regions = widen(input, rois)
     if pool_mode != MAX_POOL:
         output.copy_(
@@ -103,8 +103,10 @@ def roi_align_forward(
     argmax_y.fill_(-1)
     argmax_x.fill_(-1)
     start, size = _extent(regions, spatial_scale, aligned)
-    bins = size.new_tensor(sides)
-    grids = torch.full_like(size, sampling_ratio) if sampling_ratio > 0 else (size / bins).ceil()
+    if sampling_ratio > 0:
+        grids = torch.full_like(size, sampling_ratio)
+    else:
+        grids = (size / size.new_tensor(bins)).ceil()
     for grid_h, grid_w in grids.unique(dim=0).int().tolist():
         if grid_h <= 0 or grid_w <= 0:
             continue

@@ -223,7 +223,7 @@ def test_fitting_arguments_are_accepted(operator):
         (softnms, dict(sigma=0.0), r"sigma=0\.0: must be above 0"),
         (attention_backward, dict(grad_value=rand(1, 12, 2, 4)), r"grad_value must have the shape \(2, 12, 2, 4\)"),
         (attention_backward, dict(grad_output=rand(1, 5, 8)), r"grad_output must have the shape \(2, 5, 8\)"),
-        (attention_backward, dict(value_spatial_shapes=torch.tensor([[-3, -4]])), r"spatial_shapes must be positive"),
+        (attention_backward, dict(value_spatial_shapes=torch.tensor([[-3, -4]])), r"levels must have a pixel"),
     ],
 )  # fmt: skip
 def test_arguments_that_do_not_fit_are_named(operator, changed, message):

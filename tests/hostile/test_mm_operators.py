@@ -416,7 +416,8 @@ def spoiled_tensor(draw: random.Random, tensor: Tensor) -> Tensor:
     if spoil == "empty":
         return tensor.narrow(dim, 0, 0)
     if spoil == "dtype":
-        return tensor.to(draw.choice((torch.int64, torch.bool, torch.complex64, torch.int32)))
+        others = (torch.int64, torch.bool) if tensor.is_floating_point() else (torch.float32, torch.float64)
+        return tensor.to(draw.choice((*others, torch.complex64, torch.int32)))
     if spoil == "strides":
         return tensor.mT.contiguous().mT if tensor.dim() > 1 else tensor.repeat_interleave(2)[::2]
     if tensor.numel() and tensor.dtype in (torch.float32, torch.int64):
