@@ -25,8 +25,8 @@ from torch.distributed.fsdp.wrap import lambda_auto_wrap_policy
 from ..heads import checkpoints
 from .channels import check_channels
 from .checkpoint import load_checkpoint
-from .config import nearest, one_line
-from .errors import UserError, in_own_code
+from .config import nearest, one_line, place_of
+from .errors import UserError
 from .files import atomic_path, is_disk_error, remove_files
 from .hooks import DueValidationHook, ProgressHook
 from .progress import shown
@@ -41,7 +41,6 @@ def build_model(cfg: Any) -> nn.Module:
 
     Raises:
         UserError: if it cannot be built, or if necks and heads do not fit its backbone.
-        Exception: what code of the user's own raises in it.
     """
     init_default_scope(cfg.get("default_scope") or "mmengine")
     check_channels(cfg)
@@ -53,9 +52,7 @@ def build_model(cfg: Any) -> nn.Module:
     except UserError:
         raise
     except Exception as error:  # constructors of any library
-        if in_own_code(error):
-            raise
-        raise UserError(f"{cfg.filename}: the model cannot be built: {one_line(error)}") from error
+        raise UserError(f"{cfg.filename}: the model cannot be built: {one_line(error)}{place_of(error)}") from error
 
 
 def check_optimizer(cfg: Any) -> None:
@@ -125,8 +122,7 @@ def starting(cfg: Any, progress: ProgressHook | None = None) -> Iterator[None]:
         progress: Its hook tells when the run has started: what is raised later is left as it is.
 
     Raises:
-        UserError: for what libraries raise.
-        Exception: what code of the user's own raises.
+        UserError: for what libraries raise, and code of the user's own.
     """
     work_dir = Path(cfg.work_dir)
     with new_folders(work_dir):
@@ -138,9 +134,9 @@ def starting(cfg: Any, progress: ProgressHook | None = None) -> Iterator[None]:
                 raise
             if is_first_process(cfg):
                 remove_files(work_dir, set(run_files(work_dir)) - before)
-            if isinstance(error, UserError) or in_own_code(error):
+            if isinstance(error, UserError):
                 raise
-            raise UserError(f"{cfg.filename}: the run cannot be built: {one_line(error)}") from error
+            raise UserError(f"{cfg.filename}: the run cannot be built: {one_line(error)}{place_of(error)}") from error
 
 
 def _quiet(logger: MMLogger) -> MMLogger:

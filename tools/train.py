@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -131,7 +132,8 @@ def _set_start(cfg: Config, model: Any) -> None:
             cfg.load_from = str(path)
             break
         cfg.resume = content is not None
-    elif cfg.get("load_from") is None or "://" in cfg.load_from:
+    elif cfg.get("load_from") is None or re.match(r"(?!https?:)\S+://", str(cfg.load_from)):
+        # Names of models that mmengine's own lists know are looked up there, when the run begins.
         return
     else:
         # Other weights to start from may fit in part, as those of another number of classes do.

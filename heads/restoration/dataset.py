@@ -1,5 +1,7 @@
 """Pairs of a high-resolution image and a smaller one."""
 
+import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,8 @@ from ..registry import DATASETS
 from .transforms import LoadImagePair, PairedRandomCrop, check_pair
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
+# Of these suffixes. Others stay shut whatever a file is called: Pillow starts Ghostscript for EPS.
+_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF")
 # EXIF orientations that turn an image by a quarter.
 _TURNED = (5, 6, 7, 8)
 _ORIENTATION = 0x0112
@@ -133,10 +137,14 @@ def _size_of(path: str) -> tuple[int, int]:
         ValueError: If it is no image or cut off.
     """
     try:
-        with Image.open(path) as image:
+        # Opening a pipe would wait for its writer.
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise ValueError("not a regular file")
+        with Image.open(path, formats=_FORMATS) as image:
             if not _ends(path, image.format):
                 image.load()
-            turned = image.getexif().get(_ORIENTATION) in _TURNED
+            # A TIFF's size is that of the turned image already.
+            turned = image.format != "TIFF" and image.getexif().get(_ORIENTATION) in _TURNED
             return image.size[::-1] if turned else image.size
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path}: not an image that can be read ({error})") from error
