@@ -108,8 +108,8 @@ def test_transforms(case):
 
 def test_compiled_transforms(case):
     """A compiled graph would hold the custom operator, which drops tangents, if it did not know of the transform."""
-    if case.name in ("pointwise_conv", "large_kernel_attention"):
-        pytest.skip("PyTorch's own operators")
+    if case.name != "window_attention":
+        pytest.skip("compiled from PyTorch's own operators")
     inputs = tuple(x.detach() for x in case.tensors.values())
     directions = tuple(torch.randn_like(x) for x in inputs)
     torch.compiler.reset()

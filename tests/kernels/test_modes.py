@@ -39,10 +39,10 @@ def test_empty_batch(name, dtype):
 
 @pytest.mark.parametrize("name", CASES)
 def test_empty_batch_in_graphs(name):
-    """A compiled graph of another batch, and a script, serve an empty one."""
+    """What was compiled of another batch serves an empty one."""
     torch.compiler.reset()
-    compiled = torch.compile(cases()[name].call, backend="aot_eager")
-    for batch in (2, 3, 0):
+    compiled = torch.compile(cases()[name].call, backend="eager")
+    for batch in (2, 0):
         inputs = [x.requires_grad_() for x in cases(batch)[name].tensors.values()]
         out = compiled(*inputs)
         assert out.shape[0] == batch
@@ -151,7 +151,7 @@ def test_one_number_expanded_over_everything(name):
 @pytest.mark.parametrize("name", ATTENTION)
 def test_scales(name, scale, dtype):
     """A product scaled by zero writes nothing in some dtypes: new memory holds NaN here."""
-    case = cases()[name]
+    case = cases(1, 4, 4)[name]
     halved = [x.to(DEVICE, dtype) for x in case.tensors.values()]
     exact = [x.double().requires_grad_() for x in halved]
     settings = case.settings | {"scale": scale}
