@@ -22,6 +22,7 @@ import struct
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from timm.layers import DropPath, Mlp, calculate_drop_path_rates, register_notrace_function
 from timm.models import generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
@@ -219,16 +220,20 @@ class ResidualGroup(nn.Module):
         return shortcut + self.conv(x.permute(0, 3, 1, 2))
 
 
+@register_notrace_function
+def pixel_shuffle(x: torch.Tensor, factor: int) -> torch.Tensor:
+    """PyTorch's, that also has a gradient where the batch is empty."""
+    if not sizes_stay_free() and x.shape[0] == 0:
+        return x[:, :: factor * factor].repeat_interleave(factor, 2).repeat_interleave(factor, 3)
+    return F.pixel_shuffle(x, factor)
+
+
 class PixelShuffle(nn.PixelShuffle):
-    """PyTorch's, that also has a gradient where the batch is empty; (B, r * r * C, H, W) -> (B, C, r * H, r * W)."""
+    """(B, r * r * C, H, W) -> (B, C, r * H, r * W), r the `upscale_factor`."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, r * r * C, H, W) -> (B, C, r * H, r * W)."""
-        r = self.upscale_factor
-        free = sizes_stay_free()
-        if not free and x.shape[0] == 0:
-            return x[:, :: r * r].repeat_interleave(r, 2).repeat_interleave(r, 3)
-        return super().forward(x)
+        return pixel_shuffle(x, self.upscale_factor)
 
 
 def _reconstruction(dim: int, num_feat: int, upscale: int, out_chans: int, **dd) -> nn.Sequential:

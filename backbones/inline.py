@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.layers import register_notrace_function
 from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
@@ -83,9 +84,9 @@ class InLineAttention(nn.Module):
         v, bias = v.transpose(1, 2).flatten(2), means.chunk(3, dim=2)[2]
         kernels = self.kernels(mean.transpose(1, 2))
         if self.class_token:
-            local = torch.cat((bias, _local(v[:, 1:], kernels, bias, height, width)), 1)
+            local = torch.cat((bias, convolve_locally(v[:, 1:], kernels, bias, height, width)), 1)
         else:
-            local = _local(v, kernels, bias, height, width)
+            local = convolve_locally(v, kernels, bias, height, width)
         # In this order the sum has the layout of a map, not of heads.
         out = local.unflatten(2, [self.num_heads, -1]) + out
         return self.proj_drop(self.proj(out.flatten(2)))
@@ -96,7 +97,10 @@ class InLineAttention(nn.Module):
         return q, k, v
 
 
-def _local(v: torch.Tensor, kernels: torch.Tensor, bias: torch.Tensor, height: int, width: int) -> torch.Tensor:
+@register_notrace_function
+def convolve_locally(
+    v: torch.Tensor, kernels: torch.Tensor, bias: torch.Tensor, height: int, width: int
+) -> torch.Tensor:
     """Depth-wise 3x3 convolution with kernels and biases of each image's own.
 
     Args:
