@@ -47,7 +47,6 @@ _UNSUITABLE = {
     "_rebuild_meta_tensor_no_storage": "a meta tensor, which has no values",
     "_rebuild_nested_tensor": "a nested tensor",
     "_rebuild_parameter_with_state": "a parameter with attributes of its own",
-    "_rebuild_from_type_v2": "a tensor of a class or with attributes of its own",
     "_rebuild_wrapper_subclass": "a tensor of a class of its own",
     "_rebuild_device_tensor_from_numpy": "a tensor of another device",
     "_rebuild_device_tensor_from_cpu_tensor": "a tensor of another device",
@@ -187,8 +186,8 @@ def finished(value: Any, _done: dict[int, Any] | None = None) -> Any:
         value[:] = [finished(item, done) for item in value]
     elif type(value) is tuple:
         made = tuple(finished(item, done) for item in value)
-    elif isinstance(value, torch.nn.Parameter):
-        made = value.detach()
+    elif isinstance(value, torch.nn.Parameter) or (isinstance(value, torch.Tensor) and vars(value)):
+        made = value.detach()  # a plain tensor without attributes
     elif not isinstance(value, (torch.Tensor, torch.Size, *_PLAIN)):
         raise Refused(f"its pickle holds {_short(value)}, which no checkpoint needs")
     # The value beside its result: while it lives, no other gets its id.
@@ -347,7 +346,8 @@ class Survey:
             raise Refused(f"holds {_UNSUITABLE[name]}; weights must be plain tensors")
         if path in ("torch.QInt8Storage", "torch.QUInt8Storage", "torch.QInt32Storage"):
             raise Refused("holds a quantized tensor; weights must be plain tensors")
-        if path not in _CALLS and path not in self._stand_ins and _item_size(path) is None and not _is_dtype(path):
+        known = path in _CALLS or path in _TENSOR_TYPES or path in self._stand_ins
+        if not known and _item_size(path) is None and not _is_dtype(path):
             raise Refused(f"refused, its pickle asks for {path!r}, which no checkpoint needs")
         return _Name(path)
 
@@ -465,6 +465,23 @@ def _parameter(data: Any, grad: Any, hooks: Any) -> _Made:
     return data
 
 
+def _typed(function: Any, kind: Any, arguments: Any, state: Any) -> Any:
+    """`torch._tensor._rebuild_from_type_v2`: a tensor with attributes, as FSDP gathers them."""
+    path = function.path if isinstance(function, _Name) else None
+    plain = isinstance(kind, _Name) and kind.path in _TENSOR_TYPES
+    if path not in _REBUILDS or not plain or type(arguments) is not tuple:
+        raise Refused("holds a tensor of a class of its own; weights must be plain tensors")
+    # PyTorch sets the attributes, whatever they are.
+    if type(state) is not dict or not all(_is_harmless(name, value) for name, value in state.items()):
+        raise Refused("holds a tensor with attributes of its own; weights must be plain tensors")
+    return _CALLS[path](*arguments)
+
+
+def _is_harmless(name: Any, value: Any) -> bool:
+    own = type(name) is str and name.isidentifier() and not hasattr(torch.nn.Parameter, name)
+    return own and type(value) in (str, int, float, bool, type(None))
+
+
 def _ordered(*arguments: Any) -> _Table:
     pairs = arguments[0] if arguments else []
     if (
@@ -525,6 +542,7 @@ _CALLS: dict[str | None, Callable[..., Any]] = {
     "torch._utils._rebuild_tensor_v2": _rebuilt,
     "torch._utils._rebuild_tensor_v3": _rebuilt_of_dtype,
     "torch._utils._rebuild_parameter": _parameter,
+    "torch._tensor._rebuild_from_type_v2": _typed,
     "torch.Size": _size,
     "torch.device": _plain,
     "builtins.complex": _plain,
@@ -532,6 +550,8 @@ _CALLS: dict[str | None, Callable[..., Any]] = {
     "builtins.set": _set,
     "_codecs.encode": _encoded,
 }
+_REBUILDS = {path for path, call in _CALLS.items() if call in (_rebuilt, _rebuilt_of_dtype, _parameter)}
+_TENSOR_TYPES = ("torch.Tensor", "torch.nn.parameter.Parameter")
 _FUNCTIONS = STAND_INS.keys() - {"argparse.Namespace", "numpy.ndarray"}
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 _EMPTY: dict[str, Callable[[], Any]] = {"EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_SET": lambda: _Made("set")}

@@ -9,7 +9,7 @@ import torch
 
 from .. import _derivatives
 from .operator import check_sizes
-from .reference import attend, attend_in_one, bias_of, parts_of, windows_of, with_margin
+from .reference import attend, attend_in_one, bias_of, parts_of, unseen, windows_of, with_margin
 
 # Bytes of attention that one call may keep for its backward pass.
 KEPT_BYTES = 32 << 20
@@ -57,7 +57,10 @@ def _attend_keeping(
     hidden: torch.Tensor | None = None
     kind: torch.Tensor | None = None
     if shift != (0, 0):
-        hidden = torch.tensor(_hidden(window, shift), device=q.device)
+        if q.device.type == "cpu":
+            hidden = torch.tensor(_hidden(window, shift))
+        else:  # a copy from the host would wait; a map of 2 x 2 windows has all four kinds
+            hidden = unseen((2 * window[0], 2 * window[1]), window, shift, q.device)
         kinds = torch.zeros((b, height // window[0], width // window[1]), dtype=torch.long, device=q.device)
         kinds[:, -1] += 2
         kinds[:, :, -1] += 1

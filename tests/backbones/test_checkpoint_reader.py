@@ -140,6 +140,29 @@ def test_a_list_that_others_have_widened_does_not_count(tmp_path):
         torch.serialization.add_safe_globals(before)
 
 
+def test_attributes_of_tensors_are_left_out(tmp_path):
+    """FSDP notes on each tensor that it gathers whether it is a copy."""
+    tensor = torch.ones(2)
+    tensor._has_been_cloned = True
+    torch.save({"state_dict": {"a": tensor}}, tmp_path / "a.pth")
+    found = read_checkpoint(tmp_path / "a.pth")["state_dict"]["a"]
+    assert type(found) is torch.Tensor and not vars(found) and torch.equal(found, torch.ones(2))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("data", 1), ("__class__", "x"), ("grad", None), ("a b", 1), ("note", [1]), ("note", {})]
+)
+def test_attributes_that_mean_something_are_refused(tmp_path, name, value):
+    class Rebuilt:
+        def __reduce__(self):
+            function, arguments = torch.ones(2).__reduce_ex__(2)[:2]
+            return torch._tensor._rebuild_from_type_v2, (function, torch.Tensor, arguments, {name: value})
+
+    torch.save({"state_dict": {"a": torch.ones(2)}, "extra": Rebuilt()}, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match="attributes of its own"):
+        read_checkpoint(tmp_path / "a.pth")
+
+
 def test_no_environment_makes_it_run_code(tmp_path):
     mark = tmp_path / "ran"
     torch.save({"state_dict": WEIGHTS, "extra": Runs(os.mkdir, str(mark))}, tmp_path / "a.pth")

@@ -211,8 +211,8 @@ class HostTensors(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func in (torch.ops.aten.lift_fresh.default, torch.ops.aten.lift.default):
-            root = Path(attnzoo.__file__).parent
-            files = (Path(frame.filename) for frame in reversed(traceback.extract_stack()[:-1]))
+            root = Path(attnzoo.__file__).resolve().parent
+            files = (Path(frame.filename).resolve() for frame in reversed(traceback.extract_stack()[:-1]))
             # The operators have tests of their own.
             inside = [path.relative_to(root).parts[0] for path in files if path.is_relative_to(root)]
             self.count += inside[0] in ("backbones", "tests")

@@ -3,6 +3,7 @@ import torch
 
 from attnzoo.kernels import window_attention
 from attnzoo.kernels.window_attention import training
+from attnzoo.kernels.window_attention.reference import unseen
 
 
 def definition(q, k, v, num_heads, window, shift=(0, 0), overlap=0, table=None, scale=None):
@@ -275,3 +276,11 @@ def test_shapes_must_agree():
     q, k, v = qkv(1, 8, 4, 8)
     with pytest.raises(ValueError, match="alike"):
         window_attention(q, k[:, :4], v, 2, 4)
+
+
+@pytest.mark.parametrize("shift", [(1, 2), (0, 2), (3, 0)])
+def test_what_is_unseen_is_the_same_on_every_device(shift):
+    """The CPU reads from a table what other devices compute."""
+    window = (4, 3)
+    table = torch.tensor(training._hidden(window, shift))
+    assert torch.equal(table, unseen((8, 6), window, shift, torch.device("cpu")))

@@ -124,8 +124,10 @@ def test_mmengine_itself_reads_by_our_loader(tmp_path):
     require_mm()
     from mmengine.runner.checkpoint import load_checkpoint as load_of_mmengine
 
-    import attnzoo.tools.engine  # noqa: F401
+    import attnzoo.tools.engine  # noqa: F401  registers the reader, unless another test has put another in its place
+    from attnzoo.heads import checkpoints
 
+    checkpoints.register(load_checkpoint)
     mark = tmp_path / "ran"
     torch.save({"state_dict": WEIGHTS, "extra": Runs(os.mkdir, str(mark))}, tmp_path / "hostile.pth")
     with pytest.raises(UserError, match="refused"):
