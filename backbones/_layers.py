@@ -38,7 +38,7 @@ def larger_of(size: int, least: int) -> int:
     else:
         if isinstance(size, torch.Tensor):
             return size.clamp(min=least)
-        return cast(int, torch.sym_max(size, least))
+        return cast(int, torch.sym_max(size, least)) if is_exporting() else max(size, least)
 
 
 @register_notrace_function

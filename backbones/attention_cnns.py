@@ -119,6 +119,22 @@ class AttentionResNet(ResNet):
         _check_format(output_fmt)
         return super().forward_intermediates(x, indices, norm, stop_early, output_fmt, intermediates_only)
 
+    def prune_intermediate_layers(
+        self,
+        indices: int | list[int] = 1,
+        prune_norm: bool = False,
+        prune_head: bool = True,
+    ) -> list[int]:
+        """As in timm's newer versions: drops the stages behind the last of `indices`, and the classifier with them."""
+        kept = super().prune_intermediate_layers(indices, prune_norm, prune_head)
+        if max(kept) < 4:
+            _end_at(self, max(kept))
+        for name in ("layer1", "layer2", "layer3", "layer4"):
+            if isinstance(getattr(self, name), nn.Identity):
+                # Gradient checkpointing goes through the blocks of each stage.
+                setattr(self, name, nn.Sequential())
+        return kept
+
 
 class AttentionMobileNet(EfficientNet):
     """MobileNetV2 with a module in every block.
@@ -171,6 +187,26 @@ class AttentionMobileNet(EfficientNet):
         """timm's, with an error that names a wrong `output_fmt`."""
         _check_format(output_fmt)
         return super().forward_intermediates(x, indices, norm, stop_early, output_fmt, intermediates_only, extra_blocks)
+
+    def prune_intermediate_layers(
+        self,
+        indices: int | list[int] = 1,
+        prune_norm: bool = False,
+        prune_head: bool = True,
+        extra_blocks: bool = False,
+    ) -> list[int]:
+        """As in timm's newer versions: what ends at another place than the head has no head."""
+        kept = super().prune_intermediate_layers(indices, prune_norm, prune_head, extra_blocks)
+        if not extra_blocks and (prune_norm or prune_head or max(kept) < len(self.stage_ends) - 1):
+            self.conv_head, self.bn2 = nn.Identity(), nn.Identity()
+            _end_at(self, max(kept))
+        return kept
+
+
+def _end_at(model: ResNet | EfficientNet, level: int) -> None:
+    """Names the channels of a shortened model's last level as its own, as newer timm does."""
+    model.num_features = model.head_hidden_size = model.feature_info[level]["num_chs"]
+    model.reset_classifier(0, "")
 
 
 _RESNET = [(r"\.(cbam|triplet_attention)\.", ".se."), (r"^bam1\.", "layer2.attn.")]

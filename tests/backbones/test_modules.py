@@ -211,11 +211,21 @@ def test_gradients(name):
 @pytest.mark.parametrize("name", [name for name in modules.NAMES if name not in ("ela_base", "ela_small")])
 def test_onnx_with_free_sizes(name):
     onnxruntime = pytest.importorskip("onnxruntime")
+    first = torch.__version__.startswith("2.9.")
+    if first and name == "das":
+        pytest.skip("PyTorch 2.9 does not export torchvision's deformable convolution")
     module = random(name, 32).float()
+    # PyTorch 2.9 has functions of operator set 18 alone for some operators.
+    opset = 18 if first else 20
     free = {0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
     with torch.fx.experimental._config.patch(backed_size_oblivious=True):
         program = torch.onnx.export(
-            module, (torch.randn(2, 32, 10, 12),), dynamo=True, opset_version=20, dynamic_shapes=(free,), verbose=False
+            module,
+            (torch.randn(2, 32, 10, 12),),
+            dynamo=True,
+            opset_version=opset,
+            dynamic_shapes=(free,),
+            verbose=False,
         )
     file = io.BytesIO()
     program.save(file)
