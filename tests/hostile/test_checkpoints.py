@@ -634,7 +634,7 @@ def draw_odd(rng: random.Random, path: Path, mark: Path) -> str:
     loop: list = []
     loop.append(loop)
     with_attribute = torch.ones(6)
-    with_attribute.flag = 1
+    with_attribute.flag = [1]
     refused = {
         "sparse": torch.eye(4).to_sparse(),
         "compressed": torch.eye(4).to_sparse_csr(),
