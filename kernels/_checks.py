@@ -54,7 +54,7 @@ def check_integer(name: str, value: int) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
         raise TypeError(f"{name} must be an integer, got {said(value)}")
     if not -LARGEST <= value <= LARGEST:
-        raise ValueError(f"{name} must be between -{LARGEST} and {LARGEST}, got {value}")
+        raise ValueError(f"{name} must be between -{LARGEST} and {LARGEST}, got {said(value)}")
 
 
 def check_pair(name: str, value: tuple[int, int]) -> None:
@@ -71,6 +71,8 @@ def check_scale(scale: float | None) -> None:
         return
     if isinstance(scale, bool) or not isinstance(scale, (int, float, torch.SymInt, torch.SymFloat)):
         raise TypeError(f"scale must be a number, got {said(scale)}")
+    if isinstance(scale, int) and not -LARGEST <= scale <= LARGEST:
+        raise ValueError(f"scale must be between -{LARGEST} and {LARGEST} as an integer, got {said(scale)}")
     # In this form it asks nothing of a number that a graph leaves free.
     if scale - scale != 0:
         raise ValueError(f"scale must be finite, got {scale}")

@@ -274,7 +274,7 @@ def autocast(*tensors: torch.Tensor | None) -> list[Any]:
     if not torch.is_autocast_enabled(device):
         return list(tensors)
     given = [x for x in tensors if isinstance(x, torch.Tensor)]
-    if any(x.dtype == torch.float64 or not x.is_floating_point() for x in given):
+    if any(x.dtype not in DTYPES for x in given):
         return list(tensors)
     dtype = torch.get_autocast_dtype(device)
     return [x.to(dtype) if isinstance(x, torch.Tensor) else x for x in tensors]

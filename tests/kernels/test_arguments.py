@@ -27,6 +27,10 @@ def faults():
     yield from ((name, dict(num_heads=2.0), "num_heads must be an integer, got 2.0") for name in ATTENTION)
     yield from ((name, dict(num_heads=True), "num_heads must be an integer, got True") for name in ATTENTION)
     yield from ((name, dict(scale="1"), "scale must be a number, got '1'") for name in ATTENTION)
+    yield from (
+        (name, dict(scale=-(2**70)), "scale must be between .* as an integer, got -1180591620717411303424")
+        for name in ATTENTION
+    )
     yield from ((name, dict(scale=float("nan")), "scale must be finite, got nan") for name in ATTENTION)
     yield from ((name, dict(scale=float("-inf")), "scale must be finite, got -inf") for name in ATTENTION)
     empty = dict.fromkeys("qkv", torch.zeros(2, 6, 8, 0))
@@ -208,6 +212,13 @@ def test_scripts_refuse_silent_errors():
         torch.jit.script(kernels.routing_attention)(q, q, q, 2, (2, 2), 5, 0.5)
     with pytest.raises(torch.jit.Error, match="kernel_size must be odd"):
         torch.jit.script(kernels.neighborhood_attention)(q, q, q, 2, 4)
+
+
+def test_autocast_takes_no_other_numbers():
+    x = torch.zeros(2, 6, 8, 4)
+    for dtype in (torch.float8_e4m3fn, torch.int64):
+        with torch.autocast("cpu", torch.bfloat16), pytest.raises(TypeError, match="k must be float32, float64"):
+            kernels.window_attention(x, x.to(dtype), x, 2, 2)
 
 
 def test_mixed_dtypes_are_taken_as_autocast_takes_them():
