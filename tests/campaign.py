@@ -5,6 +5,8 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import traceback
 from collections import Counter
 from collections.abc import Callable
@@ -68,6 +70,24 @@ def campaign(name: str, draw: Callable[[int], str], draws: int, seconds: float =
     if failures:
         shown = "\n\n".join(f"seed {seed}: {text}" for seed, text in failures[:10])
         raise Failed(f"{name}: {len(failures)} of {len(failures) + outcomes.total()} draws failed\n{shown}")
+
+
+def in_own_interpreter(file: str) -> None:
+    """Run a file that calls `campaign` when it is the main program: autograd may refuse to run in a forked process.
+
+    Raises:
+        Failed: with what the program said.
+    """
+    paths = (str(Path(__file__).parent), os.environ.get("PYTHONPATH", ""))
+    done = subprocess.run(
+        [sys.executable, file],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        capture_output=True,
+        text=True,
+    )
+    print(done.stdout)
+    if done.returncode:
+        raise Failed(done.stderr)
 
 
 def _work(draw: Callable[[int], str], seeds: list[int], connection: Any) -> None:

@@ -16,7 +16,7 @@ import mmcv
 import torch
 import torch.nn.functional as F
 import torchvision
-from campaign import Failed, campaign
+from campaign import Failed, campaign, in_own_interpreter
 from torch import Tensor
 
 import attnzoo
@@ -497,4 +497,9 @@ def draw_operator(seed: int) -> str:
 
 
 def test_operators():
+    in_own_interpreter(__file__)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
     campaign("operators of mmcv", draw_operator, 800, seconds=30)

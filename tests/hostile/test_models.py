@@ -258,4 +258,9 @@ def _wrong(name: str, kwargs: dict) -> str:
 
 
 def test_models():
+    campaign.in_own_interpreter(__file__)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
     campaign.campaign("models", draw_model, DRAWS)

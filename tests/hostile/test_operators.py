@@ -1,11 +1,8 @@
 """The public operators under random settings, layouts, dtypes and modes, and with arguments that are wrong."""
 
 import contextlib
-import os
 import random
 import re
-import subprocess
-import sys
 import traceback
 from pathlib import Path
 
@@ -390,16 +387,7 @@ def _error(got, want):
 
 
 def test_operators():
-    """In an interpreter of its own: autograd, once it ran, refuses to run in a forked process."""
-    paths = (str(Path(campaign.__file__).parent), os.environ.get("PYTHONPATH", ""))
-    done = subprocess.run(
-        [sys.executable, __file__],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-        capture_output=True,
-        text=True,
-    )
-    print(done.stdout)
-    assert done.returncode == 0, done.stderr
+    campaign.in_own_interpreter(__file__)
 
 
 @pytest.mark.parametrize("name", [name for name in kernels.__all__ if name not in ("can_run", "use_backend")])
