@@ -30,6 +30,8 @@ INTERPRETED_DTYPES = (torch.float32, torch.float16)
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
 
 _INSTALLED = importlib.util.find_spec("triton") is not None
+# That of the lowest PyTorch that the package allows.
+LOWEST_TRITON = (3, 5)
 _ENVIRONMENT = "ATTNZOO_BACKEND"
 # A list, so that a compiled graph is guarded by what it holds.
 _default = [os.environ.get(_ENVIRONMENT, "auto")]
@@ -250,7 +252,18 @@ def why_not(*tensors: torch.Tensor | None) -> str | None:
     for x in given[1:]:
         if x.device != device or x.dtype != dtype:
             return f"tensors differ: {dtype} on {device} and {x.dtype} on {x.device}"
+    installed = _triton_version()
+    if tuple(map(int, installed.split(".")[:2])) < LOWEST_TRITON:
+        return f"Triton is {installed}, it needs {'.'.join(map(str, LOWEST_TRITON))} or newer"
     return None
+
+
+@torch.compiler.assume_constant_result
+def _triton_version() -> str:
+    # Imported only where a kernel could run: it takes a noticeable time.
+    import triton
+
+    return triton.__version__
 
 
 @torch.compiler.assume_constant_result

@@ -5,6 +5,8 @@ channels, instance norm and GELU; a modulated deformable convolution back to all
 the gate. The paper leaves open the kernel of the depth-wise convolution, the biases and how offsets and modulation are
 predicted; here the kernels are 3x3, only the prediction has a bias, and it is a convolution that starts at zero
 (regular places, modulation 0.5), as the deformable convolutions that the paper builds on do.
+
+Exported to ONNX it is a DeformConv, which ONNX Runtime computes from 1.25 on.
 """
 
 import torch

@@ -194,6 +194,16 @@ def test_interpreter_refuses_what_it_gets_wrong(monkeypatch):
     assert _dispatch.why_not(torch.zeros(2)) is None
 
 
+@pytest.mark.skipif(not _dispatch.INTERPRETED, reason="of the interpreter")
+@pytest.mark.parametrize(
+    ("version", "refused"), [("3.4.0", True), ("2.10.1+rocm", True), ("3.5.0+git1", False), ("3.10.2", False)]
+)
+def test_versions_of_triton(version, refused, monkeypatch):
+    monkeypatch.setattr("triton.__version__", version)
+    reason = _dispatch.why_not(torch.zeros(2))
+    assert reason == (f"Triton is {version}, it needs 3.5 or newer" if refused else None)
+
+
 def test_can_run_of_an_unknown_operator():
     with pytest.raises(ValueError, match="operator must be one of"):
         kernels.can_run("attention")
