@@ -1,8 +1,9 @@
 """Checkpoints of any origin, read without running code of theirs: the one reader of backbones, heads and commands.
 
-Needs torch, safetensors and numpy alone. What a file holds is decided by its content, not by its name: safetensors, or
-what `torch.save` writes. A pickle can ask for any function to be called; here it gets PyTorch's tensors, containers and
-plain values, arrays of numbers, `argparse.Namespace` as a mere holder of attributes, and what `allow` adds.
+Needs torch, safetensors, tqdm and numpy alone. What a file holds is decided by its content, not by its name:
+safetensors, or what `torch.save` writes. A pickle can ask for any function to be called; here it gets PyTorch's
+tensors, containers and plain values, arrays of numbers, `argparse.Namespace` as a mere holder of attributes, and what
+`allow` adds.
 
 Every damage of an archive of `torch.save` is noticed, as it has checksums; in safetensors and in files of PyTorch
 before 1.6 only what concerns their structure, as numbers there have none.
@@ -12,9 +13,9 @@ import hashlib
 import json
 import os
 import re
-import sys
 import threading
 import urllib.parse
+import urllib.request
 import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -22,6 +23,7 @@ from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from ._archives import ZIP_START, check_archive, check_stream
 from ._pickles import STAND_INS, Refused, finished, stand_in
@@ -30,6 +32,9 @@ __all__ = ["CheckpointError", "allow", "check_weights", "read_checkpoint", "read
 
 # Where weights stand in a checkpoint, the averaged ones first, as timm has it.
 PLACES = ("state_dict_ema", "model_ema", "state_dict", "model", "params_ema", "params", "ema_state_dict")
+
+# Seconds that a server may send nothing.
+SILENCE = 60.0
 
 _lock = threading.Lock()
 
@@ -200,17 +205,39 @@ def _downloaded(url: str, map_location: Any) -> dict[Any, Any]:
     temporary = path.with_name(f".{os.getpid()}.{name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(url, str(temporary), digits, progress=sys.stderr.isatty())
+        _download(url, temporary)
+        if digits and not _sha256(temporary).startswith(digits):
+            raise Refused(f"its hash does not begin with {digits}, as its name says")
         content = _read(temporary, map_location)
         temporary.replace(path)
     except CheckpointError as error:
         raise CheckpointError(str(error).replace(str(temporary), url)) from error
+    except Refused as error:
+        raise CheckpointError(f"{url}: {error}") from error
     except Exception as error:  # of the network, the address or the disk
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
         raise CheckpointError(f"{url}: cannot be downloaded ({reason})") from error
     finally:
         temporary.unlink(missing_ok=True)
     return content
+
+
+def _download(url: str, path: Path) -> None:
+    """Write what an address holds, with a progress bar on a terminal.
+
+    Raises:
+        OSError: of the address, the network or the disk; the server sent nothing for `SILENCE` seconds or ended early.
+    """
+    request = urllib.request.Request(url, headers={"User-Agent": "attnzoo"})
+    with urllib.request.urlopen(request, timeout=SILENCE) as response, path.open("wb") as file:
+        size = response.length
+        # disable=None: where there is no terminal.
+        with tqdm(total=size, unit="B", unit_scale=True, desc=path.name, disable=None) as bar:
+            while block := response.read(1 << 16):
+                file.write(block)
+                bar.update(len(block))
+        if size is not None and file.tell() != size:
+            raise OSError(f"it ended after {file.tell()} of {size} bytes")
 
 
 def _sha256(path: Path) -> str:

@@ -4,8 +4,10 @@ import argparse
 import hashlib
 import os
 import pickle
+import socket
 import subprocess
 import sys
+import threading
 import zipfile
 from collections import Counter, OrderedDict
 
@@ -373,12 +375,47 @@ def test_the_hash_in_a_name_is_checked(site, hub):
         assert same(read_checkpoint(f"{address}/{name}")["state_dict"])
     wrong = "a-0123abcd.pth"
     (folder / wrong).write_bytes((folder / "a.pth").read_bytes())
-    with pytest.raises(CheckpointError, match="invalid hash value"):
+    with pytest.raises(CheckpointError, match=rf"^{address}/{wrong}: its hash does not begin with 0123abcd"):
         read_checkpoint(f"{address}/{wrong}")
     assert not (hub / wrong).exists()
     write(hub / wrong, "archive")
     with pytest.raises(CheckpointError, match="its hash does not begin with 0123abcd"):
         read_checkpoint(f"{address}/{wrong}")
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (b"", "timed out"),
+        (b"HTTP/1.0 200 OK\r\nContent-Length: 99\r\n\r\nPK", "timed out"),
+        (b"HTTP/1.0 200 OK\r\nContent-Length: 99\r\n\r\nPK<end>", "it ended after 2 of 99 bytes|IncompleteRead"),
+        (b"HTTP/1.0 200 OK\r\nContent-Length: many\r\n\r\nPK", "timed out"),
+    ],
+    ids=["silent", "falls silent", "ends early", "no number"],
+)
+def test_a_server_that_fails(answer, reason, hub, monkeypatch):
+    monkeypatch.setattr("attnzoo.backbones.checkpoints.SILENCE", 0.3)
+    ended = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve():
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(4096)
+                connection.sendall(answer.removesuffix(b"<end>"))
+                if not answer.endswith(b"<end>"):
+                    ended.wait(20)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        address = f"http://127.0.0.1:{server.getsockname()[1]}/a.pth"
+        try:
+            with pytest.raises(CheckpointError, match=rf"^{address}: cannot be downloaded \(.*({reason})"):
+                read_checkpoint(address)
+        finally:
+            ended.set()
+            thread.join()
+    assert list(hub.iterdir()) == []
 
 
 @pytest.mark.parametrize("source", ["http://127.0.0.1:9/", "http://127.0.0.1:9/..", "http:///a.pth", "http://[/a.pth"])
