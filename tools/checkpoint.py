@@ -97,3 +97,30 @@ def load_into(
         raise UserError(f"{path}: {error}") from error
     model.load_state_dict(state)
     return checkpoint
+
+
+def check_start(model: nn.Module, path: str | os.PathLike) -> None:
+    """Check weights that mmengine's `load_from` is to load as far as they fit, as those of another number of classes.
+
+    Args:
+        model: Not changed.
+        path: As of `load_checkpoint`.
+
+    Raises:
+        UserError: as `load_checkpoint`, or because not one tensor fits, or naming the first that fits and is of another
+            kind of number or not finite.
+    """
+    checkpoint = load_checkpoint(path)
+    # mmengine takes this prefix off, and no other.
+    state = {key.removeprefix("module."): value for key, value in checkpoint["state_dict"].items()}
+    own = model.state_dict()
+    fitting = {key: value for key, value in state.items() if key in own and own[key].shape == value.shape}
+    if not fitting:
+        raise UserError(
+            f"{path}: not one of its {len(state)} tensors ({_some(state)}) fits this {type(model).__name__} "
+            f"({_some(own)}){_origin(checkpoint['meta'])}"
+        )
+    try:
+        check_weights(fitting, model)
+    except CheckpointError as error:
+        raise UserError(f"{path}: {error}") from error

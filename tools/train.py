@@ -116,7 +116,7 @@ def _add_hooks(cfg: Config) -> None:
 
 def _set_start(cfg: Config, model: Any) -> None:
     """Find the checkpoint to go on from, and check that it and other weights to start from can be used."""
-    from .checkpoint import load_checkpoint, load_into
+    from .checkpoint import check_start, load_into
 
     if cfg.get("resume") and cfg.get("load_from") is None:
         content = None
@@ -135,9 +135,11 @@ def _set_start(cfg: Config, model: Any) -> None:
     elif cfg.get("load_from") is None or re.match(r"(?!https?:)\S+://", str(cfg.load_from)):
         # Names of models that mmengine's own lists know are looked up there, when the run begins.
         return
+    elif not cfg.get("resume"):
+        check_start(model, cfg.load_from)
+        return
     else:
-        # Other weights to start from may fit in part, as those of another number of classes do.
-        content = load_into(model, cfg.load_from) if cfg.get("resume") else load_checkpoint(cfg.load_from)
+        content = load_into(model, cfg.load_from)
     if cfg.get("resume") and content is not None and not {"optimizer", "message_hub"} <= content.keys():
         raise UserError(f"{cfg.load_from}: holds weights but no state of a training run, nothing to resume")
 

@@ -141,6 +141,32 @@ def test_hostile_start_weights(place, capsys):
     assert not (place / "ran").exists()
 
 
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda state: {f"net.{key}": value for key, value in state.items()}, "not one of its"),
+        (lambda state: {key: value.to(torch.int32) for key, value in state.items()}, "is int32, where the model has"),
+        (lambda state: {key: value * torch.nan for key, value in state.items()}, "weights must be finite"),
+    ],
+    ids=["nothing fits", "whole numbers", "nan"],
+)
+def test_start_weights_that_do_not_serve(trained, place, capsys, change, expected):
+    state = load_checkpoint(trained["detector"][1])["state_dict"]
+    torch.save({"state_dict": change(state)}, place / "bad.pth")
+    message = refused(capsys, "train", "detector.py", "--cfg-options", "load_from=bad.pth", folder=place)
+    assert message.startswith("attnzoo: error: bad.pth: ") and expected in message
+
+
+def test_start_weights_may_fit_in_part(trained, place):
+    state = load_checkpoint(trained["detector"][1])["state_dict"]
+    torch.save({"state_dict": {f"module.{key}": value for key, value in state.items() if "backbone" in key}}, "a.pth")
+    options = ["load_from=a.pth", "train_cfg.max_epochs=1", "optim_wrapper.optimizer.lr=0."]
+    assert cli.main(["train", "detector.py", "--work-dir", "a", "--cfg-options", *options]) == 0
+    after = load_checkpoint(place / "a" / "epoch_1.pth")["state_dict"]
+    same = [torch.equal(after[key], state[key]) for key in state if key.endswith("weight")]
+    assert any(same) and not all(same)
+
+
 @pytest.fixture
 def site(place, tmp_path_factory, monkeypatch):
     """A server's folder and its address; PyTorch's folder of checkpoints is empty and not in `place`."""
