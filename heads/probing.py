@@ -263,9 +263,14 @@ def accuracy(head: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> float
 
 
 def save_head(head: ProbeHead, path: str | os.PathLike, **facts: Any) -> None:
-    """Write a head as safetensors, with its arguments and `facts` (anything that JSON holds) beside the weights."""
+    """Write a head as safetensors, with its arguments and `facts` (anything that JSON holds) beside the weights.
+
+    Raises:
+        OSError: The file cannot be written, because the disk is full for instance.
+    """
     state = {key: value.contiguous() for key, value in head.state_dict().items()}
-    safetensors.torch.save_file(state, path, {"head": json.dumps(head.config), "facts": json.dumps(facts)})
+    # The library's own writing of files hides what the disk says in an error of its own kind.
+    Path(path).write_bytes(safetensors.torch.save(state, {"head": json.dumps(head.config), "facts": json.dumps(facts)}))
 
 
 def load_head(path: str | os.PathLike) -> tuple[ProbeHead, dict[str, Any]]:

@@ -203,6 +203,11 @@ def test_a_head_survives_its_file(pooling, tmp_path):
     assert torch.equal(loaded(x), head.eval()(x))
 
 
+def test_a_head_on_a_full_disk():
+    with pytest.raises(OSError, match="No space left"):
+        save_head(ProbeHead(48, 3), "/dev/full")
+
+
 @pytest.mark.parametrize(
     ("config", "change"),
     [
