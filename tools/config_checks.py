@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .errors import UserError
+from .errors import UserError, warn
 
 _DICT = (Mapping, "a dict")
 _DICTS = ((Mapping, list, tuple), "a dict or a list of them")
@@ -49,6 +49,8 @@ _TYPES: dict[str, tuple[Any, str]] = {
     "resume": _TRUTH,
     "find_unused_parameters": _TRUTH,
 }
+# Their class, where they name none, is the loop of epochs or of iterations, of validation or of the test.
+_LOOPS = ("train_cfg", "val_cfg", "test_cfg")
 # Dicts that are read by name, so that another name is passed over in silence.
 _NAMES = {
     "env_cfg": ("cudnn_benchmark", "mp_cfg", "dist_cfg", "resource_limit"),
@@ -174,7 +176,7 @@ def _distance(one: str, other: str) -> int:
 def check_options(cfg: Any, options: Mapping[str, Any]) -> None:
     """Check that what `--cfg-options` adds to a config is not a misspelt name of what is there or could be.
 
-    Other new keys pass: what no class takes is refused when it is built.
+    Of other new keys a warning tells, unless a class takes or refuses them when it is built: mmengine lets any be set.
 
     Args:
         cfg: The config before the options.
@@ -194,8 +196,25 @@ def check_options(cfg: Any, options: Mapping[str, Any]) -> None:
                 if near:
                     where = ".".join(place)
                     raise UserError(f"--cfg-options: {where}.{name} is not in the config; did you mean {where}.{near}?")
+            if _is_idle(parent, place, name):
+                elsewhere = [f"{part}.{name}" for part in _LOOPS if name in (cfg.get(part) or ())]
+                hint = f"; did you mean {' or '.join(elsewhere)}?" if elsewhere else ""
+                warn(f"--cfg-options: the config has no {'.'.join((*place, name))}: perhaps nothing reads it{hint}")
+                break
             place.append(name)
             parent = inner
+
+
+def _is_idle(parent: Any, place: Sequence[str], name: str) -> bool:
+    """Whether a name is new in a part of a config of which no class will say whether it takes it."""
+    if not (isinstance(parent, Mapping) or hasattr(parent, "filename")) or name in parent or name.startswith("_"):
+        return False
+    if not place:
+        return name not in _top()
+    where = ".".join(place)
+    # A loop without a type gets one; the others hold names of the user's own choice.
+    built_or_free = where in _LOOPS or place[-1] in ("default_hooks", "custom_keys", "metainfo")
+    return not built_or_free and "type" not in parent and name not in _NAMES.get(where, ())
 
 
 def _entry(parent: Any, name: str) -> Any:

@@ -1,5 +1,6 @@
 """The one error of the commands that is the user's to mend."""
 
+import os
 import sys
 
 
@@ -8,5 +9,6 @@ class UserError(Exception):
 
 
 def warn(message: str) -> None:
-    """Print a warning as one line, as the command line prints errors."""
-    print(f"attnzoo: warning: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    """Print a warning as one line, as the command line prints errors: of a launcher's processes the first alone."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"attnzoo: warning: {' '.join(message.split())}", file=sys.stderr, flush=True)

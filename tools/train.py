@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from .config import add_config_options, load_config, parse_options
 from .errors import UserError, warn
 from .files import is_disk_error
-from .work_dir import check, is_first_process, last_checkpoint, opened, resumable
+from .work_dir import check, last_checkpoint, opened, resumable
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -126,8 +126,7 @@ def _set_start(cfg: Config, model: Any) -> None:
             except UserError as error:
                 if path == found[-1] or _can_be_read(path):
                     raise
-                if is_first_process(cfg):
-                    warn(f"{error}; going on from the checkpoint before it")
+                warn(f"{error}; going on from the checkpoint before it")
                 continue
             cfg.load_from = str(path)
             break

@@ -112,6 +112,35 @@ def test_misspelt_names_and_wrong_types_are_named(tmp_path, text, said):
     assert said in str(raised.value) and str(path) in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("max_epochs", "the config has no max_epochs: perhaps nothing reads it; did you mean train_cfg.max_epochs?"),
+        ("seed", "the config has no seed: perhaps nothing reads it"),
+        ("model.test_cfg.quality", "the config has no model.test_cfg.quality: perhaps nothing reads it"),
+        ("bakbone.depth", "the config has no bakbone: perhaps nothing reads it"),
+        ("randomness.seed", None),
+        ("train_cfg.val_begin", None),
+        ("model.backbone.quality", None),  # its class says whether it takes it
+        ("model.init_cfg.type", None),
+        ("default_hooks.visualization.type", None),
+        ("optim_wrapper.paramwise_cfg.custom_keys.norm.decay_mult", None),
+    ],
+)
+def test_a_new_key_that_perhaps_nothing_reads_is_told(tmp_path, capsys, key, said):
+    path = tmp_path / "own.py"
+    path.write_text(
+        "train_cfg = dict(by_epoch=True, max_epochs=1)\ndefault_hooks = dict(logger=dict(type='LoggerHook'))\n"
+        "model = dict(type='RetinaNet', backbone=dict(type='attnzoo.Backbone'), test_cfg=dict(nms_pre=9))\n"
+        "optim_wrapper = dict(type='OptimWrapper', paramwise_cfg=dict(custom_keys=dict(head=dict(lr_mult=2.0))))\n"
+    )
+    cfg = config.load_config(path, {key: 1})
+    for name in key.split("."):
+        cfg = cfg[name]
+    assert cfg == 1
+    assert capsys.readouterr().err == (f"attnzoo: warning: --cfg-options: {said}\n" if said else "")
+
+
 @pytest.mark.parametrize("nested", [False, True])
 @pytest.mark.parametrize("suffix", ["yaml", "yml"])
 def test_yaml_runs_nothing(tmp_path, suffix, nested):
