@@ -174,7 +174,9 @@ class Gate(nn.Module):
         self.parameters_of = nn.ParameterList(attention_operands()[1:])
 
     def forward(self, x):
-        return large_kernel_attention(x, *self.parameters_of, backend=self.backend)
+        # By index: PyTorch 2.9 does not compile what spreads out a ParameterList.
+        operands = [self.parameters_of[i] for i in range(len(self.parameters_of))]
+        return large_kernel_attention(x, *operands, backend=self.backend)
 
 
 def test_compiles_to_one_graph_for_every_batch():
