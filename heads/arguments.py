@@ -38,7 +38,8 @@ def check_number(name: str, value: Any, least: float, most: float = math.inf, ab
         number = float(value)
     except OverflowError:  # of a whole number
         number = math.inf
-    if not math.isfinite(number) or not least <= number <= most or (above and number == least):
+    # Not by `math.isfinite`, which `torch.compile` does not trace.
+    if not -math.inf < number < math.inf or not least <= number <= most or (above and number == least):
         raise ValueError(f"{name}={value!r}: must be {_range(least, most, above)}")
     return number
 

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._checks import check_tensors, check_whole, is_tracing, same_shape
+from ...kernels.tracing import is_exporting
+from ._checks import check_tensors, check_whole
 from ._dtypes import widen
 
 __all__ = ["OPERATORS", "carafe_backward", "carafe_forward", "carafe_naive_backward", "carafe_naive_forward"]
@@ -28,7 +29,7 @@ def _check(
     **upsampled: Tensor,
 ) -> None:
     """Check maps and kernels, and `upsampled`, a map of the size that comes out."""
-    if is_tracing():
+    if is_exporting():
         return
     check_whole(operator, 1, kernel_size=kernel_size, group_size=group_size, scale_factor=scale_factor)
     check_tensors(operator, features=(features, "B C H W"))
@@ -37,9 +38,9 @@ def _check(
         raise ValueError(f"{operator}: kernel_size={kernel_size}: must be odd")
     if channels % group_size:
         raise ValueError(f"{operator}: group_size={group_size}: must divide the {channels} channels of features")
-    size = f"{height * scale_factor} {width * scale_factor}"
-    shapes = {key: (tensor, f"{batch} {channels} {size}") for key, tensor in upsampled.items()}
-    kernels = f"{batch} {group_size * kernel_size**2} {size}"
+    size = (height * scale_factor, width * scale_factor)
+    shapes = {key: (tensor, (batch, channels, *size)) for key, tensor in upsampled.items()}
+    kernels = (batch, group_size * kernel_size**2, *size)
     check_tensors(operator, features=(features, "B C H W"), masks=(masks, kernels), **shapes)
 
 
@@ -99,7 +100,7 @@ def carafe_naive_backward(
     """Writes the gradients of `carafe_naive_forward` to `bottom_grad` (features) and `mask_grad`; else as there."""
     name = "carafe_naive_backward"
     _check(name, features, masks, kernel_size, group_size, scale_factor, top_grad=top_grad)
-    check_tensors(name, bottom_grad=(bottom_grad, same_shape(features)), mask_grad=(mask_grad, same_shape(masks)))
+    check_tensors(name, bottom_grad=(bottom_grad, features.shape), mask_grad=(mask_grad, masks.shape))
     grad, source, kernels = widen(top_grad, features, masks)
     grad = _grouped(grad, group_size, scale_factor)
     padded = _grouped(F.pad(source, [kernel_size // 2] * 4), group_size, 1).squeeze((4, 6))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...kernels.deformable_attention import deformable_attention
 from ...kernels.tracing import is_exporting
-from ._checks import check_numbers, check_tensors, check_whole, is_tracing, same_shape
+from ._checks import Shape, check_numbers, check_tensors, check_whole, is_tracing
 from ._dtypes import widen
 
 __all__ = [
@@ -43,7 +43,7 @@ def _check(
         TypeError: A tensor of another dtype, a number that is not whole.
         ValueError: Another shape, or a number out of its range.
     """
-    if is_tracing():
+    if is_exporting():
         return
     names = ("stride_h", "stride_w", "pad_h", "pad_w", "dilation_h", "dilation_w", "group", "deformable_group")
     for name, value in zip(names, geometry, strict=True):
@@ -60,7 +60,7 @@ def _check(
             f"deformable_group={offset_groups}"
         )
     taps = offset_groups * kernel[0] * kernel[1]
-    modulation = {} if mask is None else {"mask": (mask, f"B {taps} y x")}
+    modulation: dict[str, tuple[Tensor, Shape]] = {} if mask is None else {"mask": (mask, ("B", taps, "y", "x"))}
     result = [
         (length + 2 * pad - dilation * (side - 1) - 1) // stride + 1
         for length, side, stride, pad, dilation in zip(
@@ -69,12 +69,13 @@ def _check(
     ]
     if min(result) < 1:
         raise ValueError(f"{operator}: the kernel {kernel} does not fit into the padded input {tuple(size)}")
+    shape: Shape = ("B", "O", *result)
     check_tensors(
         operator,
         input=(input, "B C H W"),
-        weight=(weight, f"O {channels // groups} {kernel[0]} {kernel[1]}"),
-        **{output[0]: (output[1], f"B O {result[0]} {result[1]}")},
-        offset=(offset, f"B {2 * taps} h w"),
+        weight=(weight, ("O", channels // groups, *kernel)),
+        **{output[0]: (output[1], shape)},
+        offset=(offset, ("B", 2 * taps, "h", "w")),
         **modulation,
     )
     if len(weight) % groups:
@@ -83,8 +84,7 @@ def _check(
 
 def _check_gradients(operator: str, **pairs: tuple[Tensor, Tensor]) -> None:
     """Check that each gradient has the shape of the tensor whose gradient it is."""
-    if not is_tracing():
-        check_tensors(operator, **{name: (grad, same_shape(tensor)) for name, (grad, tensor) in pairs.items()})
+    check_tensors(operator, **{name: (grad, tensor.shape) for name, (grad, tensor) in pairs.items()})
 
 
 def _as_output(points: Tensor, size: tuple[int, ...], name: str) -> Tensor:
@@ -437,7 +437,7 @@ def ms_deform_attn_backward(
     leaves = [tensor.detach().requires_grad_() for tensor in (value, places, weights)]
     with torch.enable_grad():
         output = deformable_attention(leaves[0], value_spatial_shapes, value_level_start_index, leaves[1], leaves[2])
-    check_tensors("ms_deform_attn_backward", grad_output=(grad_output, same_shape(output)))
+    check_tensors("ms_deform_attn_backward", grad_output=(grad_output, output.shape))
     grads = torch.autograd.grad(output, leaves, grad_output)
     for target, grad in zip((grad_value, grad_sampling_loc, grad_attn_weight), grads, strict=True):
         target.copy_(grad)

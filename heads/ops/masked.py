@@ -45,7 +45,7 @@ def masked_im2col_forward(
         im=(im, "1 C H W"),
         mask_h_idx=(mask_h_idx, "N", torch.int64),
         mask_w_idx=(mask_w_idx, "N", torch.int64),
-        col=(col, f"{im.shape[1] * kernel_h * kernel_w if im.dim() > 1 else 0} N"),
+        col=(col, (im.shape[1] * kernel_h * kernel_w if im.dim() > 1 else 0, "N")),
     )
     # Enough on the far side that a mask as large as the image, with less padding, stays inside.
     padding = (pad_w, max(0, kernel_w - 1 - pad_w), pad_h, max(0, kernel_h - 1 - pad_h))
@@ -74,10 +74,10 @@ def masked_col2im_forward(
     check_whole(name, 0, height=height, width=width, channels=channels)
     check_tensors(
         name,
-        col=(col, f"{channels} N"),
+        col=(col, (channels, "N")),
         mask_h_idx=(mask_h_idx, "N", torch.int64),
         mask_w_idx=(mask_w_idx, "N", torch.int64),
-        im=(im, f"1 {channels} {height} {width}"),
+        im=(im, (1, channels, height, width)),
     )
     check_indices(name, 0, height, mask_h_idx=mask_h_idx)
     check_indices(name, 0, width, mask_w_idx=mask_w_idx)

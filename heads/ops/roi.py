@@ -7,6 +7,7 @@ import torch.nn.functional as F
 import torchvision  # noqa: F401  (registers torch.ops.torchvision)
 from torch import Tensor
 
+from ...kernels.tracing import is_exporting
 from ..arguments import check_choice
 from ._checks import (
     check_indices,
@@ -16,7 +17,6 @@ from ._checks import (
     check_tensors,
     check_whole,
     is_tracing,
-    same_shape,
 )
 from ._dtypes import widen
 
@@ -37,14 +37,14 @@ def _check(
     **pooled: Tensor,
 ) -> None:
     """Check the map by its name, regions, numbers, and `pooled`, maps with a place for every bin."""
-    if is_tracing():
+    if is_exporting():
         return
     check_whole(operator, 1, bins_in_a_column=bins[0], bins_in_a_row=bins[1])
     check_numbers(operator, 0, above=True, spatial_scale=spatial_scale)
     named = {pixels[0]: (pixels[1], "B C H W"), "rois": (rois, "R 5")}
-    check_tensors(operator, **named, **{key: (tensor, f"R C {bins[0]} {bins[1]}") for key, tensor in pooled.items()})
+    check_tensors(operator, **named, **{key: (tensor, ("R", "C", *bins)) for key, tensor in pooled.items()})
     batch, _, height, width = pixels[1].shape
-    if len(rois) and not (height and width):
+    if not (height and width) and len(rois):
         raise ValueError(f"{operator}: {pixels[0]} has no pixel, {height} x {width}")
     check_regions(operator, rois, batch)
     check_whole(operator, -1, sampling_ratio=sampling_ratio)
@@ -218,7 +218,7 @@ def roi_pool_forward(
     """
     name = "roi_pool_forward"
     _check(name, ("input", input), rois, (pooled_height, pooled_width), spatial_scale, 1, output=output)
-    check_tensors(name, argmax=(argmax, same_shape(output), torch.int32))
+    check_tensors(name, argmax=(argmax, output.shape, torch.int32))
     if not is_tracing() and not output.numel():
         return
     features, regions = widen(input, rois)
@@ -254,7 +254,7 @@ def roi_pool_backward(
     name = "roi_pool_backward"
     bins = (pooled_height, pooled_width)
     _check(name, ("grad_input", grad_input), rois, bins, spatial_scale, 1, grad_output=grad_output)
-    check_tensors(name, argmax=(argmax, same_shape(grad_output), torch.int32))
+    check_tensors(name, argmax=(argmax, grad_output.shape, torch.int32))
     check_indices(name, -1, grad_input.shape[2] * grad_input.shape[3], argmax=argmax)
     grad, regions = widen(grad_output, rois)
     grad_input.copy_(
