@@ -117,12 +117,16 @@ def _traceable(module: nn.Module) -> nn.Module | None:
 
 
 def make_traceable(model: nn.Module) -> nn.Module:
-    """Replace in place all modules below `model` that would freeze the traced size by equal ones; returns `model`."""
-    for name, module in list(model.named_modules()):
+    """Replace in place all modules of `model` that would freeze the traced size by equal ones.
+
+    Returns:
+        `model`, or its own equal.
+    """
+    for name, module in list(model.named_modules(remove_duplicate=False)):
         replacement = _traceable(module)
-        if replacement is not None:
+        if replacement is not None and name:
             model.set_submodule(name, replacement)
-    return model
+    return _traceable(model) or model
 
 
 class Preprocess(nn.Module):
@@ -244,7 +248,7 @@ class Suppression:
             boxes: (B, N, 4).
             scores: (B, N), not negative where valid.
             groups: (B, N) int64, from 0: boxes of two groups do not suppress each other.
-            valid: (B, N) bool, the candidates.
+            valid: (B, N) bool, the candidates; boxes that are not finite are none.
 
         Returns:
             Scores (B, limit), falling, -1 where there are no more, and their indices (B, limit) into N.
@@ -252,6 +256,9 @@ class Suppression:
         if self.min_size >= 0:
             size = boxes[..., 2:] - boxes[..., :2]
             valid = valid & (size > self.min_size).all(-1)
+        # What is no candidate has no say in how far the others are moved.
+        valid = valid & boxes.isfinite().all(-1)
+        boxes = boxes.masked_fill(~valid[..., None], 0)
         # Groups apart in x and images in y, so that no shift, and with it the loss of digits, is larger than mmcv's.
         span = boxes.max() - boxes.min().clamp(max=0) + 1
         image = torch.arange(boxes.shape[0], device=boxes.device)[:, None].expand_as(groups)

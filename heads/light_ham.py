@@ -27,10 +27,22 @@ class DeterministicNMF2D(NMF2D):
 
     def __init__(self, channels: int, **kwargs: Any) -> None:
         super().__init__(kwargs)
-        generator = torch.Generator().manual_seed(0)
-        bases = torch.rand((self.S, channels // self.S, self.R), generator=generator)
+        self.bases_shape = (self.S, channels // self.S, self.R)
         # Not in the state dict, so that published SegNeXt checkpoints load strictly.
-        self.register_buffer("bases", F.normalize(bases, dim=1), persistent=False)
+        self.register_buffer("bases", self._constant(), persistent=False)
+
+    def _constant(self, device: torch.device | None = None) -> Tensor:
+        """The bases of evaluation; without a device on that of the context, where modules are built."""
+        bases = torch.rand(self.bases_shape, generator=torch.Generator().manual_seed(0), device="cpu")
+        return F.normalize(bases, dim=1).to(torch.get_default_device() if device is None else device)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], *args: Any) -> None:
+        super()._load_from_state_dict(state_dict, *args)
+        # A module that was built on the meta device has none, or memory that nobody has written.
+        device = self.bases.device
+        if self.bases.is_meta:
+            device = next((value.device for value in state_dict.values()), torch.device("cpu"))
+        self.bases = self._constant(device).to(self.bases.dtype)
 
     def _build_bases(self, B: int, S: int, D: int, R: int, device: torch.device | None = None) -> Tensor:
         if self.training:

@@ -228,7 +228,8 @@ def fit(
 
     Raises:
         TypeError: `epochs` is no whole number, or `lr` none at all.
-        ValueError: `epochs` is less than 1, `lr` is not positive, or there is no batch.
+        ValueError: `epochs` is less than 1, `lr` is not positive, or there is no batch, or one of a single sample, over
+            which a head cannot norm.
     """
     check_int("epochs", epochs, 1)
     check_number("lr", lr, 0, above=True)
@@ -241,6 +242,8 @@ def fit(
     for _ in range(epochs):
         total = 0.0
         for features, labels in batches:
+            if len(labels) < 2:
+                raise ValueError(f"batches: one has {len(labels)} sample, and the head norms over two or more")
             loss = F.cross_entropy(head(features.to(device)), labels.to(device))
             optimizer.zero_grad()
             loss.backward()
@@ -253,12 +256,14 @@ def fit(
 
 @torch.no_grad()
 def accuracy(head: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
-    """Top-1 accuracy, 0 to 1, of a head in evaluation mode."""
+    """Top-1 accuracy, 0 to 1, of a head in evaluation mode; a ValueError without samples."""
     device = next(head.parameters()).device
     right = count = 0
     for features, labels in batches:
         right += int((head(features.to(device)).argmax(1).cpu() == labels).sum())
         count += len(labels)
+    if not count:
+        raise ValueError("batches: there is no sample to be right about")
     return right / count
 
 

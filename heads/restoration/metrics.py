@@ -22,31 +22,46 @@ def luma(image: np.ndarray) -> np.ndarray:
 
     Returns:
         (H, W), float64, of values 16 to 235.
+
+    Raises:
+        ValueError: for another shape.
     """
+    if image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(f"an image must have the shape (H, W, 3), got {image.shape}")
     return image.astype(np.float64) @ np.array([65.481, 128.553, 24.966]) / 255 + 16
 
 
 def psnr(left: np.ndarray, right: np.ndarray) -> float:
     """Peak signal-to-noise ratio of two images of values 0 to 255, in dB; infinite if they are equal, as published.
 
+    Args:
+        left: (H, W) or (H, W, C).
+        right: Of the same shape.
+
     Raises:
+        TypeError: If an image is no array of numbers.
         ValueError: If the images have two shapes, no pixel, or values that are not finite.
     """
-    _check_images(left, right, 1)
+    _check_images(left, right, 1, (2, 3))
     error = np.mean((left.astype(np.float64) - right.astype(np.float64)) ** 2)
     return float(10 * np.log10(255**2 / error)) if error else float("inf")
 
 
 def ssim(left: np.ndarray, right: np.ndarray) -> float:
-    """Structural similarity of two images (H, W) of values 0 to 255, H and W at least 11.
+    """Structural similarity of two images of values 0 to 255.
 
     As in the paper's MATLAB code (Wang et al., 2004): windows of 11 x 11 weighted by a Gaussian of sigma 1.5,
     K = (0.01, 0.03), no window beyond the border.
 
+    Args:
+        left: (H, W), each at least 11.
+        right: Of the same shape.
+
     Raises:
+        TypeError: If an image is no array of numbers.
         ValueError: If the images have two shapes, are smaller than a window, or have values that are not finite.
     """
-    _check_images(left, right, _WINDOW)
+    _check_images(left, right, _WINDOW, (2,))
     return float(
         structural_similarity(
             left, right, data_range=255, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
@@ -54,9 +69,15 @@ def ssim(left: np.ndarray, right: np.ndarray) -> float:
     )
 
 
-def _check_images(left: np.ndarray, right: np.ndarray, least: int) -> None:
+def _check_images(left: np.ndarray, right: np.ndarray, least: int, dimensions: tuple[int, ...]) -> None:
+    for image in (left, right):
+        if not isinstance(image, np.ndarray) or image.dtype.kind not in "uif":
+            kind = image.dtype if isinstance(image, np.ndarray) else type(image).__name__
+            raise TypeError(f"an image must be an array of real numbers, got {kind}")
     if left.shape != right.shape:
         raise ValueError(f"the images have shapes {left.shape} and {right.shape}")
+    if left.ndim not in dimensions:
+        raise ValueError(f"an image must have {' or '.join(map(str, dimensions))} dimensions, got {left.shape}")
     height, width = left.shape[:2]
     if min(height, width) < least:
         raise ValueError(f"{width} x {height} pixels to compare, at least {least} x {least} are needed")
@@ -77,22 +98,28 @@ class _LumaMetric(BaseMetric):
         self.crop_border = crop_border
 
     def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
-        """Score samples with `pred` and `gt`, tensors (3, H, W), uint8, RGB, and `scale`.
+        """Score samples with `pred` and `gt`, tensors (3, H, W), RGB, of values 0 to 255, and `scale`.
 
         Raises:
-            ValueError: If a prediction has another size than the image it is compared with, or too little is left of
-                an image without its border, naming the image.
+            ValueError: If a prediction has another size than the image it is compared with, they are not RGB, or too
+                little is left of an image without its border, naming the image.
         """
         name = type(self).__name__
         for sample in data_samples:
             shapes = {key: tuple(sample[key].shape) for key in ("pred", "gt")}
             if shapes["pred"] != shapes["gt"]:
                 raise ValueError(f"{sample['gt_path']}: the prediction is {shapes['pred']}, the image {shapes['gt']}")
+            if len(shapes["gt"]) != 3 or shapes["gt"][0] != 3:
+                raise ValueError(f"{sample['gt_path']}: {name} is of RGB images (3, H, W), got {shapes['gt']}")
             _, height, width = shapes["gt"]
             border = sample["scale"] if self.crop_border is None else self.crop_border
             # Not up to height - border, which may be negative and then counts from the end.
             rows, columns = slice(border, max(height - border, 0)), slice(border, max(width - border, 0))
-            pred, gt = (luma(sample[key][:, rows, columns].permute(1, 2, 0).cpu().numpy()) for key in ("pred", "gt"))
+            # In float64, since numpy has no bfloat16.
+            pred, gt = (
+                luma(sample[key][:, rows, columns].detach().permute(1, 2, 0).double().cpu().numpy())
+                for key in ("pred", "gt")
+            )
             try:
                 self.results.append(self.score(pred, gt))
             except ValueError as error:

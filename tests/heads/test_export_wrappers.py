@@ -140,6 +140,13 @@ def test_make_traceable_replaces_nested_pools_and_leaves_global_ones():
     assert type(model[0][0]) is AveragePool and type(model[1]) is nn.AdaptiveAvgPool2d
 
 
+def test_make_traceable_replaces_a_pool_under_each_of_its_names_and_by_itself():
+    pool = nn.AdaptiveAvgPool2d(2)
+    model = make_traceable(nn.ModuleDict({"a": pool, "b": pool}))
+    assert type(model["a"]) is type(model["b"]) is AveragePool
+    assert type(make_traceable(pool)) is AveragePool
+
+
 def test_deploy_leaves_the_model_as_it_is():
     model = lively(segmentor("uper", "van")).train()
     deploy(model)
@@ -166,6 +173,19 @@ def test_suppression_keeps_images_and_groups_apart():
     values, index = suppress(boxes, scores, groups, torch.ones(2, 3, dtype=torch.bool))
     torch.testing.assert_close(values, torch.tensor([[0.9, 0.7, -1], [0.6, 0.4, -1]]))
     assert index[:, :2].tolist() == [[0, 2], [1, 2]]
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, 1e30])
+@pytest.mark.parametrize("candidate", [False, True])
+def test_a_box_without_bounds_is_none_and_harms_no_other_image(value, candidate):
+    boxes = torch.tensor([[[0.0, 0, 10, 10], [1, 0, 11, 10], [0, 0, 10, 10]]]).repeat(2, 1, 1)
+    boxes[0, 2, 2] = value
+    scores, groups = torch.tensor([[0.9, 0.8, 0.7]] * 2), torch.zeros(2, 3, dtype=torch.int64)
+    valid = torch.ones(2, 3, dtype=torch.bool)
+    valid[0, 2] = candidate and value != 1e30
+    suppress = Suppression(dict(type="nms", iou_threshold=0.5), limit=3)
+    values, _ = suppress(boxes, scores, groups, valid)
+    torch.testing.assert_close(values, torch.tensor([[0.9, -1, -1], [0.9, -1, -1]]))
 
 
 def _soft_nms():

@@ -35,6 +35,20 @@ def test_evaluation_is_deterministic_and_leaves_the_global_generator_alone():
     assert first.shape == (2, 5, 9, 13)
 
 
+@pytest.mark.parametrize("assign", [False, True])
+def test_built_without_memory_it_has_its_bases_once_it_is_loaded(assign):
+    head = LightHamHead(**ARGS).double().eval()
+    with torch.device("meta"):
+        other = LightHamHead(**ARGS).double().eval()
+    if not assign:
+        other.to_empty(device="cpu")
+        other.hamburger.ham.bases.fill_(torch.nan)
+    other.load_state_dict(head.state_dict(), assign=assign)
+    inputs = maps(2, 9, 13, torch.float64)
+    with torch.no_grad():
+        assert torch.equal(head(inputs), other(inputs))
+
+
 def test_an_image_gets_the_same_prediction_in_any_batch():
     head = LightHamHead(**ARGS).double().eval()
     inputs = maps(3, 8, 8, torch.float64)

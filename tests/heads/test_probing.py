@@ -249,6 +249,8 @@ def test_a_file_that_is_no_head_is_named(tmp_path):
         (lambda: EfficientProbing(8, num_queries=2.0), r"num_queries=2\.0: must be a whole number, got float"),
         (lambda: ProbeHead(8, 0), r"num_classes=0: must be 1 or more"),
         (lambda: ProbeHead("8", 2), r"channels='8': must be a whole number, got str"),
+        (lambda: accuracy(ProbeHead(8, 3), []), "no sample to be right about"),
+        (lambda: fit(ProbeHead(8, 3), [(torch.rand(1, 4, 8), torch.zeros(1).long())], 1), "norms over two or more"),
         (lambda: FeatureBatches(torch.rand(3, 4), torch.zeros(3), 2), r"features and labels must be .* got \(3, 4\)"),
         (lambda: FeatureBatches(torch.rand(3, 4, 8), torch.zeros(2), 2), r"got \(3, 4, 8\) and \(2,\)"),
         (lambda: FeatureBatches(torch.rand(0, 4, 8), torch.zeros(0), 2), r"of a sample or more"),

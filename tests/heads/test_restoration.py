@@ -111,6 +111,34 @@ def test_metrics_refuse_another_size():
         SSIM(crop_border=-1)
 
 
+@pytest.mark.parametrize(
+    ("score", "error", "message"),
+    [
+        (lambda image: ssim(image, image), ValueError, r"must have 2 dimensions, got \(12, 13, 3\)"),
+        (lambda image: psnr(image[0, 0], image[0, 0]), ValueError, r"must have 2 or 3 dimensions, got \(3,\)"),
+        (lambda image: psnr(image > 3, image > 3), TypeError, "array of real numbers, got bool"),
+        (lambda image: ssim([1.0], [1.0]), TypeError, "array of real numbers, got list"),
+        (lambda image: luma(image[..., 0]), ValueError, r"shape \(H, W, 3\), got \(12, 13\)"),
+    ],
+)
+def test_what_is_no_image_is_refused(score, error, message):
+    with pytest.raises(error, match=message):
+        score(np.zeros((12, 13, 3)))
+
+
+def test_metrics_take_every_real_dtype_and_rgb_alone():
+    pred, gt = torch.arange(2 * 3 * 20 * 20).reshape(2, 3, 20, 20) % 251
+    scores = []
+    for dtype in (torch.uint8, torch.bfloat16, torch.float64):
+        metric = PSNR()
+        sample = dict(pred=pred.to(dtype), gt=gt.to(dtype), scale=2, gt_path="x.png")
+        metric.process(None, [sample | dict(pred=sample["pred"].requires_grad_(dtype.is_floating_point))])
+        scores += metric.results
+    assert scores == [scores[0]] * 3
+    with pytest.raises(ValueError, match=r"x\.png: PSNR is of RGB images \(3, H, W\), got \(1, 20, 20\)"):
+        PSNR().process(None, [dict(pred=pred[:1], gt=gt[:1], scale=2, gt_path="x.png")])
+
+
 def flat(height, width, value=9):
     gt = torch.full((3, height, width), value, dtype=torch.uint8)
     return dict(pred=gt + 1, gt=gt, scale=2, gt_path="set/tiny.png")
