@@ -55,7 +55,8 @@ def check_archive(file: BinaryIO, size: int, stand_ins: Iterable[str]) -> None:
                 what = "no record of it" if found is None else f"its record has {found}"
                 raise Refused(f"damaged: its pickle describes a storage of {nbytes} bytes, and there is {what}")
 
-        Survey(stand_ins, check_storage).walk(io.BytesIO(archive.read(f"{top}data.pkl")))
+        pickled = archive.read(f"{top}data.pkl")
+        Survey(stand_ins, check_storage, len(pickled)).walk(io.BytesIO(pickled))
 
 
 def _directory(file: BinaryIO, size: int) -> tuple[int, int]:
@@ -117,7 +118,7 @@ def check_stream(file: BinaryIO, size: int, stand_ins: Iterable[str]) -> None:
         if nbytes > size:
             raise Refused(f"truncated: its pickle describes a storage of {nbytes} bytes, and the file has {size}")
 
-    survey = Survey(stand_ins, check_storage)
+    survey = Survey(stand_ins, check_storage, size)
     bounded = _Bounded(file, size)
     if survey.walk(bounded) != _MAGIC or survey.walk(bounded) != _PROTOCOL:
         raise Refused("truncated, or not a checkpoint")

@@ -25,6 +25,8 @@ class Refused(Exception):
 # Far beyond what checkpoints have (a detector with its optimizer: 100,000).
 MAX_INSTRUCTIONS = 1_000_000
 MAX_DEPTH = 100
+# Bytes and items that are made of a pickle's, over its size.
+_COPIES = 3
 
 _ITEM_SIZES = {
     "BoolStorage": 1,
@@ -241,11 +243,14 @@ class Survey:
     Args:
         stand_ins: The paths that are allowed besides PyTorch's tensors, containers and plain values.
         check_storage: Called with the key of a storage and its size in bytes; refuses what the file does not have.
+        size: Bytes that the pickle has, or the file around it.
     """
 
-    def __init__(self, stand_ins: Iterable[str], check_storage: Callable[[str, int], None]) -> None:
+    def __init__(self, stand_ins: Iterable[str], check_storage: Callable[[str, int], None], size: int) -> None:
         self._stand_ins = frozenset(stand_ins)
         self._check_storage = check_storage
+        # What is written once is copied into bytes, and from there into an array.
+        self._copies_left = _COPIES * size
         self.storages: dict[str, _Storage] = {}
 
     def walk(self, file: Any) -> Any:
@@ -356,10 +361,17 @@ class Survey:
         if type(arguments) is not tuple:
             raise Refused("its pickle calls a function without arguments")
         if path in _CALLS:
+            self._copy(arguments)
             return _CALLS[path](*arguments)
         if path in self._stand_ins and path in _FUNCTIONS:
             return _Made(path, *arguments)
         raise Refused(f"refused, its pickle calls {path or 'what is no function'!r}, which no checkpoint needs")
+
+    def _copy(self, values: tuple[Any, ...]) -> None:
+        """Count what a call copies: one text, copied again and again, would fill the memory."""
+        self._copies_left -= sum(len(value) for value in values if isinstance(value, str | bytes | list | tuple | dict))
+        if self._copies_left < 0:
+            raise Refused("its pickle copies the same values again and again")
 
     def _new(self, kind: Any, arguments: Any) -> _Made:
         path = kind.path if isinstance(kind, _Name) else None
@@ -374,6 +386,8 @@ class Survey:
                 raise Refused("its pickle gives a dict attributes")
             value.parts = (state,)
         elif type(value) is _Made and value.path in self._stand_ins:
+            if type(state) is tuple:
+                self._copy(state)
             value.parts.append(state)
         else:
             raise Refused("its pickle sets the state of what has none")

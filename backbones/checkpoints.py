@@ -142,13 +142,12 @@ def _safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    names = [name for name, _ in pairs]
-    twice = (
-        next((name for i, name in enumerate(names) if name in names[:i]), None) if len({*names}) < len(names) else None
-    )
-    if twice is not None:
-        raise Refused(f"damaged: its header has {twice[:60]!r} twice")
-    return dict(pairs)
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise Refused(f"damaged: its header has {name[:60]!r} twice")
+        found[name] = value
+    return found
 
 
 def read_safetensors(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -829,8 +829,16 @@ def test_what_the_attack_of_the_review_used(tmp_path):
         (b"](" + b"}" * 1_100_000 + b"e", "more than 1,000,000 instructions"),
         (b"}" + b")" + b"\x85" * 200_000 + b"Ns", "a key that is neither text nor number"),
         (b"X\xff\xff\xff\xff", "truncated, or not a checkpoint"),
+        (
+            b"(c_codecs\nencode\nq\0(" + text("a" * 10_000) + text("latin1") + b"tq\1R" + b"h\0h\1R" * 100 + b"t",
+            "copies the same values again and again",
+        ),
+        (
+            b"(ctorch\nSize\nq\0](" + number(3) * 10_000 + b"e\x85q\1R" + b"h\0h\1R" * 100 + b"t",
+            "copies the same values again and again",
+        ),
     ],
-    ids=["doubled", "deep", "in itself", "many", "deep key", "long text"],
+    ids=["doubled", "deep", "in itself", "many", "deep key", "long text", "encoded", "sizes"],
 )
 @pytest.mark.parametrize("kind", ["archive", "stream"])
 def test_pickles_that_would_take_all_memory_or_time(tmp_path, kind, extra, message):
