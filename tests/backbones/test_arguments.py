@@ -1,5 +1,6 @@
 """Wrong arguments of every family: one error, which names the argument and its value."""
 
+import inspect
 import math
 
 import pytest
@@ -41,6 +42,10 @@ OUT_INDICES = [
     dict(features_only=True, out_indices=0),
     dict(features_only=True, out_indices="0"),
     dict(features_only=True, out_indices=(0.5,)),
+    dict(features_only=True, out_indices=True),
+    dict(features_only=True, out_indices=(True,)),
+    dict(features_only="no"),
+    dict(pretrained="no"),
 ]
 STAGES = [
     dict(depths=()),
@@ -122,6 +127,30 @@ def test_a_wrong_argument_is_named(name, kwargs):
     message = str(caught.value)
     named = [key for key in kwargs if key in message]
     assert named and "\n" not in message and "need" in message, message
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_switch_is_true_or_false(name):
+    """Whatever the class of the model or one that it inherits takes."""
+    kinds = type(timm.create_model(name, device="meta")).__mro__
+    parameters = [p for kind in kinds for p in inspect.signature(kind.__init__).parameters.values()]
+    for switch in {p.name for p in parameters if isinstance(p.default, bool)}:
+        for value in ("no", 1):
+            with pytest.raises(ValueError, match=f"{switch}={value!r}: True or False is needed"):
+                timm.create_model(name, device="meta", **{switch: value})
+
+
+def test_switches_are_found():
+    for name, switch in (
+        ("biformer_tiny", "swin_layout"),
+        ("coat_tiny", "qkv_bias"),
+        ("mobilenetv2_100_ela", "fix_stem"),
+        ("nat_mini", "swin_layout"),
+        ("resnet18_cbam", "zero_init_last"),
+        ("van_b0", "multi_scale"),
+    ):
+        with pytest.raises(ValueError, match=f"{switch}='no': True or False is needed"):
+            timm.create_model(name, device="meta", **{switch: "no"})
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -318,6 +318,14 @@ def test_refuses_options_that_nothing_uses(module, options, message):
     assert list(model.state_dict()) == keys
 
 
+def test_identity_is_true_or_false():
+    model = timm.create_model("resnet18")
+    keys = list(model.state_dict())
+    with pytest.raises(ValueError, match="identity='no': True or False is needed"):
+        attnzoo.attach(model, "ela", identity="no")
+    assert list(model.state_dict()) == keys
+
+
 def test_a_place_is_taken_once():
     model = attnzoo.attach(make("mobilenetv2_035"), "eca", where="blocks")
     with pytest.raises(ValueError, match=r"place is taken, bn2\.act is a Gated"):
