@@ -58,6 +58,7 @@ STAGES = [
 ]
 HEADS = [dict(num_heads=(0, 1, 1, 1)), dict(num_heads=(1, 1)), dict(num_heads=(7, 7, 7, 7))]
 CASES = [
+    *((name, dict(num_classes=3, global_pool="")) for name in CNNS),
     *((name, kwargs) for name in ALL for kwargs in EVERYWHERE + OUT_INDICES),
     *((name, kwargs) for name in ALL if name != "hat_small_x2" for kwargs in CLASSIFIERS),
     *((name, kwargs) for name in PYRAMIDS for kwargs in STAGES),
@@ -153,6 +154,16 @@ def test_switches_are_found():
             timm.create_model(name, device="meta", **{switch: "no"})
 
 
+@pytest.mark.parametrize("name", CNNS)
+def test_a_classifier_of_timms_cnns_needs_a_pooling(name):
+    model = timm.create_model(name, device="meta", num_classes=0, global_pool="")
+    for wrong in (dict(num_classes=3), dict(num_classes=3, global_pool="")):
+        with pytest.raises(ValueError, match=r"global_pool='', num_classes=3: a pooling is needed"):
+            model.reset_classifier(**wrong)
+    model.reset_classifier(3, "max")
+    assert model.get_classifier().out_features == 3 and model.global_pool.pool_type == "max"
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_an_unknown_argument_is_named(name):
     with pytest.raises(TypeError, match="surprise"):
@@ -171,8 +182,6 @@ def test_what_is_allowed_builds(name):
     if name != "hat_small_x2":
         model = timm.create_model(name, device="meta")
         for wrong in (dict(num_classes=-1), dict(num_classes=1, global_pool="nothing")):
-            if name in CNNS:
-                continue
             with pytest.raises(ValueError, match="needed"):
                 model.reset_classifier(**wrong)
 
