@@ -1,19 +1,23 @@
 """Checks of arguments: each raises one ValueError that names the argument, its value and what is allowed."""
 
+import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from numbers import Integral, Real
 from typing import Any
 
 __all__ = [
     "check_body",
     "check_divisible",
+    "check_flags",
     "check_integers",
     "check_numbers",
     "check_pool",
     "check_rates",
     "check_sides",
     "check_stages",
+    "flags_of",
+    "is_integer",
 ]
 
 # Poolings of timm's classifier head.
@@ -32,7 +36,7 @@ def check_integers(least: int = 1, odd: bool = False, tuples: bool = False, **va
     kind = f"{'odd ' if odd else ''}integers of at least {least}"
     for name, value in values.items():
         for entry in _entries(value) if tuples else [value]:
-            if not _is(entry, Integral) or entry < least or (odd and entry % 2 == 0):
+            if not is_integer(entry) or entry < least or (odd and entry % 2 == 0):
                 raise ValueError(f"{name}={value!r}: {kind} are needed")
 
 
@@ -80,6 +84,25 @@ def check_rates(**values: Any) -> None:
     for name, value in values.items():
         if not _is(value, Real) or not 0 <= float(value) < 1:
             raise ValueError(f"{name}={value!r}: a number of at least 0 and below 1 is needed")
+
+
+def check_flags(**values: Any) -> None:
+    """Raises unless each value is True or False."""
+    for name, value in values.items():
+        if not isinstance(value, bool):
+            raise ValueError(f"{name}={value!r}: True or False is needed")
+
+
+def flags_of(make: Callable[..., Any], values: dict[str, Any]) -> dict[str, Any]:
+    """Those of the values that are for arguments whose default is True or False.
+
+    Args:
+        make: a function, or a class whose constructor may pass arguments on to those that it inherits.
+        values: by the names of their arguments.
+    """
+    makers = [vars(kind).get("__init__") for kind in make.__mro__] if isinstance(make, type) else [make]
+    parameters = [p for maker in makers if maker for p in inspect.signature(maker).parameters.values()]
+    return {p.name: values[p.name] for p in parameters if isinstance(p.default, bool) and p.name in values}
 
 
 def check_stages(**values: Any) -> None:
@@ -165,6 +188,11 @@ def check_body(
         check_divisible("embed_dims", "num_heads", embed_dims=embed_dims, num_heads=num_heads)
     check_pool(global_pool)
     check_rates(drop_rate=drop_rate, proj_drop_rate=proj_drop_rate, drop_path_rate=drop_path_rate)
+
+
+def is_integer(value: Any) -> bool:
+    """Whether it is an integer, of Python or another library."""
+    return _is(value, Integral)
 
 
 def _is(value: Any, kind: type) -> bool:

@@ -1,10 +1,12 @@
-"""Softmax attention that PyTorch computes in one piece, and can be differentiated twice on the CPU."""
+"""Softmax attention that PyTorch computes in one piece, and that can be differentiated in any way on the CPU."""
 
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from timm.layers import register_notrace_function
+
+from ..kernels._derivatives import backward_is_differentiated, gradients, is_transformed, written_out
 
 __all__ = ["softmax_attention"]
 
@@ -30,6 +32,9 @@ def softmax_attention(
     if torch.jit.is_scripting():
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
     else:
+        if is_transformed():
+            # The fused kernel knows no forward mode, and `torch.func.grad` differentiates every argument.
+            return _literal(q, k, v, bias)
         if not _is_eager_training(q, k, v, bias):
             return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         if bias is not None and bias.requires_grad:
@@ -41,7 +46,7 @@ def softmax_attention(
 
 
 def _is_eager_training(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None) -> bool:
-    """On the CPU, with gradients, and seen by no tracer, autocast or transform that knows PyTorch's function alone."""
+    """On the CPU, with gradients, and seen by no tracer or autocast that knows PyTorch's function alone."""
     return (
         q.device.type == "cpu"
         and torch.is_grad_enabled()
@@ -49,13 +54,11 @@ def _is_eager_training(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: 
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()
         and not torch.is_autocast_enabled("cpu")
-        and not torch._C._are_functorch_transforms_active()
     )
 
 
 def _literal(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(2, 3)
-    return (scores if bias is None else scores + bias).softmax(-1) @ v
+    return written_out(q, k, v, bias, q.shape[-1] ** -0.5)
 
 
 class _Fused(torch.autograd.Function):
@@ -70,9 +73,8 @@ class _Fused(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         q, k, v, bias, out, sums = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            inputs = [x for x in (q, k, v) if x.requires_grad]
-            grads = iter(torch.autograd.grad(_literal(q, k, v, bias), inputs, grad, create_graph=True))
-            return *(next(grads) if x.requires_grad else None for x in (q, k, v)), None
+        if backward_is_differentiated(grad):
+            needed = (*ctx.needs_input_grad[:3], False)
+            return *gradients(_literal, (q, k, v, bias), needed, grad)[:3], None
         fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
         return *fused(grad, q, k, v, out, sums, 0.0, False, attn_mask=bias), None

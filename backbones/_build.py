@@ -5,6 +5,8 @@ from typing import Any
 from timm.models import build_model_with_cfg
 from torch import nn
 
+from ._arguments import check_flags, flags_of
+
 __all__ = ["TimmChangedError", "build", "levels_of"]
 
 
@@ -21,7 +23,7 @@ def build(
     feature_cfg: dict[str, Any] | None = None,
     **kwargs: Any,
 ) -> Any:
-    """As `build_model_with_cfg` of timm, with `out_indices` checked before it is used.
+    """As `build_model_with_cfg` of timm, with `out_indices` and what is True or False checked before they are used.
 
     Args:
         model_cls: of the model.
@@ -33,8 +35,11 @@ def build(
         **kwargs: of timm's function and of the model.
 
     Raises:
-        ValueError: for `out_indices` that are not a number of levels or their indices in increasing order.
+        ValueError: for `out_indices` that are not a number of levels or their indices in increasing order, or something
+            else than True or False where one of the two is needed.
     """
+    features_only = kwargs.get("features_only", False)
+    check_flags(pretrained=pretrained, features_only=features_only, **flags_of(model_cls, kwargs))
     out_indices = kwargs.pop("out_indices", None)
     if out_indices is None:
         out_indices = tuple(range(levels)) if default is None else default
@@ -52,9 +57,9 @@ def levels_of(kwargs: dict[str, Any], default: int, name: str = "depths") -> int
 
 
 def _check_out_indices(variant: str, out_indices: Any, levels: int) -> None:
-    if isinstance(out_indices, int) and 1 <= out_indices <= levels:
+    if _is_integer(out_indices) and 1 <= out_indices <= levels:
         return
-    if isinstance(out_indices, tuple | list) and all(isinstance(i, int) and -levels <= i < levels for i in out_indices):
+    if isinstance(out_indices, tuple | list) and all(_is_integer(i) and -levels <= i < levels for i in out_indices):
         counted = [i + levels if i < 0 else i for i in out_indices]
         if counted and counted == sorted(set(counted)):
             return
@@ -62,3 +67,8 @@ def _check_out_indices(variant: str, out_indices: Any, levels: int) -> None:
         f"out_indices={out_indices!r}: {variant} has {levels} levels, so a number of the last ones, 1 to {levels}, or "
         f"increasing indices from {-levels} to {levels - 1} are needed"
     )
+
+
+def _is_integer(value: Any) -> bool:
+    """True and False are not meant as one."""
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -8,6 +8,7 @@ from timm.layers import DropPath, Mlp, register_notrace_function, register_notra
 from torch import nn
 
 from ..kernels import depthwise_conv, large_kernel_attention, pointwise_conv
+from ..kernels._derivatives import is_transformed
 from ..kernels.tracing import is_exporting
 
 # Tokens that `TokenMlp` computes at a time.
@@ -85,6 +86,15 @@ def pad_to_least(x: torch.Tensor, least: int) -> torch.Tensor:
 
 
 @register_notrace_function
+def channels_last(x: torch.Tensor) -> torch.Tensor:
+    """The map in channels_last; as it is under a transform of `torch.func`, since `vmap` knows of no memory format."""
+    if torch.jit.is_scripting():
+        return x.contiguous(memory_format=torch.channels_last)
+    else:
+        return x if is_transformed() else x.contiguous(memory_format=torch.channels_last)
+
+
+@register_notrace_function
 def crop(x: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """The top left part of a map, undoing `pad_to_multiple`; (B, H, W, C) -> (B, height, width, C)."""
     x = x[:, :height, :width]
@@ -129,7 +139,7 @@ class ChannelsLastConv(StridedConv):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) -> (B, D, (H + 2 * padding - kernel_size) // stride + 1, the same of W), at least 1."""
-        x = pad_to_least(x, self.least).contiguous(memory_format=torch.channels_last)
+        x = channels_last(pad_to_least(x, self.least))
         return self._conv_forward(x, self.weight, self.bias)
 
 

@@ -41,6 +41,19 @@ class PyramidStage(nn.Module):
         return self.norm(x)
 
 
+class PyramidHead(ClassifierHead):
+    """timm's classifier head, which without pooling classifies every pixel, as the heads of timm's ConvNeXt do."""
+
+    def forward(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
+        """(B, C, H, W) -> (B, num_classes), or (B, num_classes, H, W) without pooling."""
+        x = self.drop(self.global_pool(x))
+        if pre_logits:
+            return x
+        if len(self.global_pool.pool_type) > 0:
+            return self.fc(x)
+        return self.fc(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
 class PyramidBackbone(nn.Module):
     """timm's model contract for a family made of a stem, stages, a final norm and timm's classifier head.
 
@@ -51,7 +64,7 @@ class PyramidBackbone(nn.Module):
         dims: channels of each stage.
         num_classes: 0 for no classifier.
         in_chans: channels of the image.
-        global_pool: any pooling of timm's `SelectAdaptivePool2d`; `""` for none.
+        global_pool: any pooling of timm's `SelectAdaptivePool2d`; `""` for none: the classifier gives a map then.
         drop_rate: dropout before the classifier.
         size: height or width of a stage's map, of an image of n pixels, as the `size` of its level in `feature_info`:
             `{stride}` stands for the stage's stride, `{step}` for that over the stem's.
@@ -89,7 +102,7 @@ class PyramidBackbone(nn.Module):
         self.stem = stem
         self.stages = nn.Sequential(*stages)
         self.norm = norm
-        self.head = ClassifierHead(dims[-1], num_classes, global_pool, drop_rate, device=device, dtype=dtype)
+        self.head = PyramidHead(dims[-1], num_classes, global_pool, drop_rate, device=device, dtype=dtype)
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
@@ -119,7 +132,7 @@ class PyramidBackbone(nn.Module):
         return self.head.fc
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replaces the classifier; `num_classes=0` removes it, `global_pool=""` the pooling too."""
+        """Replaces the classifier; `num_classes=0` removes it, `global_pool=""` the pooling."""
         check_integers(least=0, num_classes=num_classes)
         if global_pool is not None:
             check_pool(global_pool)
@@ -187,7 +200,7 @@ class PyramidBackbone(nn.Module):
         return self.norm(self.stages(self.stem(x)))
 
     def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
-        """(B, C, h, w) -> (B, num_classes), or the pooled (B, C) before the classifier."""
+        """(B, C, h, w) -> (B, num_classes), or the pooled (B, C) before the classifier; maps without pooling."""
         return self.head(x, pre_logits=pre_logits)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

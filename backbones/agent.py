@@ -36,7 +36,7 @@ from ._attention import softmax_attention
 from ._build import build, levels_of
 from ._checkpoint import fit_tables, fuse_qkv, keep_classifier, trunk_of
 from ._deit import DeiT
-from ._layers import DepthwiseConv, resize_map, sizes_stay_free
+from ._layers import DepthwiseConv, channels_last, resize_map, sizes_stay_free
 
 __all__ = ["AgentCSwin", "AgentDeiT", "AgentPVT", "AgentSwin"]
 
@@ -97,8 +97,8 @@ def agent_bias(
     Returns:
         (heads, rows * cols, height * width), or (heads, height * width, rows * cols) with `agents_last`.
     """
-    layout = torch.channels_last if agents_last else torch.contiguous_format
-    bias = resize_map(resize_agents(cells, side, rows, cols).contiguous(memory_format=layout), height, width)
+    grid = resize_agents(cells, side, rows, cols)
+    bias = resize_map(channels_last(grid) if agents_last else grid.contiguous(), height, width)
     bias = bias + resize_map(resize_agents(lines, side, rows, cols), height, 1)
     bias = bias + resize_map(resize_agents(columns, side, rows, cols), 1, width)
     return bias.permute(0, 2, 3, 1).flatten(1, 2) if agents_last else bias.flatten(2)

@@ -24,6 +24,7 @@ from timm.models.resnet import BasicBlock, Bottleneck
 from torch import nn
 
 from . import modules
+from ._arguments import check_flags
 
 __all__ = ["Gated", "attach", "put_into_block"]
 
@@ -94,7 +95,7 @@ def attach(
 
     Raises:
         ValueError: if there is no such place or no such module, the place is taken, or the module does not allow the
-            channels. Nothing has been changed then.
+            channels or the value of an option. Nothing has been changed then.
         TypeError: for an option that the module does not know, or that its place decides (`previous` of `"pkcam"`).
 
     Example:
@@ -105,6 +106,7 @@ def attach(
     """
     if not isinstance(model, nn.Module):
         raise ValueError(f"model={model!r}: a module is needed")
+    check_flags(identity=identity)
     linked = modules.get(name) is modules.PKCAM
     modules.check_options(name, kwargs, place=("channels", "device", "dtype", "previous"))
     body = model.model if isinstance(model, FeatureGetterNet) else model

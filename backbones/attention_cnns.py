@@ -62,10 +62,17 @@ def _check_timms(kwargs: dict[str, Any]) -> None:
     for name in ("drop_rate", "drop_path_rate", "drop_block_rate"):
         check_rates(**{name: 0.0 if kwargs.get(name) is None else kwargs[name]})
     check_integers(in_chans=kwargs.get("in_chans", 3))
-    check_integers(least=0, num_classes=kwargs.get("num_classes", 1000))
-    check_pool(kwargs.get("global_pool", "avg"))
+    _check_classifier(kwargs.get("num_classes", 1000), kwargs.get("global_pool", "avg"))
     if kwargs.get("output_stride", 32) not in (8, 16, 32):
         raise ValueError(f"output_stride={kwargs['output_stride']!r}: 8, 16 or 32 is needed")
+
+
+def _check_classifier(num_classes: Any, global_pool: Any) -> None:
+    """Checks what timm's classifier, a linear layer behind the pooling, takes."""
+    check_integers(least=0, num_classes=num_classes)
+    check_pool(global_pool)
+    if num_classes > 0 and global_pool == "":
+        raise ValueError(f"global_pool='', num_classes={num_classes}: a pooling is needed, or num_classes=0")
 
 
 class AttentionResNet(ResNet):
@@ -105,6 +112,12 @@ class AttentionResNet(ResNet):
         if not coarse:
             matcher["blocks"] = [(matcher["blocks"], None), (r"^layer(\d+)\.attn", (-1,))]
         return matcher
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """timm's, with an error that names what it cannot take; the pooling stays where none is given."""
+        pool = self.global_pool.pool_type if global_pool is None else global_pool
+        _check_classifier(num_classes, pool)
+        super().reset_classifier(num_classes, pool)
 
     def forward_intermediates(
         self,
@@ -173,6 +186,12 @@ class AttentionMobileNet(EfficientNet):
         for stage in self.blocks:
             for block in cast(nn.Sequential, stage):
                 put_into_block(block, partial(attn_layer, **dd), attn_place)
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """timm's, with an error that names what it cannot take; the pooling stays where none is given."""
+        pool = self.global_pool.pool_type if global_pool is None else global_pool
+        _check_classifier(num_classes, pool)
+        super().reset_classifier(num_classes, pool)
 
     def forward_intermediates(
         self,

@@ -23,7 +23,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -244,11 +244,14 @@ class ParallelBlock(nn.Module):
         self.factoratt_crpe3 = FactorAttention(dim, num_heads, crpes[1], qkv_bias, proj_drop, **dd)
         self.factoratt_crpe4 = FactorAttention(dim, num_heads, crpes[2], qkv_bias, proj_drop, **dd)
         self.drop_path = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
-        self.norm22 = norm_layer(dim, **dd)
-        self.norm23 = norm_layer(dim, **dd)
-        self.norm24 = norm_layer(dim, **dd)
+        self.norm22: nn.Module | None = norm_layer(dim, **dd)
+        self.norm23: nn.Module | None = norm_layer(dim, **dd)
+        self.norm24: nn.Module | None = norm_layer(dim, **dd)
         # One module under the three names that checkpoints have.
-        self.mlp2 = self.mlp3 = self.mlp4 = Mlp(dim, int(dim * mlp_ratio), drop=proj_drop, **dd)
+        mlp = Mlp(dim, int(dim * mlp_ratio), drop=proj_drop, **dd)
+        self.mlp2: nn.Module | None = mlp
+        self.mlp3: nn.Module | None = mlp
+        self.mlp4: nn.Module | None = mlp
 
     def forward(
         self,
@@ -288,10 +291,20 @@ class ParallelBlock(nn.Module):
         x2 = x2 + self.drop_path(_tokens(token, sum2.permute(0, 2, 3, 1)))
         x3 = x3 + self.drop_path(_tokens(token, sum3.permute(0, 2, 3, 1)))
         x4 = x4 + self.drop_path(_tokens(token, sum4.permute(0, 2, 3, 1)))
-        x2 = x2 + self.drop_path(self.mlp2(self.norm22(x2)))
-        x3 = x3 + self.drop_path(self.mlp3(self.norm23(x3)))
-        x4 = x4 + self.drop_path(self.mlp4(self.norm24(x4)))
+        if self.norm22 is not None and self.mlp2 is not None:
+            x2 = x2 + self.drop_path(self.mlp2(self.norm22(x2)))
+        if self.norm23 is not None and self.mlp3 is not None:
+            x3 = x3 + self.drop_path(self.mlp3(self.norm23(x3)))
+        if self.norm24 is not None and self.mlp4 is not None:
+            x4 = x4 + self.drop_path(self.mlp4(self.norm24(x4)))
         return x2, x3, x4
+
+    def prune(self, scales: list[int]) -> None:
+        """Drops the MLPs of other scales than these, counted from 1: of the last block nothing else asks for them."""
+        for i in (2, 3, 4):
+            if i not in scales:
+                setattr(self, f"norm2{i}", None)
+                setattr(self, f"mlp{i}", None)
 
 
 def _tokens(token: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
@@ -607,7 +620,8 @@ class CoaT(TimmsCoaT):
     ) -> list[int]:
         """Drops the scales behind the last of `indices`, and the classifier; returns the indices as a list.
 
-        Parallel blocks need all scales: with them nothing is dropped but for the first scale alone.
+        Parallel blocks need all scales: but for the first scale alone only the last of them loses the MLPs that none of
+        `indices` asks for, together with the classifier.
         """
         take_indices, max_index = feature_take_indices(4, indices)
         shortened = max_index < 3 and (self.parallel_blocks is None or max_index == 0)
@@ -624,6 +638,8 @@ class CoaT(TimmsCoaT):
         if prune_head or shortened:
             self.aggregate = None
             self.reset_classifier(0)
+            if self.parallel_blocks is not None:
+                cast(ParallelBlock, self.parallel_blocks[-1]).prune([i + 1 for i in take_indices])
         return take_indices
 
     def forward_head(self, x: torch.Tensor | list[torch.Tensor], pre_logits: bool = False) -> torch.Tensor:

@@ -33,7 +33,7 @@ from ..kernels import window_attention
 from ._arguments import check_divisible, check_integers, check_numbers, check_rates, check_stages
 from ._build import build, levels_of
 from ._checkpoint import trunk_of
-from ._layers import init_weights, larger_of, sizes_stay_free
+from ._layers import channels_last, init_weights, larger_of, sizes_stay_free
 
 __all__ = ["HAT"]
 
@@ -406,7 +406,7 @@ class HAT(nn.Module):
         """(B, in_chans, H, W) -> shallow features and their norm, both (B, C, H', W') at multiples of the window."""
         x = _shift_colours(reflect_to_multiple(x, self.window_size), self.mean, -1.0)
         # In this format the blocks' channels-last views need no copy.
-        shallow = self.stem(x.contiguous(memory_format=torch.channels_last))
+        shallow = self.stem(channels_last(x))
         return shallow, self.embed_drop(self.embed_norm(shallow.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
 
     def _merge(self, x: torch.Tensor, shallow: torch.Tensor) -> torch.Tensor:

@@ -6,6 +6,8 @@ from itertools import product
 import torch
 from torch import nn
 
+from ._arguments import is_integer
+
 __all__ = ["restore_tiled"]
 
 
@@ -35,12 +37,12 @@ def restore_tiled(
         (B, C', scale * H, scale * W).
 
     Raises:
-        ValueError: if `tile` is less than 1, `overlap` negative, or one no multiple of the window.
+        ValueError: if `tile` is less than 1, `overlap` negative, or one no integer or no multiple of the window.
     """
     window = getattr(model, "window_size", 1)
-    if tile < 1 or tile % window:
+    if not is_integer(tile) or tile < 1 or tile % window:
         raise ValueError(f"tile must be a positive multiple of {window}, got {tile}")
-    if overlap < 0 or overlap % window:
+    if not is_integer(overlap) or overlap < 0 or overlap % window:
         raise ValueError(f"overlap must be 0 or a multiple of {window}, got {overlap}")
     height, width = image.shape[2:]
     out = None

@@ -35,11 +35,12 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from timm.layers import EcaModule, SEModule
 from timm.layers.coord_attn import CoordAttn, SimpleCoordAttn, StripAttn
 from torch import nn
 
-from .._arguments import check_integers, check_numbers
+from .._arguments import check_flags, check_integers, check_numbers, flags_of
 from ._plugin import Plugin, own_names
 from .bam import BAM
 from .das import DAS
@@ -53,6 +54,7 @@ __all__ = [
     "BAM",
     "CBAM",
     "DAS",
+    "ECA",
     "ELA",
     "LKA",
     "NAMES",
@@ -90,11 +92,18 @@ def _coordinate(
     return CoordAttn(channels, rd_channels=hidden, bias=True, has_skip=has_skip, **layers, **dd)
 
 
-def _efficient(
-    channels: int, gamma: float = 2, beta: float = 1, gate_layer: Any = "sigmoid", device=None, dtype=None
-) -> nn.Module:
-    """Efficient channel attention, whose kernel the channels decide."""
-    return EcaModule(channels, gamma=gamma, beta=beta, gate_layer=gate_layer, device=device, dtype=dtype)
+class ECA(EcaModule):
+    """Efficient channel attention, whose kernel the channels decide; timm's, which takes no batch of none."""
+
+    def __init__(
+        self, channels: int, gamma: float = 2, beta: float = 1, gate_layer: Any = "sigmoid", device=None, dtype=None
+    ):
+        super().__init__(channels, gamma=gamma, beta=beta, gate_layer=gate_layer, device=device, dtype=dtype)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) -> the same."""
+        gate = self.gate(self.conv(x.mean((2, 3)).unsqueeze(1)))
+        return x * gate.transpose(1, 2).unsqueeze(3)
 
 
 def _squeeze(
@@ -136,7 +145,7 @@ _MODULES: dict[str, Callable[..., nn.Module]] = {
     "cbam": CBAM,
     "coord": _coordinate,
     "das": DAS,
-    "eca": _efficient,
+    "eca": ECA,
     "ela": ELA,
     "ela_base": ELA,
     "ela_large": functools.partial(ELA, kernel_size=7, group_size=8, num_groups=16),
@@ -172,7 +181,7 @@ def get(name: str) -> Callable[..., nn.Module]:
 
 
 def check_options(name: str, options: dict[str, Any], place: tuple[str, ...] = ()) -> None:
-    """Refuses options that a module does not have.
+    """Refuses options that a module does not have, and for its switches all but True and False.
 
     Args:
         name: one of `NAMES`.
@@ -180,7 +189,7 @@ def check_options(name: str, options: dict[str, Any], place: tuple[str, ...] = (
         place: names of options that its place decides, and nobody else.
 
     Raises:
-        ValueError: for another name.
+        ValueError: for another name, or a switch that is neither True nor False.
         TypeError: for an option that the module does not know, or that its place decides.
     """
     known = [option for option in inspect.signature(get(name)).parameters if option != "channels"]
@@ -190,6 +199,7 @@ def check_options(name: str, options: dict[str, Any], place: tuple[str, ...] = (
         if option not in known:
             allowed = [option for option in known if option not in place] or ["none"]
             raise TypeError(f"attention module {name!r}: no option {option!r}; it has {', '.join(allowed)}")
+    check_flags(**flags_of(get(name), options))
 
 
 def create(name: str, channels: int, **kwargs: Any) -> nn.Module:

@@ -7,6 +7,7 @@ the published code does not take, the last repetition is cut.
 """
 
 import math
+import threading
 import weakref
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ...kernels._derivatives import is_transformed
 from .._arguments import check_integers
 from ._plugin import Plugin
 
@@ -82,8 +84,8 @@ class PKCAM(Plugin):
 class Row:
     """What the PKCAMs of one model know of each other: how many they are, and what the pass under way has left so far.
 
-    Nothing outlives the pass but what its recomputation needs, and that belongs to its autograd graph and goes with it.
-    A copy of the model starts with an empty one.
+    Each thread has passes of its own. Nothing outlives a pass but what its recomputation needs, and that belongs to its
+    autograd graph and goes with it. A copy of the model starts with an empty one.
 
     Args:
         length: of the row.
@@ -91,8 +93,32 @@ class Row:
 
     def __init__(self, length: int):
         self.length = length
-        self.passing: list[torch.Tensor] = []
-        self.entries: weakref.WeakSet[_Entry] = weakref.WeakSet()
+        # What a thread sets here the others do not see; `torch.compile` can trace it, unlike a context variable.
+        self.of_thread = threading.local()
+        # References to entries: unlike a WeakSet it can be copied while other threads change it.
+        self.entries: set[weakref.ref[_Entry]] = set()
+
+    @property
+    def passing(self) -> list[torch.Tensor]:
+        """Descriptors that this thread's pass has left so far."""
+        return getattr(self.of_thread, "passing", [])
+
+    @passing.setter
+    def passing(self, descriptors: list[torch.Tensor]) -> None:
+        self.of_thread.passing = descriptors
+
+    def within(self, step: tuple[int, int]) -> list[torch.Tensor]:
+        """The same of a pass that one step of a backward pass makes, as in a hook; it ends with the backward pass.
+
+        Args:
+            step: as `_backward_step` names it.
+        """
+        passes = self.of_thread.__dict__.setdefault("passes", {})
+        if step not in passes:
+            passes[step] = []
+            # What is recomputed of a layer alone is the beginning of a pass that nobody ends.
+            torch.autograd.Variable._execution_engine.queue_callback(lambda: passes.pop(step, None))
+        return passes[step]
 
     def __deepcopy__(self, memo: dict) -> "Row":
         return memo.setdefault(id(self), Row(self.length))
@@ -133,9 +159,10 @@ class Remembering(nn.Module):
     """A PKCAM in a row of layers: it reads what those before it left in the same pass, and leaves its own descriptor.
 
     Gradient checkpointing runs a layer again in the backward pass, when other passes may have come between: it then
-    finds what it was given by its own descriptor, which is the same again. Checkpointing with `use_reentrant=True`
-    builds no graph in the forward pass, and is refused. The row is held outside of PyTorch's module tree:
-    `torch.nn.DataParallel` and TorchScript are not served.
+    finds what it was given by its own descriptor, which is the same again. Checkpointing of parts of a model with
+    `use_reentrant=True` builds no graph in the forward pass, and is refused. A backward pass may also run the whole
+    row, as hooks and the checkpointing of a whole model do: that is a pass of its own. The row is held outside of
+    PyTorch's module tree: `torch.nn.DataParallel` and TorchScript are not served.
 
     Args:
         module: made for as many earlier layers as `position` says.
@@ -157,31 +184,44 @@ class Remembering(nn.Module):
                 its own pass is not found.
         """
         own = x.mean((2, 3))
-        if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
-            return self.module(x, self._again(own.detach()) or None)
+        step = None if torch.compiler.is_compiling() else _backward_step()
+        if step is None:
+            previous = self._passed(own)
+        else:
+            passed = self.row.within(step)
+            if self.position == 0:
+                passed.clear()
+            if len(passed) != self.position:
+                return self.module(x, self._again(own.detach()))
+            previous = list(passed)
+            passed.append(own)
+        out = self.module(x, previous or None)
+        # Under a transform of `torch.func` nothing is recomputed.
+        if out.requires_grad and self.position > 0 and not torch.compiler.is_compiling() and not is_transformed():
+            out = _Keep.apply(out, self._entry(own.detach(), previous))
+        return out
+
+    def _passed(self, own: torch.Tensor) -> list[torch.Tensor]:
+        """What those before it left in the forward pass under way, where it leaves its own for those behind."""
         if self.position == 0:
             self.row.passing = []
         previous = self.row.passing
         if len(previous) != self.position:
             raise RuntimeError(f"PKCAM {self.position} of a row needs those before it in the same pass, in their order")
         self.row.passing = [*previous, own] if self.position + 1 < self.row.length else []
-        out = self.module(x, previous or None)
-        if out.requires_grad and self.position > 0 and not torch.compiler.is_compiling():
-            out = _Keep.apply(out, self._entry(own.detach(), previous))
-        return out
+        return previous
 
     def _entry(self, own: torch.Tensor, previous: list[torch.Tensor]) -> _Entry:
         entry = _Entry(self.position, own, previous)
-        self.row.entries.add(entry)
+        self.row.entries.add(weakref.ref(entry, self.row.entries.discard))
         return entry
 
     def _again(self, own: torch.Tensor) -> list[torch.Tensor]:
         """What was given in the pass that is recomputed: the one whose descriptor is nearest."""
-        if self.position == 0:
-            return []
         found, least = None, math.inf
-        for entry in list(self.row.entries):
-            if entry.position == self.position and entry.own.shape == own.shape:
+        for reference in list(self.row.entries):
+            entry = reference()
+            if entry is not None and entry.position == self.position and entry.own.shape == own.shape:
                 far, size = _largest(entry.own - own), _largest(own)
                 # Recomputed on a GPU it may differ in the last bits.
                 if far <= 0.01 * size and far < least:
@@ -190,6 +230,16 @@ class Remembering(nn.Module):
             raise RuntimeError("PKCAM is run again in a backward pass, and the forward pass left no graph: "
                                "checkpointing needs use_reentrant=False")  # fmt: skip
         return found.previous
+
+
+def _backward_step() -> tuple[int, int] | None:
+    """Which backward pass this thread is in, and which of its nodes runs; None outside of one."""
+    task = torch._C._current_graph_task_id()
+    if task == -1:
+        return None
+    # What runs at the end of a backward pass belongs to no node.
+    node = torch._C._current_autograd_node()
+    return task, -1 if node is None else node._sequence_nr()
 
 
 def _largest(x: torch.Tensor) -> float:

@@ -1,5 +1,6 @@
 """Wrong arguments of every family: one error, which names the argument and its value."""
 
+import inspect
 import math
 
 import pytest
@@ -41,6 +42,10 @@ OUT_INDICES = [
     dict(features_only=True, out_indices=0),
     dict(features_only=True, out_indices="0"),
     dict(features_only=True, out_indices=(0.5,)),
+    dict(features_only=True, out_indices=True),
+    dict(features_only=True, out_indices=(True,)),
+    dict(features_only="no"),
+    dict(pretrained="no"),
 ]
 STAGES = [
     dict(depths=()),
@@ -53,6 +58,7 @@ STAGES = [
 ]
 HEADS = [dict(num_heads=(0, 1, 1, 1)), dict(num_heads=(1, 1)), dict(num_heads=(7, 7, 7, 7))]
 CASES = [
+    *((name, dict(num_classes=3, global_pool="")) for name in CNNS),
     *((name, kwargs) for name in ALL for kwargs in EVERYWHERE + OUT_INDICES),
     *((name, kwargs) for name in ALL if name != "hat_small_x2" for kwargs in CLASSIFIERS),
     *((name, kwargs) for name in PYRAMIDS for kwargs in STAGES),
@@ -125,6 +131,40 @@ def test_a_wrong_argument_is_named(name, kwargs):
 
 
 @pytest.mark.parametrize("name", ALL)
+def test_a_switch_is_true_or_false(name):
+    """Whatever the class of the model or one that it inherits takes."""
+    kinds = type(timm.create_model(name, device="meta")).__mro__
+    parameters = [p for kind in kinds for p in inspect.signature(kind.__init__).parameters.values()]
+    for switch in {p.name for p in parameters if isinstance(p.default, bool)}:
+        for value in ("no", 1):
+            with pytest.raises(ValueError, match=f"{switch}={value!r}: True or False is needed"):
+                timm.create_model(name, device="meta", **{switch: value})
+
+
+def test_switches_are_found():
+    for name, switch in (
+        ("biformer_tiny", "swin_layout"),
+        ("coat_tiny", "qkv_bias"),
+        ("mobilenetv2_100_ela", "fix_stem"),
+        ("nat_mini", "swin_layout"),
+        ("resnet18_cbam", "zero_init_last"),
+        ("van_b0", "multi_scale"),
+    ):
+        with pytest.raises(ValueError, match=f"{switch}='no': True or False is needed"):
+            timm.create_model(name, device="meta", **{switch: "no"})
+
+
+@pytest.mark.parametrize("name", CNNS)
+def test_a_classifier_of_timms_cnns_needs_a_pooling(name):
+    model = timm.create_model(name, device="meta", num_classes=0, global_pool="")
+    for wrong in (dict(num_classes=3), dict(num_classes=3, global_pool="")):
+        with pytest.raises(ValueError, match=r"global_pool='', num_classes=3: a pooling is needed"):
+            model.reset_classifier(**wrong)
+    model.reset_classifier(3, "max")
+    assert model.get_classifier().out_features == 3 and model.global_pool.pool_type == "max"
+
+
+@pytest.mark.parametrize("name", ALL)
 def test_an_unknown_argument_is_named(name):
     with pytest.raises(TypeError, match="surprise"):
         timm.create_model(name, device="meta", surprise=1)
@@ -142,8 +182,6 @@ def test_what_is_allowed_builds(name):
     if name != "hat_small_x2":
         model = timm.create_model(name, device="meta")
         for wrong in (dict(num_classes=-1), dict(num_classes=1, global_pool="nothing")):
-            if name in CNNS:
-                continue
             with pytest.raises(ValueError, match="needed"):
                 model.reset_classifier(**wrong)
 

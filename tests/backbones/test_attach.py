@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import threading
 from functools import partial
 
 import pytest
@@ -172,13 +173,15 @@ def pkcam_gradients(images: list[torch.Tensor], checkpointing: str) -> list[torc
         if isinstance(part, Gated):
             nn.init.ones_(part.weight)
     model.set_grad_checkpointing(checkpointing == "blocks")
-    run = partial(checkpoint, model, use_reentrant=False) if checkpointing == "model" else model
+    run = model
+    if checkpointing in ("model", "reentrant"):
+        run = partial(checkpoint, model, use_reentrant=checkpointing == "reentrant")
     outputs = [run(x) for x in images]
     model(images[0].flip(3) + 1)
     sum((i + 1) * out.square().mean() for i, out in enumerate(outputs)).backward()
     (row,) = {part.row for part in model.modules() if isinstance(part, modules.Remembering)}
     del outputs
-    assert not row.passing and not row.entries
+    assert not row.passing and not row.entries and not any(vars(row.of_thread).values())
     return [p.grad for p in model.parameters()]
 
 
@@ -193,11 +196,52 @@ def test_pkcam_keeps_nothing_between_passes(checkpointing):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
 
 
+def test_pkcam_recomputes_a_whole_model_with_reentrant_checkpointing():
+    images = [torch.randn(2, 3, 64, 64, dtype=torch.float64).requires_grad_() for _ in range(2)]
+    want = pkcam_gradients(images, "none")
+    for a, b in zip(pkcam_gradients(images, "reentrant"), want, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+
+def test_pkcam_runs_in_a_backward_hook():
+    """A pass of other images, or of almost the same, is no recomputation of the one whose gradient is computed."""
+    model = attnzoo.attach(make("resnet18"), "pkcam", identity=False).double()
+    x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    for other in (3 * torch.randn_like(x), 1.001 * x):
+        want, found = outputs(model, other)[0], []
+        out = model(x)
+        out.register_hook(lambda _, other=other, found=found: found.append(model(other).detach()))
+        out.sum().backward()
+        torch.testing.assert_close(*found, want, rtol=1e-9, atol=1e-12)
+
+
+def test_pkcam_keeps_the_passes_of_threads_apart():
+    """One thread runs a whole pass between every two stages of the other's."""
+    model = attnzoo.attach(make("resnet18"), "pkcam", identity=False)
+    images = [torch.randn(1, 3, 64, 64) * scale for scale in (1, 5)]
+    want = [outputs(model, x)[0] for x in images]
+    main = threading.get_ident()
+
+    def interrupt(*_: object) -> None:
+        if threading.get_ident() == main:
+            thread = threading.Thread(target=lambda: found.append(outputs(model, images[1])[0]))
+            thread.start()
+            thread.join()
+
+    for stage in (model.layer1, model.layer2, model.layer3):
+        stage.register_forward_hook(interrupt)
+    found: list[torch.Tensor] = []
+    assert torch.equal(outputs(model, images[0])[0], want[0])
+    assert len(found) == 3 and all(torch.equal(x, want[1]) for x in found)
+
+
 def test_pkcam_refuses_what_it_cannot_recompute():
     model = attnzoo.attach(make("resnet18"), "pkcam", where=(2, 3, 4)).train()
     x = torch.randn(2, 3, 64, 64)
+    features = model.layer2(model.layer1(model.maxpool(model.act1(model.bn1(model.conv1(x))))))
+    middle = checkpoint(model.layer3, features, use_reentrant=True)
     with pytest.raises(RuntimeError, match="use_reentrant=False"):
-        checkpoint(model, x.clone().requires_grad_(), use_reentrant=True).sum().backward()
+        model.layer4(middle).sum().backward()
     with pytest.raises(RuntimeError, match="PKCAM 2 of a row needs those before it"):
         model.layer4(torch.randn(1, 256, 4, 4))
 
@@ -271,6 +315,14 @@ def test_refuses_options_that_nothing_uses(module, options, message):
     keys = list(model.state_dict())
     with pytest.raises(TypeError, match=message):
         attnzoo.attach(model, module, **options)
+    assert list(model.state_dict()) == keys
+
+
+def test_identity_is_true_or_false():
+    model = timm.create_model("resnet18")
+    keys = list(model.state_dict())
+    with pytest.raises(ValueError, match="identity='no': True or False is needed"):
+        attnzoo.attach(model, "ela", identity="no")
     assert list(model.state_dict()) == keys
 
 

@@ -1,5 +1,7 @@
 """CoaT: timm's models under timm's names, with any size, in the published dense layout."""
 
+import re
+
 import golden_files
 import pytest
 import timm
@@ -121,6 +123,27 @@ def test_pruning_keeps_what_the_maps_need():
                 assert torch.equal(short(x)[0], whole.forward_intermediates(x)[1][last])
         serial = timm.create_model(name, features_only=True, out_indices=(0,), **kwargs)
         assert not any(k.startswith(("model.serial_blocks2", "model.parallel")) for k, _ in serial.named_parameters())
+
+
+@pytest.mark.parametrize("out_indices", [(0, 1), (1,), (1, 2), (2,), (3,), (0, 3), (0, 1, 2, 3)])
+def test_features_leave_no_parameter_without_gradient(out_indices):
+    """The maps of the whole model, from a model all of which they need: distributed training asks for that."""
+    whole = timm.create_model("coat_tiny", **PARALLEL).double()
+    short = timm.create_model("coat_tiny", features_only=True, out_indices=out_indices, **PARALLEL).double()
+    state = whole.state_dict()
+    short.model.load_state_dict({k: v for k, v in state.items() if k in short.model.state_dict()}, strict=True)
+    # Others than those of the classifier are left out of the last block alone.
+    left = {
+        k for k in state.keys() - short.model.state_dict().keys() if not k.startswith(("norm", "aggregate", "head"))
+    }
+    scales = {i + 1 for i in out_indices}
+    assert {re.match(r"parallel_blocks\.1\.(?:norm2|mlp)(\d)\.", k)[1] for k in left} == {*"234"} - {*map(str, scales)}
+    x = torch.randn(1, 3, 64, 64, dtype=torch.float64)
+    maps = short(x)
+    for i, found in zip(out_indices, maps, strict=True):
+        assert torch.equal(found, whole.forward_intermediates(x)[1][i])
+    sum(found.square().sum() for found in maps).backward()
+    assert not [key for key, p in short.named_parameters() if p.grad is None]
 
 
 def test_checkpointing_reaches_serial_and_parallel_blocks():

@@ -86,6 +86,27 @@ def test_unpooled_map(classifier):
         assert torch.equal(model(x), features)
 
 
+def test_unpooled_classifier(classifier):
+    """The map of logits whose mean is the logits of the mean, by the weights of the pooled classifier."""
+    if classifier.startswith(("coat_", "resnet", "mobilenet")):
+        pytest.skip("needs a pooling, and says so")
+    pooled, model = (shallow(classifier, num_classes=7, global_pool=pool).eval() for pool in ("avg", ""))
+    model.load_state_dict(pooled.state_dict())
+    x = torch.randn(2, 3, 64, 97)
+    with torch.inference_mode():
+        out, want, features = model(x), pooled(x), model.forward_features(x)
+        if features.dim() == 3:
+            assert out.shape == (*features.shape[:2], 7)
+            mean = out[:, 1:].mean(1)
+        else:
+            assert out.shape == (2, 7, *features.shape[2:])
+            mean = out.mean((2, 3))
+        assert torch.allclose(mean, want, rtol=1e-4, atol=1e-5)
+        assert torch.equal(model.forward_head(features, pre_logits=True), features)
+        pooled.reset_classifier(5, "")
+        assert pooled(x).shape == tuple(5 if size == 7 else size for size in out.shape)
+
+
 def test_restoration_maps_an_image_to_an_image():
     names = [name for name in ONE_OF_A_KIND if restores(name)]
     assert names

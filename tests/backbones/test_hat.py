@@ -194,8 +194,10 @@ def test_tiles_bound_what_the_model_sees():
     ("tile", "overlap", "message"),
     [
         (0, 16, "tile must be a positive multiple of 16, got 0"),
+        (32.0, 16, r"tile must be a positive multiple of 16, got 32\.0"),
         (40, 16, "tile must be a positive multiple of 16, got 40"),
         (32, -16, "overlap must be 0 or a multiple of 16, got -16"),
+        (32, 16.0, r"overlap must be 0 or a multiple of 16, got 16\.0"),
         (32, 8, "overlap must be 0 or a multiple of 16, got 8"),
     ],
 )

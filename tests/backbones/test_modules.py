@@ -1,6 +1,7 @@
 """Plug-in attention: the published functions, any map, half precision, gradients, export, and what timm makes of it."""
 
 import copy
+import inspect
 import io
 import pickle
 import re
@@ -178,6 +179,14 @@ def test_any_map(name, size):
 
 
 @pytest.mark.parametrize("name", modules.NAMES)
+def test_no_images(name):
+    module, x = random(name), image(0, 64, 5, 3).requires_grad_()
+    out = module(x)
+    out.sum().backward()
+    assert out.shape == x.shape == x.grad.shape
+
+
+@pytest.mark.parametrize("name", modules.NAMES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision(name, dtype):
     module = random(name).float()
@@ -307,6 +316,16 @@ def test_timms_other_builders_take_them_and_strings_stay_timms():
         assert type(create_attn(name, 64)).__module__.startswith("timm.")
     with pytest.raises(AssertionError, match="triplet"):
         create_attn("triplet", 64)
+
+
+@pytest.mark.parametrize("name", modules.NAMES)
+def test_a_switch_is_true_or_false(name):
+    parameters = inspect.signature(modules.get(name)).parameters.values()
+    for parameter in parameters:
+        if isinstance(parameter.default, bool):
+            for make in (partial(modules.create, name, 64), partial(attnzoo.attention, name)):
+                with pytest.raises(ValueError, match=f"{parameter.name}='no': True or False is needed"):
+                    make(**{parameter.name: "no"})
 
 
 def test_unknown_names_and_bad_arguments():

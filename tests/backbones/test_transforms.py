@@ -1,0 +1,92 @@
+"""The transforms of `torch.func` and forward mode over the models, against plain autograd."""
+
+import pytest
+import timm
+import torch
+from torch.autograd import forward_ad
+from torch.func import functional_call, grad, jvp, vmap
+from zoo import restores, shallow
+
+import attnzoo
+from attnzoo.backbones._attention import softmax_attention
+
+# One of each class of models, CoaT with and without parallel blocks, and a model with plug-ins that are linked.
+NAMES = (
+    "agent_cswin_tiny",
+    "agent_deit_tiny",
+    "agent_pvt_tiny",
+    "agent_swin_tiny",
+    "biformer_tiny",
+    "coat_lite_tiny",
+    "coat_tiny",
+    "hat_small_x2",
+    "inline_deit_tiny",
+    "inline_pvt_tiny",
+    "inline_swin_tiny",
+    "litv2_small",
+    "mobilenetv2_100_ela",
+    "mscan_tiny",
+    "nat_mini",
+    "pkcam",
+    "resnet18_cbam",
+    "van_b0",
+)
+
+
+def small(name: str) -> torch.nn.Module:
+    if name == "pkcam":
+        model = timm.create_model("resnet18", layers=(1, 1, 1, 1), num_classes=3)
+        return attnzoo.attach(model, "pkcam", identity=False).double().eval()
+    kwargs = dict(depths=(1,), num_heads=(6,)) if restores(name) else dict(num_classes=3)
+    return shallow(name, dtype=torch.float64, **kwargs).eval()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_transforms_equal_plain_autograd(name):
+    """Gradients of the whole, of each image, of parameters, and derivatives along a direction."""
+    torch.manual_seed(0)
+    model = small(name)
+    x = torch.randn(2, 3, 17, 33, dtype=torch.float64)[..., : 16 if name.startswith("hat_") else 33]
+    direction, leaf = torch.randn_like(x), x.clone().requires_grad_()
+
+    def loss(images: torch.Tensor) -> torch.Tensor:
+        return model(images).square().sum()
+
+    want = torch.autograd.grad(loss(leaf), leaf)[0]
+    close = dict(rtol=1e-9, atol=1e-12 * want.abs().max().item())
+    torch.testing.assert_close(grad(loss)(x), want, **close)
+    torch.testing.assert_close(vmap(grad(lambda image: loss(image[None])))(x), want, **close)
+    torch.testing.assert_close(vmap(lambda image: model(image[None])[0])(x), model(x).detach(), rtol=1e-9, atol=1e-12)
+
+    slope = (want * direction).sum()
+    if name.startswith("litv2_"):
+        with pytest.raises(NotImplementedError, match="forward AD with grid_sampler_2d"):
+            jvp(loss, (x,), (direction,))
+    else:
+        torch.testing.assert_close(jvp(loss, (x,), (direction,))[1], slope, rtol=1e-9, atol=0.0)
+        with forward_ad.dual_level():
+            dual = forward_ad.unpack_dual(loss(forward_ad.make_dual(x, direction)))
+        torch.testing.assert_close(dual.tangent.detach(), slope, rtol=1e-9, atol=0.0)
+
+    parameters = {key: value.detach() for key, value in model.named_parameters()}
+    plain = torch.autograd.grad(loss(x), list(model.parameters()), materialize_grads=True)
+    found = grad(lambda values: functional_call(model, values, (x,)).square().sum())(parameters)
+    for a, b in zip(found.values(), plain, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12 * max(1.0, b.abs().max().item()))
+
+
+@pytest.mark.parametrize("same", ["q and k", "k and v", "all"])
+def test_attention_of_one_tensor_to_itself_has_second_derivatives(same):
+    x, other, direction = (torch.randn(1, 2, 5, 4, dtype=torch.float64) for _ in range(3))
+    x.requires_grad_()
+    inputs = {"q and k": (x, x, other), "k and v": (other, x, x), "all": (x, x, x)}[same]
+
+    def plain(q, k, v):
+        return (q @ k.transpose(2, 3) / 2).softmax(-1) @ v
+
+    found = []
+    for attend in (softmax_attention, plain):
+        (first,) = torch.autograd.grad(attend(*inputs).square().sum(), x, create_graph=True)
+        found.append((first, *torch.autograd.grad((first * direction).sum(), x)))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
