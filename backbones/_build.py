@@ -5,7 +5,7 @@ from typing import Any
 from timm.models import build_model_with_cfg
 from torch import nn
 
-from ._arguments import check_flags, flags_of
+from ._arguments import check_flags, flags_of, is_integer
 
 __all__ = ["TimmChangedError", "build", "levels_of"]
 
@@ -39,7 +39,8 @@ def build(
             else than True or False where one of the two is needed.
     """
     features_only = kwargs.get("features_only", False)
-    check_flags(pretrained=pretrained, features_only=features_only, **flags_of(model_cls, kwargs))
+    # Libraries on top of timm give None for no weights.
+    check_flags(pretrained=pretrained or False, features_only=features_only, **flags_of(model_cls, kwargs))
     out_indices = kwargs.pop("out_indices", None)
     if out_indices is None:
         out_indices = tuple(range(levels)) if default is None else default
@@ -57,9 +58,9 @@ def levels_of(kwargs: dict[str, Any], default: int, name: str = "depths") -> int
 
 
 def _check_out_indices(variant: str, out_indices: Any, levels: int) -> None:
-    if _is_integer(out_indices) and 1 <= out_indices <= levels:
+    if is_integer(out_indices) and 1 <= out_indices <= levels:
         return
-    if isinstance(out_indices, tuple | list) and all(_is_integer(i) and -levels <= i < levels for i in out_indices):
+    if isinstance(out_indices, tuple | list) and all(is_integer(i) and -levels <= i < levels for i in out_indices):
         counted = [i + levels if i < 0 else i for i in out_indices]
         if counted and counted == sorted(set(counted)):
             return
@@ -67,8 +68,3 @@ def _check_out_indices(variant: str, out_indices: Any, levels: int) -> None:
         f"out_indices={out_indices!r}: {variant} has {levels} levels, so a number of the last ones, 1 to {levels}, or "
         f"increasing indices from {-levels} to {levels - 1} are needed"
     )
-
-
-def _is_integer(value: Any) -> bool:
-    """True and False are not meant as one."""
-    return isinstance(value, int) and not isinstance(value, bool)
