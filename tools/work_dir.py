@@ -61,8 +61,20 @@ def _steps(folder: Path) -> list[Path]:
 
 
 def _order(path: Path) -> tuple[int, float]:
+    step = step_of(path)
+    return -1 if step is None else step, path.stat().st_mtime
+
+
+def step_of(path: Path) -> int | None:
+    """The epoch or iteration in the name of a checkpoint, None where it has none."""
     match = _STEP.fullmatch(path.name)
-    return int(match[1]) if match else -1, path.stat().st_mtime
+    return int(match[1]) if match else None
+
+
+def own_checkpoint(folder: Path, name: str) -> Path | None:
+    """The checkpoint of that name in a folder; None for a link, a folder, and whatever a run would name otherwise."""
+    path = folder / name
+    return path if _CHECKPOINT.fullmatch(name) and path.is_file() and not path.is_symlink() else None
 
 
 def run_files(folder: Path) -> list[Path]:
@@ -129,6 +141,12 @@ def check(cfg: Any, overwrite: bool) -> None:
     work_dir, resume, start = Path(cfg.work_dir), bool(cfg.get("resume")), cfg.get("load_from")
     if resume and start is None and overwrite:
         raise UserError("--resume goes on with what --overwrite removes: give one of them")
+    hook = (cfg.get("default_hooks") or {}).get("checkpoint") or {}
+    if hook.get("filename_tmpl") not in (None, "epoch_{}.pth", "iter_{}.pth"):
+        raise UserError(
+            f"{cfg.filename}: default_hooks.checkpoint.filename_tmpl: checkpoints are known by their names, "
+            "epoch_{}.pth or iter_{}.pth: leave it out"
+        )
     for folder in dict.fromkeys((work_dir, checkpoint_folder(cfg))):
         check_outputs([folder], data_paths(cfg))
         older = trainings(folder)
@@ -152,9 +170,9 @@ def check(cfg: Any, overwrite: bool) -> None:
 def _later(folder: Path, start: Path) -> str | None:
     """A checkpoint in a folder that is newer than the one to go on from, or any if that is another folder's."""
     inside = start.is_file() and start.resolve().parent == folder.resolve()
-    match = _STEP.fullmatch(start.name)
+    step = step_of(start)
     for path in sorted(_steps(folder), key=_order, reverse=True):
-        if not inside or match is None or _order(path)[0] > int(match[1]):
+        if not inside or step is None or _order(path)[0] > step:
             return path.name
     return None
 

@@ -465,3 +465,61 @@ def test_a_run_that_cannot_be_built_removes_nothing_of_another(data, tmp_path, c
     (tmp_path / "work" / "notes.txt").write_text("mine")
     assert run(config, tmp_path / "work", "--cfg-options", "train_cfg.type=NoLoop") == 2
     assert contents(tmp_path / "work") == {"notes.txt": b"mine"}
+
+
+def spoil(path, **changes):
+    """Write other records into a checkpoint, which may come from anybody."""
+    content = load_checkpoint(path)
+    content["message_hub"]["runtime_info"].update(changes.pop("info", {}))
+    content["meta"].update(changes.pop("meta", {}))
+    torch.save({**content, **changes}, path)
+
+
+def on(config, work_dir, *options):
+    return run(config, work_dir, "--resume", *options, "--cfg-options", "train_cfg.max_epochs=3")
+
+
+def test_a_checkpoint_names_no_files_of_the_users_for_removal(place):
+    work, victims = place / "work", place / "victims"
+    victims.mkdir()
+    for path in (work / "notes.txt", victims / "x.pth", victims / "epoch_1.pth", work / "best_model.pth"):
+        path.write_text("mine")
+    (work / "epoch_0.pth").symlink_to(victims / "epoch_1.pth")
+    names = ["notes.txt", "../victims/epoch_1.pth", str(victims / "epoch_1.pth"), "best_model.pth", "epoch_2.pth", 5]
+    ids = ["2", "1.pth/../../victims/x", 2]
+    spoil(work / "epoch_2.pth", superseded=[*names, "epoch_0.pth"], info=dict(keep_ckpt_ids=ids))
+    kept = {name: text for name, text in contents(place).items() if text == b"mine"}
+    options = ["train_cfg.max_epochs=3", "default_hooks.checkpoint.max_keep_ckpts=1"]
+    assert run(place / "config.py", work, "--resume", "--cfg-options", *options) == 0
+    assert contents(place).items() >= kept.items() and (work / "epoch_0.pth").is_symlink()
+    assert (work / "epoch_2.pth").is_file(), "whose ids are not trusted"
+
+
+@pytest.mark.parametrize("kind", ["folder", "file", "elsewhere"])
+def test_a_best_checkpoint_of_another_name_stays(place, kind):
+    work = place / "work"
+    for name in ("work/my_results/a.txt", "work/notes.txt", "elsewhere/notes.txt"):
+        (place / name).parent.mkdir(exist_ok=True)
+        (place / name).write_text("mine")
+    best = {"folder": work / "my_results", "file": work / "notes.txt", "elsewhere": place / "elsewhere/notes.txt"}[kind]
+    spoil(work / "epoch_2.pth", info=dict(best_ckpt=str(best), best_score=-1.0))
+    assert on(place / "config.py", work) == 0
+    assert [text for text in contents(place).values()].count(b"mine") == 3
+
+
+def test_the_resumed_checkpoint_is_the_last_to_go(place):
+    work = place / "work"
+    shutil.copy(work / "epoch_1.pth", work / "epoch_0.pth")
+    spoil(work / "epoch_2.pth", info=dict(keep_ckpt_ids=[2, 1, 0]))
+    assert on(place / "config.py", work) == 0
+    assert sorted(path.name for path in work.glob("epoch_*.pth")) == ["epoch_2.pth", "epoch_3.pth"]
+
+
+def test_checkpoints_of_other_names_are_refused(place, capsys):
+    for name in ("model_1.pth", "epoch_1.pth"):
+        (place / name).write_text("mine")
+    before = contents(place)
+    option = "default_hooks.checkpoint.filename_tmpl=model_{}.pth"
+    assert run(place / "config.py", place, "--overwrite", "--cfg-options", option) == 2
+    assert "filename_tmpl: checkpoints are known by their names" in message(capsys)
+    assert contents(place) == before
