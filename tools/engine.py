@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from mmengine._strategy import FSDPStrategy
-from mmengine.dist import is_main_process, master_only
+from mmengine.dist import is_main_process
 from mmengine.logging import MMLogger
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, OPTIMIZERS, STRATEGIES, init_default_scope
@@ -30,7 +30,7 @@ from .errors import UserError
 from .files import atomic_path, is_disk_error, remove_files
 from .hooks import DueValidationHook, ProgressHook
 from .progress import shown
-from .work_dir import is_first_process, keep_config, new_folders, run_files
+from .work_dir import is_first_process, new_folders, run_files
 
 # As importing heads does, with the errors of the commands.
 checkpoints.register(load_checkpoint)
@@ -160,33 +160,19 @@ def _log_error(handler: logging.Handler, record: logging.LogRecord) -> None:
 class TerminalRunner(Runner):
     """mmengine's Runner, whose log lines go to the file alone where a bar is shown, and which replaces no config."""
 
-    # An evaluation keeps none in the work directory, which may be a training's; its log folder has it.
-    keeps_config = True
-
     def build_logger(self, *args: Any, **kwargs: Any) -> MMLogger:
         """Build the logger as mmengine does."""
         return _quiet(super().build_logger(*args, **kwargs))
 
-    @master_only
     def dump_config(self) -> None:
-        """Keep the config in the work directory, see `keep_config`."""
-        if self.keeps_config:
-            keep_config(self.cfg)
-
-
-class EvaluationRunner(TerminalRunner):
-    """The Runner of an evaluation."""
-
-    keeps_config = False
+        """Write none: a training keeps its config when it begins, and the log folder has it."""
 
 
 class StrategyRunner(FlexibleRunner):
     """mmengine's FlexibleRunner, which replaces no config."""
 
-    @master_only
     def dump_config(self) -> None:
-        """Keep the config in the work directory, see `keep_config`."""
-        keep_config(self.cfg)
+        """Write none, see `TerminalRunner`."""
 
 
 @STRATEGIES.register_module(force=True)
@@ -270,14 +256,14 @@ def _await_free_second(work_dir: str) -> None:
     _begun.add(second)
 
 
-def build_runner(cfg: Any, progress: ProgressHook, evaluation: bool = False) -> Runner:
+def build_runner(cfg: Any, progress: ProgressHook) -> Runner:
     """Build the Runner of a config with a progress bar; one with a strategy, if the config has it."""
     _await_free_second(cfg.work_dir)
     if cfg.get("strategy"):
         cfg.env_cfg = cfg.get("env_cfg") or {}
         runner: Any = StrategyRunner.from_cfg(cfg)
     else:
-        runner = (EvaluationRunner if evaluation else TerminalRunner).from_cfg(cfg)
+        runner = TerminalRunner.from_cfg(cfg)
     runner.register_hook(progress)
     runner.register_hook(DueValidationHook())
     return runner

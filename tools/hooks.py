@@ -7,20 +7,21 @@ import io
 import math
 import os
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from mmengine.dist import is_main_process, master_only
+from mmengine.dist import get_rank, is_main_process, master_only
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from mmengine.runner.checkpoint import CheckpointLoader
 
+from .batches import NumberedBatches, number_batches
 from .errors import UserError
 from .files import atomic_path
 from .progress import bar
@@ -210,9 +211,10 @@ def _diverged(runner: Runner, what: str, iteration: int) -> UserError:
 
 @HOOKS.register_module(force=True)
 class ReseedHook(Hook):
-    """Seed every generator anew from the seed of the run and the iteration.
+    """Seed every generator anew from the seed of the run and the iteration, and for the data from the batch.
 
-    mmengine saves no generator states; with this hook a resumed run draws what the undisturbed one draws.
+    mmengine saves no generator states, least of all those of a loader's workers; with this hook a resumed run draws
+    what the undisturbed one draws, with any number of workers.
     """
 
     priority = "VERY_HIGH"
@@ -224,9 +226,17 @@ class ReseedHook(Hook):
         np.random.seed(seed)
         torch.manual_seed(seed)
 
+    def before_train(self, runner: Runner) -> None:
+        """Cover what is drawn for the data."""
+        number_batches(runner.train_dataloader, runner.seed, get_rank())
+
     def before_train_epoch(self, runner: Runner) -> None:
-        """Cover what is drawn before the first iteration: the order of the data and the seeds of the workers."""
+        """Cover what is drawn before the first iteration, and number the batches of an epoch from there."""
         self._reseed(runner, runner.iter)
+        batches = runner.train_dataloader.batch_sampler
+        # A loop by iterations skips the first batches of the loader where it goes on.
+        if isinstance(batches, NumberedBatches) and not isinstance(runner.train_loop, IterBasedTrainLoop):
+            batches.count = runner.iter
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Cover what the model draws."""
@@ -304,17 +314,23 @@ def _current(name: str, values: dict[str, Any], scalars: Any) -> float:
 
 
 class ProgressHook(Hook):
-    """A bar over all training iterations with the loss, and one over each validation or test."""
+    """A bar over all training iterations with the loss, and one over each validation or test.
+
+    Args:
+        begin: Is called when all parts of a training are built and it begins.
+    """
 
     priority = "LOWEST"
 
-    def __init__(self) -> None:
+    def __init__(self, begin: Callable[[], None] = lambda: None) -> None:
+        self._begin = begin
         self._bars: dict[str, Any] = {}
         self.started = False
 
     def before_train(self, runner: Runner) -> None:
         """Open the bar where a resumed run stands."""
         self.started = True
+        self._begin()
         self._bars["train"] = bar(total=runner.max_iters, initial=runner.iter, title="train")
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:

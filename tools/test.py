@@ -60,7 +60,7 @@ def evaluate(cfg: Config, checkpoint: str) -> dict[str, float]:
     cfg.load_from, cfg.resume = None, False
     with naming(cfg.work_dir):
         with starting(cfg):
-            runner = build_runner(cfg, ProgressHook(), evaluation=True)
+            runner = build_runner(cfg, ProgressHook())
         load_into(getattr(runner.model, "module", runner.model), checkpoint)
         return {name: float(value) for name, value in runner.test().items()}
 

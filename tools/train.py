@@ -87,8 +87,8 @@ def train(cfg: Config, overwrite: bool = False) -> Runner:
     imports = cfg.setdefault("custom_imports", dict(imports=[], allow_failed_imports=False)).imports
     imports.extend(name for name in ("attnzoo.heads", "attnzoo.tools.engine") if name not in imports)
 
-    progress = ProgressHook()
-    with opened(cfg, overwrite):
+    with opened(cfg, overwrite) as begin:
+        progress = ProgressHook(begin)
         _set_start(cfg, model)
         try:
             with starting(cfg, progress):

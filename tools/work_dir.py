@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -178,17 +178,20 @@ def _later(folder: Path, start: Path) -> str | None:
 
 
 @contextmanager
-def opened(cfg: Any, overwrite: bool) -> Iterator[None]:
+def opened(cfg: Any, overwrite: bool) -> Iterator[Callable[[], None]]:
     """Hold the work directory of a training for it alone, as the first process of a launcher does for all.
 
-    What killed runs have left there is removed, and an older training with `overwrite`. Folders that are still empty
-    in the end go again.
+    What killed runs have left there is removed. Folders that are still empty in the end go again.
+
+    Yields:
+        What is to be called when the training begins: it removes an older one with `overwrite`, which stays where the
+        new one cannot be built, and keeps the config.
 
     Raises:
         UserError: as `check`, or if another training is at work there.
     """
     if not is_first_process(cfg):
-        yield
+        yield lambda: None
         return
     folders = list(dict.fromkeys((Path(cfg.work_dir), checkpoint_folder(cfg))))
     with new_folders(*folders), ExitStack() as locks:
@@ -196,12 +199,19 @@ def opened(cfg: Any, overwrite: bool) -> Iterator[None]:
             locks.enter_context(locked(folder / LOCK, str(folder)))
         # Again, as it may have changed before the lock was there.
         check(cfg, overwrite)
+        older = {}
         for folder in folders:
             remove_leftovers(folder)
-            if overwrite:
-                inputs = [path.resolve() for path in read_files(cfg)]
-                remove_files(folder, [path for path in run_files(folder) if (folder / path).resolve() not in inputs])
-        yield
+            inputs = [path.resolve() for path in read_files(cfg)]
+            files = run_files(folder) if overwrite else []
+            older[folder] = [path for path in files if (folder / path).resolve() not in inputs]
+
+        def begin() -> None:
+            for folder, names in older.items():
+                remove_files(folder, names)
+            keep_config(cfg)
+
+        yield begin
 
 
 @contextmanager

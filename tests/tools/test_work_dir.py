@@ -523,3 +523,19 @@ def test_checkpoints_of_other_names_are_refused(place, capsys):
     assert run(place / "config.py", place, "--overwrite", "--cfg-options", option) == 2
     assert "filename_tmpl: checkpoints are known by their names" in message(capsys)
     assert contents(place) == before
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "val_evaluator.type=NoMetric",
+        "train_dataloader.sampler.type=NoSampler",
+        "custom_hooks=[dict(type='NoHook')]",
+        "load_from=absent.pth",
+    ],
+)
+def test_overwrite_removes_nothing_for_a_training_that_cannot_be_built(place, capsys, option):
+    before = contents(place)
+    assert run(place / "config.py", place / "work", "--overwrite", "--cfg-options", option) == 2
+    message(capsys)
+    assert contents(place) == before
