@@ -117,8 +117,8 @@ def run(args: argparse.Namespace) -> int:
     out = Path(args.out or ("work_dirs/demo_quick" if args.quick else "work_dirs/demo"))
     if args.data_only:
         _check_libraries()
-        _make(out)
-        print(_build_data(out, args.quick, args.seed).root)
+        with _claimed(out):
+            print(_build_data(out, args.quick, args.seed).root)
         return 0
     results = demo(out, args.quick, args.seed)
     return 0 if results["reached"] or args.quick else 1
@@ -143,12 +143,18 @@ def demo(out: str | os.PathLike[str], quick: bool = False, seed: int = 0) -> dic
     """
     out = Path(out)
     _check_libraries()
+    with _claimed(out):
+        return _demo(out, quick, seed)
+
+
+@contextmanager
+def _claimed(out: Path) -> Iterator[None]:
     with new_folders(out):
         _make(out)
         with locked(out / LOCK, str(out)):
             # The folder of the data set has a stamp of its own.
             claim(out, "attnzoo demo", known=["data"])
-            return _demo(out, quick, seed)
+            yield
 
 
 def _demo(out: Path, quick: bool, seed: int) -> dict[str, Any]:

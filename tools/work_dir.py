@@ -99,18 +99,18 @@ def trainings(folder: Path) -> list[str]:
     ]
 
 
-def _nested(value: Any) -> Iterator[Any]:
+def nested(value: Any) -> Iterator[Any]:
     """All dicts in a config, at any depth."""
     if isinstance(value, dict):
         yield value
     for part in value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ():
-        yield from _nested(part)
+        yield from nested(part)
 
 
 def data_paths(cfg: Any) -> list[Path]:
     """Folders and files of the data sets of a config."""
     paths = []
-    for part in _nested([cfg.get(f"{mode}_dataloader") for mode in ("train", "val", "test")]):
+    for part in nested([cfg.get(f"{mode}_dataloader") for mode in ("train", "val", "test")]):
         root = part.get("data_root")
         prefix = part.get("data_prefix")
         names = [part.get("ann_file"), *(prefix.values() if isinstance(prefix, dict) else [prefix])]
@@ -119,11 +119,28 @@ def data_paths(cfg: Any) -> list[Path]:
     return paths
 
 
+def _with_bases(filename: Any) -> list[str]:
+    """A config file and those that it inherits from, as far as they are files."""
+    from mmengine.config import Config
+
+    found: list[str] = []
+    waiting = [filename]
+    while waiting:
+        name = waiting.pop()
+        if isinstance(name, str) and os.path.isfile(name) and name not in found:
+            found.append(name)
+            folder = os.path.dirname(name)
+            bases = Config._get_base_files(name)
+            waiting += [os.path.join(folder, base) for base in bases if "::" not in base]
+    return found
+
+
 def read_files(cfg: Any) -> list[Path]:
-    """Files that a run of a config reads: the config, annotations, and checkpoints to start from."""
-    names = [cfg.filename, cfg.get("load_from")]
-    for part in _nested([cfg.get("model"), cfg.get("val_evaluator"), cfg.get("test_evaluator")]):
-        names += [part.get("checkpoint"), part.get("ann_file")]
+    """Files that a run of a config reads: the config and its bases, annotations, and checkpoints to start from."""
+    names = [*_with_bases(cfg.filename), cfg.get("load_from")]
+    for part in nested([cfg.get("model"), cfg.get("val_evaluator"), cfg.get("test_evaluator")]):
+        # `file` is of timm's pretrained_cfg_overlay.
+        names += [part.get(key) for key in ("checkpoint", "pretrained", "file", "ann_file")]
     return [Path(name) for name in names if isinstance(name, str) and name] + data_paths(cfg)
 
 
@@ -148,7 +165,7 @@ def check(cfg: Any, overwrite: bool) -> None:
             "epoch_{}.pth or iter_{}.pth: leave it out"
         )
     for folder in dict.fromkeys((work_dir, checkpoint_folder(cfg))):
-        check_outputs([folder], data_paths(cfg))
+        check_outputs([folder], data_paths(cfg), folders=True)
         older = trainings(folder)
         if not older or (resume and start is None):
             continue

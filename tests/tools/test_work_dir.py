@@ -19,7 +19,7 @@ from attnzoo.tools.checkpoint import load_checkpoint
 from attnzoo.tools.config import load_config
 from attnzoo.tools.errors import UserError
 from attnzoo.tools.train import last_checkpoint, set_work_dir, train
-from attnzoo.tools.work_dir import checkpoint_folder, trainings
+from attnzoo.tools.work_dir import checkpoint_folder, read_files, trainings
 
 BEST = "\ntrain_cfg['val_interval'] = 1\ndefault_hooks['checkpoint'].update(save_best='mIoU', max_keep_ckpts=2)\n"
 
@@ -158,6 +158,17 @@ def test_outputs_of_test_are_no_inputs(place, capsys):
         assert cli.main([*arguments, str(out)]) == 2
         assert said in message(capsys)
     assert contents(place) == before
+    base, top = place / "base.py", place / "top.py"
+    shutil.copy(config, base)
+    top.write_text("_base_ = ['base.py']\n")
+    cfg = load_config(config)
+    image = Path(cfg.test_dataloader.dataset.data_root) / "images" / "7.jpg"
+    pixels = image.read_bytes()
+    arguments[1] = str(top)
+    for out, said in ((base, "is read by"), (image, "stands in"), (place, "is a folder")):
+        assert cli.main([*arguments, str(out), "--overwrite"]) == 2
+        assert said in message(capsys)
+    assert base.read_bytes() == config.read_bytes() and image.read_bytes() == pixels
     out = place / "metrics.json"
     out.write_text("mine")
     assert cli.main([*arguments, str(out)]) == 2
@@ -539,3 +550,17 @@ def test_overwrite_removes_nothing_for_a_training_that_cannot_be_built(place, ca
     assert run(place / "config.py", place / "work", "--overwrite", "--cfg-options", option) == 2
     message(capsys)
     assert contents(place) == before
+
+
+def test_predictions_that_a_metric_writes_replace_nothing_unasked(place, capsys):
+    mine = place / "mine.bbox.json"
+    mine.write_text("mine")
+    arguments = ["test", str(place / "config.py"), str(place / "work/epoch_2.pth"), "--work-dir", str(place / "t")]
+    assert cli.main([*arguments, "--cfg-options", f"test_evaluator.outfile_prefix={place / 'mine'}"]) == 2
+    assert "mine.bbox.json: is there already" in message(capsys) and mine.read_text() == "mine"
+
+
+def test_weights_by_all_their_names_are_read(older, tmp_path):
+    overlay = {"model.backbone.pretrained_cfg_overlay": {"file": "b.pth"}}
+    cfg = load_config(older[0], {"model.pretrained": "a.pth", **overlay})
+    assert {"a.pth", "b.pth"} <= {path.name for path in read_files(cfg)}
