@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -157,12 +158,68 @@ def _log_error(handler: logging.Handler, record: logging.LogRecord) -> None:
         logging.Handler.handleError(handler, record)
 
 
+# What optimizers keep for each parameter in its shape.
+_SHAPED = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "momentum_buffer", "square_avg", "grad_avg", "sum")
+
+
+def wrong_state(optimizer: torch.optim.Optimizer, before: list[dict[str, Any]]) -> str | None:
+    """What a checkpoint has brought into an optimizer that cannot be, None if all can: torch itself looks at no value.
+
+    Args:
+        optimizer: With the state that was loaded.
+        before: Its `param_groups` before that.
+    """
+    for number, (group, old) in enumerate(zip(optimizer.param_groups, before, strict=True)):
+        for name in optimizer.defaults:
+            if name not in group or not _is_like(group[name], old[name]):
+                return f"param_groups[{number}].{name} is {group.get(name)!r:.60}"
+        names: set[str] | None = None
+        for parameter in group["params"]:
+            state = optimizer.state.get(parameter)
+            if not state:
+                continue
+            names = names or set(state)
+            if set(state) != names:
+                return f"not all parameters have {', '.join(sorted(set(state) ^ names))}"
+            for name, value in state.items():
+                shape = tuple(value.shape) if isinstance(value, torch.Tensor) else None
+                if name in _SHAPED and value is not None and shape != tuple(parameter.shape):
+                    return f"{name} is of shape {shape} for a parameter of {tuple(parameter.shape)}"
+                if name == "step" and not (isinstance(value, int | float) or shape in ((), (1,))):
+                    return f"step is {value!r:.60}"
+    return None
+
+
+def _is_like(value: Any, old: Any) -> bool:
+    """Whether a value is a number where the old one is, and so on for lists of them."""
+    if isinstance(old, tuple | list):
+        same = isinstance(value, tuple | list) and len(value) == len(old)
+        return same and all(map(_is_like, value, old))
+    if isinstance(old, int | float):
+        return isinstance(value, int | float) and math.isfinite(value)
+    return isinstance(value, type(old)) or old is None
+
+
 class TerminalRunner(Runner):
     """mmengine's Runner, whose log lines go to the file alone where a bar is shown, and which replaces no config."""
 
     def build_logger(self, *args: Any, **kwargs: Any) -> MMLogger:
         """Build the logger as mmengine does."""
         return _quiet(super().build_logger(*args, **kwargs))
+
+    def resume(self, filename: str, *args: Any, **kwargs: Any) -> None:
+        """Resume as mmengine does, and check what has been loaded for the optimizer.
+
+        Raises:
+            UserError: naming the first value that is of another kind than before.
+        """
+        wrappers = getattr(self.optim_wrapper, "optim_wrappers", {"": self.optim_wrapper}).values()
+        optimizers = [wrapper.optimizer for wrapper in wrappers]
+        before = [[dict(group) for group in optimizer.param_groups] for optimizer in optimizers]
+        super().resume(filename, *args, **kwargs)
+        for optimizer, groups in zip(optimizers, before, strict=True):
+            if wrong := wrong_state(optimizer, groups):
+                raise UserError(f"{filename}: the state of the optimizer cannot be used: {wrong}")
 
     def dump_config(self) -> None:
         """Write none: a training keeps its config when it begins, and the log folder has it."""

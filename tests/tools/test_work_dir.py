@@ -564,3 +564,51 @@ def test_weights_by_all_their_names_are_read(older, tmp_path):
     overlay = {"model.backbone.pretrained_cfg_overlay": {"file": "b.pth"}}
     cfg = load_config(older[0], {"model.pretrained": "a.pth", **overlay})
     assert {"a.pth", "b.pth"} <= {path.name for path in read_files(cfg)}
+
+
+@pytest.mark.parametrize(
+    ("meta", "said"),
+    [
+        (dict(epoch=-3), r"meta.epoch is -3, and must be a whole number from 0 to train_cfg.max_epochs (3)"),
+        (dict(epoch=4), "meta.epoch is 4,"),
+        (dict(epoch=1.5), "meta.epoch is 1.5,"),
+        (dict(iter=10**12), "meta.iter is 1000000000000,"),
+        (dict(iter=None), "meta.iter is None,"),
+    ],
+)
+def test_a_place_that_no_training_has_is_refused(place, capsys, meta, said):
+    spoil(place / "work/epoch_2.pth", meta=meta)
+    before = contents(place)
+    assert on(place / "config.py", place / "work") == 2
+    assert said in message(capsys)
+    assert contents(place) == before
+
+
+def test_an_iteration_beyond_the_last_is_refused(place, capsys):
+    spoil(place / "work/epoch_2.pth", meta=dict(iter=13))
+    with (place / "config.py").open("a") as file:
+        file.write("\ntrain_cfg = dict(type='IterBasedTrainLoop', max_iters=12)\n")
+    assert run(place / "config.py", place / "work", "--resume") == 2
+    assert "meta.iter is 13, and must be a whole number from 0 to train_cfg.max_iters (12)" in message(capsys)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda state: state["param_groups"][0].update(lr="x"), "param_groups[0].lr is 'x'"),
+        (lambda state: state["param_groups"][0].pop("betas"), "param_groups[0].betas is None"),
+        (lambda state: state["state"][0].update(exp_avg=torch.zeros(2, 3)), "exp_avg is of shape (2, 3)"),
+        (lambda state: state["state"][1].pop("exp_avg"), "not all parameters have exp_avg"),
+        (lambda state: state["state"][0].update(step=torch.zeros(2, 3)), "step is tensor("),
+    ],
+)
+def test_a_damaged_state_of_the_optimizer_is_one_line(place, capsys, change, said):
+    path = place / "work/epoch_2.pth"
+    content = load_checkpoint(path)
+    change(content["optimizer"])
+    torch.save(content, path)
+    before = contents(place)
+    assert on(place / "config.py", place / "work") == 2
+    told = message(capsys)
+    assert "epoch_2.pth: the state of the optimizer cannot be used: " in told and said in told
+    assert contents(place) == before
