@@ -84,13 +84,13 @@ def check_outputs(
             raise UserError(f"{output}: is a folder: name a file")
         if output.exists() and not output.is_file():
             raise UserError(f"{output}: is no regular file, and cannot be replaced by one")
-        if os.path.lexists(output):
-            if not overwrite:
-                raise UserError(f"{output}: is there already: name another file, or give --overwrite to replace it")
-            if inside := next((path for path in data if output.resolve().is_relative_to(path)), None):
-                raise UserError(f"{output}: stands in {inside}, which this command reads: name another output")
+        if os.path.lexists(output) and not overwrite:
+            raise UserError(f"{output}: is there already: name another file, or give --overwrite to replace it")
         # What is replaced is a name, whatever it links to.
-        name = output.parent.resolve() / output.name
+        name = Path(os.path.realpath(output.parent), output.name)
+        inside = next((folder for folder in data if name.is_relative_to(folder)), None)
+        if os.path.lexists(output) and inside is not None:
+            raise UserError(f"{output}: stands in {inside}, which this command reads: name another output")
         if name in written:
             raise UserError(f"{output}: would be written twice: name another file for one of the outputs")
         written.add(name)
@@ -111,7 +111,7 @@ def _is_same(one: Path, other: Path) -> bool:
     try:
         return one.samefile(other)
     except OSError:  # one of them is not there
-        return one.resolve() == other.resolve()
+        return os.path.realpath(one) == os.path.realpath(other)
 
 
 @contextmanager

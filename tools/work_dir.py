@@ -166,6 +166,8 @@ def check(cfg: Any, overwrite: bool) -> None:
         )
     for folder in dict.fromkeys((work_dir, checkpoint_folder(cfg))):
         check_outputs([folder], data_paths(cfg), folders=True)
+        if (folder / _NOTE).is_symlink():
+            raise UserError(f"{folder / _NOTE}: is a link, which a training would write through: move it away")
         older = trainings(folder)
         if not older or (resume and start is None):
             continue

@@ -206,6 +206,9 @@ def test_what_stands_in_a_folder_that_is_read_is_not_replaced(tmp_path):
     (tmp_path / "out.json").write_text("old")
     with pytest.raises(UserError, match=r"7\.jpg: stands in .*images, which this command reads"):
         files.check_outputs([image], [tmp_path, tmp_path / "images"])
+    (tmp_path / "images" / "link.jpg").symlink_to(tmp_path / "out.json")
+    with pytest.raises(UserError, match=r"link\.jpg: stands in"):
+        files.check_outputs([tmp_path / "images" / "link.jpg"], [tmp_path / "images"])
     files.check_outputs([tmp_path / "out.json", tmp_path / "images" / "new.json"], [tmp_path, tmp_path / "images"])
 
 

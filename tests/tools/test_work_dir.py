@@ -612,3 +612,13 @@ def test_a_damaged_state_of_the_optimizer_is_one_line(place, capsys, change, sai
     told = message(capsys)
     assert "epoch_2.pth: the state of the optimizer cannot be used: " in told and said in told
     assert contents(place) == before
+
+
+@pytest.mark.parametrize("option", ["--resume", "--overwrite"])
+def test_nothing_is_written_through_a_link(place, capsys, option):
+    (place / "important.txt").write_text("mine")
+    (place / "work/last_checkpoint").unlink()
+    (place / "work/last_checkpoint").symlink_to("../important.txt")
+    assert run(place / "config.py", place / "work", option) == 2
+    assert "last_checkpoint: is a link" in message(capsys)
+    assert (place / "important.txt").read_text() == "mine"
