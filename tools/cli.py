@@ -12,6 +12,7 @@ import importlib
 import os
 import sys
 import traceback
+from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
 
@@ -62,6 +63,14 @@ def _parser(name: str) -> tuple[argparse.ArgumentParser, ModuleType]:
     return parser, module
 
 
+def _check_letters(args: argparse.Namespace) -> None:
+    """Refuse names that are no UTF-8: libraries cannot note them, nor can all be printed; images are only read."""
+    for name, value in vars(args).items():
+        for part in value if isinstance(value, list) and name != "images" else [value]:
+            if isinstance(part, str | Path) and any("\ud800" <= sign <= "\udfff" for sign in str(part)):
+                raise UserError(f"{part}: is no UTF-8: give it another name")
+
+
 def _error_line(error: UserError | OSError) -> str:
     """The message of an error on one line, whatever is in a name that it tells: letters and signs only."""
     text = str(error)
@@ -95,7 +104,9 @@ def main(argv: list[str] | None = None) -> int:
         if argv[0] not in COMMANDS:
             raise UserError(f"no command {argv[0]!r}{nearest(argv[0], COMMANDS)} (attnzoo --help lists them)")
         parser, module = _parser(argv[0])
-        return module.run(parser.parse_args(argv[1:]))
+        args = parser.parse_args(argv[1:])
+        _check_letters(args)
+        return module.run(args)
     except (UserError, OSError) as error:
         if isinstance(error, OSError) and error.strerror is None:  # a library's own, not of the system
             raise

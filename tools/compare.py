@@ -58,13 +58,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--modules", nargs="+", metavar="NAME", help="the modules to compare (all)")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="of training (0 1 2)")
     parser.add_argument("--jobs", type=int, metavar="N", help="runs at once, one thread each (as many as cores)")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="remove runs of other settings, which are refused otherwise"
+    )
     add_config_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
     results = compare(
-        args.out, args.modules, args.seeds, args.jobs or os.cpu_count() or 1, parse_options(args.cfg_options)
+        args.out,
+        args.modules,
+        args.seeds,
+        args.jobs or os.cpu_count() or 1,
+        parse_options(args.cfg_options),
+        args.overwrite,
     )
     print(table(results))
     return 0
@@ -83,6 +91,7 @@ def compare(
     seeds: list[int] | None = None,
     jobs: int = 1,
     options: dict[str, Any] | None = None,
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Train and evaluate what is not there yet, and sum all up.
 
@@ -92,13 +101,14 @@ def compare(
         seeds: Of training; 0, 1 and 2 if None.
         jobs: Runs at once.
         options: Dotted keys and values that replace those of the config, for all runs alike.
+        overwrite: Remove runs of other settings that are in the way.
 
     Returns:
         What is written to `comparison.json`.
 
     Raises:
         UserError: If an argument does not fit, a library is missing, a run fails, or something else than a comparison
-            is in `out`, or another one at work there.
+            or a run of other settings is in `out`, or another one at work there.
     """
     out, chosen, seeds = Path(out), [NONE, *(modules or names())], seeds or [0, 1, 2]
     for name in chosen[1:]:
@@ -111,16 +121,23 @@ def compare(
         raise UserError("the comparison needs scikit-learn: pip install 'attnzoo[mm]'")
     load_config(CONFIG, options)
     with new_folders(out), locked(out / LOCK, str(out)):
-        return _compare(out, chosen, seeds, jobs, options or {})
+        return _compare(out, chosen, seeds, jobs, options or {}, overwrite)
 
 
-def _compare(out: Path, chosen: list[str], seeds: list[int], jobs: int, options: dict[str, Any]) -> dict[str, Any]:
+def _compare(
+    out: Path, chosen: list[str], seeds: list[int], jobs: int, options: dict[str, Any], overwrite: bool
+) -> dict[str, Any]:
     claim(out, "attnzoo compare")
-    data = digits.build(out / "data")
     text = find_config(CONFIG).read_text(encoding="utf-8")
     # As JSON gives it back, so that it can be compared with what a run has noted.
     settings = json.loads(json.dumps({"config": text, "options": options, "stages": STAGES}))
     runs = [(name, seed, out / "runs" / name / f"seed_{seed}") for seed in seeds for name in chosen]
+    for _, _, folder in runs:
+        if (folder / "settings.json").exists() and not overwrite and not _has(folder, settings):
+            raise UserError(
+                f"{folder}: holds a run of other settings: --overwrite removes it, --out names another folder"
+            )
+    data = digits.build(out / "data")
     missing = [one for one in runs if not _is_finished(one[2], settings)]
     print(f"{len(runs)} runs, {len(runs) - len(missing)} of them finished before", flush=True)
     _run_all(missing, data.root, settings, jobs)

@@ -32,7 +32,7 @@ from .config import load_config, require_mm
 from .errors import UserError
 from .files import LOCK, atomic_path, claim, locked, write_json
 from .machine import cpu_name
-from .work_dir import new_folders
+from .work_dir import new_folders, trainings
 
 if TYPE_CHECKING:
     import numpy as np
@@ -107,6 +107,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--quick", action="store_true", help="a few images and iterations, to see that every step runs")
     parser.add_argument("--data-only", action="store_true", help="build the data set and stop")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="remove the models of an older demo, which is refused otherwise"
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the data set and of training (0)")
 
 
@@ -117,14 +120,14 @@ def run(args: argparse.Namespace) -> int:
     out = Path(args.out or ("work_dirs/demo_quick" if args.quick else "work_dirs/demo"))
     if args.data_only:
         _check_libraries()
-        _make(out)
-        print(_build_data(out, args.quick, args.seed).root)
+        with _claimed(out):
+            print(_build_data(out, args.quick, args.seed).root)
         return 0
-    results = demo(out, args.quick, args.seed)
+    results = demo(out, args.quick, args.seed, args.overwrite)
     return 0 if results["reached"] or args.quick else 1
 
 
-def demo(out: str | os.PathLike[str], quick: bool = False, seed: int = 0) -> dict[str, Any]:
+def demo(out: str | os.PathLike[str], quick: bool = False, seed: int = 0, overwrite: bool = False) -> dict[str, Any]:
     """Build the data, train, evaluate, draw, export, and print the table.
 
     Both models are trained at the same time, each in a process of its own with half of the cores.
@@ -133,25 +136,37 @@ def demo(out: str | os.PathLike[str], quick: bool = False, seed: int = 0) -> dic
         out: Where all goes.
         quick: A few images and iterations; the goals are then neither asked for nor reached.
         seed: Seed of the data set and of training.
+        overwrite: Remove the models of an older demo.
 
     Returns:
         What is written to `results.json`; `reached` says whether every goal was.
 
     Raises:
-        UserError: If `out` cannot be used, as something else is in it or another demo at work there, or a step of a
-            model fails.
+        UserError: If `out` cannot be used, as something else or models are in it or another demo at work there, or a
+            step of a model fails.
     """
     out = Path(out)
     _check_libraries()
+    with _claimed(out):
+        for task in TASKS:
+            folder = out / task.name
+            older = [*trainings(folder), *(name for name in ("model.onnx",) if (folder / name).exists())]
+            if older and not overwrite:
+                raise UserError(f"{folder}: holds {older[0]}: --overwrite removes it, --out names another folder")
+        return _demo(out, quick, seed, overwrite)
+
+
+@contextmanager
+def _claimed(out: Path) -> Iterator[None]:
     with new_folders(out):
         _make(out)
         with locked(out / LOCK, str(out)):
             # The folder of the data set has a stamp of its own.
             claim(out, "attnzoo demo", known=["data"])
-            return _demo(out, quick, seed)
+            yield
 
 
-def _demo(out: Path, quick: bool, seed: int) -> dict[str, Any]:
+def _demo(out: Path, quick: bool, seed: int, overwrite: bool) -> dict[str, Any]:
     start = time.perf_counter()
     cores = _cores()
     threads = int(os.environ.get("OMP_NUM_THREADS") or max(1, cores // len(TASKS)))
@@ -163,7 +178,7 @@ def _demo(out: Path, quick: bool, seed: int) -> dict[str, Any]:
     with _timed(seconds, "data"):
         data = _build_data(out, quick, seed)
     pictured = _pictured(out, data)
-    reports = _run_tasks(out, data, [path for path, _ in pictured], quick, seed, threads)
+    reports = _run_tasks(out, data, [path for path, _ in pictured], quick, seed, threads, overwrite)
     with _timed(seconds, "pictures"):
         for task in TASKS:
             _draw_sheet(task, out, data, [number for _, number in pictured])
@@ -224,7 +239,8 @@ def work(settings: str) -> None:
     """Do everything for one model, in a process of its own.
 
     Args:
-        settings: As JSON: `task` (index in `TASKS`), `out`, `data_root`, `images`, `quick` and `seed`.
+        settings: As JSON: `task` (index in `TASKS`), `out`, `data_root`, `images`, `quick`, `seed` and
+            `overwrite`.
     """
     given = json.loads(settings)
     task, out = TASKS[given["task"]], Path(given["out"])
@@ -245,10 +261,10 @@ def work(settings: str) -> None:
         return cfg
 
     seconds: dict[str, float] = {}
-    images = given["images"]
+    images, replacing = given["images"], " --overwrite" if given["overwrite"] else ""
     with _timed(seconds, "train"):
-        # The folder is the demo's own, see `claim`.
-        model = train(begin("train", f"--work-dir {out} --overwrite", {**place, **schedule}), overwrite=True).model
+        cfg = begin("train", f"--work-dir {out}{replacing}", {**place, **schedule})
+        model = train(cfg, overwrite=given["overwrite"]).model
     checkpoint = str(last_checkpoint(out))
     with _timed(seconds, "test"):
         metrics = evaluate(begin("test", f"{checkpoint} --work-dir {out}", place), checkpoint)
@@ -256,8 +272,8 @@ def work(settings: str) -> None:
         cfg = begin("predict", f"{checkpoint} {' '.join(images)} --out-dir {out / 'predictions'}", place)
         predict(cfg, checkpoint, images, out / "predictions", score=_SCORE)
     with _timed(seconds, "export"):
-        cfg = begin("export", f"{checkpoint} --out {out / 'model.onnx'} --overwrite --image {images[0]}", place)
-        exported = export(cfg, checkpoint, out / "model.onnx", image=images[0], overwrite=True)
+        cfg = begin("export", f"{checkpoint} --out {out / 'model.onnx'}{replacing} --image {images[0]}", place)
+        exported = export(cfg, checkpoint, out / "model.onnx", image=images[0], overwrite=given["overwrite"])
     differences = [(name, value) for check in exported.checks for name, value in check.errors.items()]
     write_json(
         out / "report.json",
@@ -291,7 +307,7 @@ def _progress(line: str) -> str | None:
 
 
 def _run_tasks(
-    out: Path, data: digits.Digits, images: list[Path], quick: bool, seed: int, threads: int
+    out: Path, data: digits.Digits, images: list[Path], quick: bool, seed: int, threads: int, overwrite: bool
 ) -> dict[str, dict[str, Any]]:
     """Run `work` for all tasks at once, show their progress, and return their reports by name."""
     # Waiting threads must not spin: each process would take the other's core.
@@ -309,6 +325,7 @@ def _run_tasks(
                 "images": [str(path) for path in images],
                 "quick": quick,
                 "seed": seed,
+                "overwrite": overwrite,
             }
             process = subprocess.Popen(
                 [sys.executable, "-c", _WORKER, json.dumps(settings)],

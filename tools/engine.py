@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch
 from mmengine._strategy import FSDPStrategy
-from mmengine.dist import is_main_process, master_only
+from mmengine.dist import is_main_process
 from mmengine.logging import MMLogger
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, OPTIMIZERS, STRATEGIES, init_default_scope
@@ -30,7 +31,7 @@ from .errors import UserError
 from .files import atomic_path, is_disk_error, remove_files
 from .hooks import DueValidationHook, ProgressHook
 from .progress import shown
-from .work_dir import is_first_process, keep_config, new_folders, run_files
+from .work_dir import is_first_process, new_folders, run_files
 
 # As importing heads does, with the errors of the commands.
 checkpoints.register(load_checkpoint)
@@ -157,36 +158,78 @@ def _log_error(handler: logging.Handler, record: logging.LogRecord) -> None:
         logging.Handler.handleError(handler, record)
 
 
+# What optimizers keep for each parameter in its shape.
+_SHAPED = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "momentum_buffer", "square_avg", "grad_avg", "sum")
+
+
+def wrong_state(optimizer: torch.optim.Optimizer, before: list[dict[str, Any]]) -> str | None:
+    """What a checkpoint has brought into an optimizer that cannot be, None if all can: torch itself looks at no value.
+
+    Args:
+        optimizer: With the state that was loaded.
+        before: Its `param_groups` before that.
+    """
+    for number, (group, old) in enumerate(zip(optimizer.param_groups, before, strict=True)):
+        for name in optimizer.defaults:
+            if name not in group or not _is_like(group[name], old[name]):
+                return f"param_groups[{number}].{name} is {group.get(name)!r:.60}"
+        names: set[str] | None = None
+        for parameter in group["params"]:
+            state = optimizer.state.get(parameter)
+            if not state:
+                continue
+            names = names or set(state)
+            if set(state) != names:
+                return f"not all parameters have {', '.join(sorted(set(state) ^ names))}"
+            for name, value in state.items():
+                shape = tuple(value.shape) if isinstance(value, torch.Tensor) else None
+                if name in _SHAPED and value is not None and shape != tuple(parameter.shape):
+                    return f"{name} is of shape {shape} for a parameter of {tuple(parameter.shape)}"
+                if name == "step" and not (isinstance(value, int | float) or shape in ((), (1,))):
+                    return f"step is {value!r:.60}"
+    return None
+
+
+def _is_like(value: Any, old: Any) -> bool:
+    """Whether a value is a number where the old one is, and so on for lists of them."""
+    if isinstance(old, tuple | list):
+        same = isinstance(value, tuple | list) and len(value) == len(old)
+        return same and all(map(_is_like, value, old))
+    if isinstance(old, int | float):
+        return isinstance(value, int | float) and math.isfinite(value)
+    return isinstance(value, type(old)) or old is None
+
+
 class TerminalRunner(Runner):
     """mmengine's Runner, whose log lines go to the file alone where a bar is shown, and which replaces no config."""
-
-    # An evaluation keeps none in the work directory, which may be a training's; its log folder has it.
-    keeps_config = True
 
     def build_logger(self, *args: Any, **kwargs: Any) -> MMLogger:
         """Build the logger as mmengine does."""
         return _quiet(super().build_logger(*args, **kwargs))
 
-    @master_only
+    def resume(self, filename: str, *args: Any, **kwargs: Any) -> None:
+        """Resume as mmengine does, and check what has been loaded for the optimizer.
+
+        Raises:
+            UserError: naming the first value that is of another kind than before.
+        """
+        wrappers = getattr(self.optim_wrapper, "optim_wrappers", {"": self.optim_wrapper}).values()
+        optimizers = [wrapper.optimizer for wrapper in wrappers]
+        before = [[dict(group) for group in optimizer.param_groups] for optimizer in optimizers]
+        super().resume(filename, *args, **kwargs)
+        for optimizer, groups in zip(optimizers, before, strict=True):
+            if wrong := wrong_state(optimizer, groups):
+                raise UserError(f"{filename}: the state of the optimizer cannot be used: {wrong}")
+
     def dump_config(self) -> None:
-        """Keep the config in the work directory, see `keep_config`."""
-        if self.keeps_config:
-            keep_config(self.cfg)
-
-
-class EvaluationRunner(TerminalRunner):
-    """The Runner of an evaluation."""
-
-    keeps_config = False
+        """Write none: a training keeps its config when it begins, and the log folder has it."""
 
 
 class StrategyRunner(FlexibleRunner):
     """mmengine's FlexibleRunner, which replaces no config."""
 
-    @master_only
     def dump_config(self) -> None:
-        """Keep the config in the work directory, see `keep_config`."""
-        keep_config(self.cfg)
+        """Write none, see `TerminalRunner`."""
 
 
 @STRATEGIES.register_module(force=True)
@@ -270,14 +313,14 @@ def _await_free_second(work_dir: str) -> None:
     _begun.add(second)
 
 
-def build_runner(cfg: Any, progress: ProgressHook, evaluation: bool = False) -> Runner:
+def build_runner(cfg: Any, progress: ProgressHook) -> Runner:
     """Build the Runner of a config with a progress bar; one with a strategy, if the config has it."""
     _await_free_second(cfg.work_dir)
     if cfg.get("strategy"):
         cfg.env_cfg = cfg.get("env_cfg") or {}
         runner: Any = StrategyRunner.from_cfg(cfg)
     else:
-        runner = (EvaluationRunner if evaluation else TerminalRunner).from_cfg(cfg)
+        runner = TerminalRunner.from_cfg(cfg)
     runner.register_hook(progress)
     runner.register_hook(DueValidationHook())
     return runner

@@ -11,6 +11,7 @@ import os
 import re
 import secrets
 import socket
+import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,8 @@ LOCK = ".attnzoo.lock"
 STAMP = ".attnzoo.json"
 
 _TEMPORARY = re.compile(r"\.attnzoo-[0-9a-f]{12}\.tmp(\..*)?")
+# What stands in a lock, or nothing where its process was killed at once.
+_HOLDER = re.compile(rb"(?:process \d+ on [^\n]*\n)?")
 # What a full or failing disk says, mostly without the name of the file.
 _NOT_WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 # What a file system without locks says, NFS for instance.
@@ -45,34 +48,70 @@ def naming(path: str | os.PathLike) -> Iterator[None]:
 
 
 def check_outputs(
-    outputs: Iterable[str | os.PathLike], inputs: Iterable[str | os.PathLike] = (), *, overwrite: bool = True
+    outputs: Iterable[str | os.PathLike],
+    inputs: Iterable[str | os.PathLike] = (),
+    *,
+    overwrite: bool = True,
+    folders: bool = False,
 ) -> None:
     """Check, before any work is done, that no output takes the place of something else.
 
     Args:
-        outputs: The files or folders that a command is going to write.
-        inputs: The files or folders that it reads, by whatever names: links are followed.
+        outputs: The files that a command is going to write.
+        inputs: The files or folders that it reads, by whatever names: links are followed. What stands in a folder that
+            is read is not replaced either, unless others of them stand in it or the command is run in it.
         overwrite: Whether a file may be replaced that is there already and is no input.
+        folders: The outputs are folders to write into, in place of files.
 
     Raises:
-        UserError: naming the first output that is an input, no regular file, or there already.
+        UserError: naming the first output that is an input, that cannot be written, that is there already, or that is
+            another output, too.
     """
-    read = [Path(path) for path in inputs]
+    read, written = [Path(path) for path in inputs], set()
+    data = _innermost(read)
     for output in map(Path, outputs):
         for path in read:
             if _is_same(output, path):
                 raise UserError(f"{output}: is read by this command, which would replace it: name another output")
-        if output.exists() and not output.is_dir() and not output.is_file():
+        standing = next((path for path in (output, *output.absolute().parents) if os.path.lexists(path)), output)
+        if standing != output and not standing.is_dir():
+            raise UserError(f"{output}: cannot be written: {standing} is no folder")
+        if folders:
+            if standing == output and not output.is_dir():
+                raise UserError(f"{output}: is no folder: name another one")
+            continue
+        if output.is_dir():
+            raise UserError(f"{output}: is a folder: name a file")
+        if output.exists() and not output.is_file():
             raise UserError(f"{output}: is no regular file, and cannot be replaced by one")
-        if not overwrite and output.is_file():
+        if os.path.lexists(output) and not overwrite:
             raise UserError(f"{output}: is there already: name another file, or give --overwrite to replace it")
+        # What is replaced is a name, whatever it links to.
+        name = Path(os.path.realpath(output.parent), output.name)
+        inside = next((folder for folder in data if name.is_relative_to(folder)), None)
+        if os.path.lexists(output) and inside is not None:
+            raise UserError(f"{output}: stands in {inside}, which this command reads: name another output")
+        if name in written:
+            raise UserError(f"{output}: would be written twice: name another file for one of the outputs")
+        written.add(name)
+
+
+def _innermost(paths: list[Path]) -> list[Path]:
+    """The folders among paths in which neither another of them stands nor this process, with links resolved."""
+    folders = {path.resolve() for path in paths if path.is_dir()}
+    return [
+        folder
+        for folder in folders
+        if not Path.cwd().is_relative_to(folder)
+        and not any(other != folder and other.is_relative_to(folder) for other in folders)
+    ]
 
 
 def _is_same(one: Path, other: Path) -> bool:
     try:
         return one.samefile(other)
     except OSError:  # one of them is not there
-        return one.resolve() == other.resolve()
+        return os.path.realpath(one) == os.path.realpath(other)
 
 
 @contextmanager
@@ -187,16 +226,22 @@ def locked(path: str | os.PathLike, what: str) -> Iterator[bool]:
         Whether the lock is held. Without it, where the file system has no locks, a warning is given.
 
     Raises:
-        UserError: if another process holds the lock, naming it.
+        UserError: if another process holds the lock, naming it, or if the file is none that this function has made.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+        except OSError as error:
+            if path.is_symlink() or path.is_dir():
+                raise UserError(f"{path}: is no lock of attnzoo: move it away") from error
+            raise
         try:
             holds = _lock(descriptor)
             # The holder before may have removed the file between the two calls.
             if not holds or _is_open_file(descriptor, path):
+                _check_lock(descriptor, path)
                 break
         except BlockingIOError:
             holder = os.read(descriptor, 200).decode(errors="replace").strip()
@@ -223,9 +268,17 @@ def locked(path: str | os.PathLike, what: str) -> Iterator[bool]:
             os.close(descriptor)
 
 
+def _check_lock(descriptor: int, path: Path) -> None:
+    """Check that an open file is a lock, or one that was just made, before it is written and removed."""
+    regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
+    if not regular or not _HOLDER.fullmatch(os.read(descriptor, 400)):
+        raise UserError(f"{path}: is no lock of attnzoo: move it away")
+    os.lseek(descriptor, 0, os.SEEK_SET)
+
+
 def _is_open_file(descriptor: int, path: Path) -> bool:
     try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
+        return os.path.samestat(os.fstat(descriptor), path.lstat())
     except FileNotFoundError:
         return False
 

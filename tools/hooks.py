@@ -7,29 +7,30 @@ import io
 import math
 import os
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from mmengine.dist import is_main_process, master_only
+from mmengine.dist import get_rank, is_main_process, master_only
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from mmengine.runner.checkpoint import CheckpointLoader
 
+from .batches import NumberedBatches, number_batches
 from .errors import UserError
 from .files import atomic_path
 from .progress import bar
-from .work_dir import last_checkpoint
+from .work_dir import checkpoint_folder, last_checkpoint, own_checkpoint, step_of
 
 
 @register_backend("attnzoo", force=True)
 class AtomicBackend(LocalBackend):
-    """Local files that are written under a temporary name and moved into place."""
+    """Local files that are written under a temporary name and moved into place; only checkpoints are removed."""
 
     def __init__(self) -> None:
         self._doomed: list[str] | None = None
@@ -40,11 +41,17 @@ class AtomicBackend(LocalBackend):
             temporary.write_bytes(obj)
 
     def remove(self, filepath: str | Path) -> None:
-        """Remove the file, or note it inside `removing_last`."""
+        """Remove a checkpoint, or note it inside `removing_last`; what is none stays."""
+        path = own_checkpoint(Path(filepath).parent, Path(filepath).name)
+        if path is None:
+            return
         if self._doomed is None:
-            super().remove(filepath)
+            super().remove(path)
         else:
-            self._doomed.append(str(filepath))
+            self._doomed.append(str(path))
+
+    def rmtree(self, dir_path: str | Path) -> None:
+        """Leave the folder: no checkpoint of this backend is one."""
 
     def doomed(self) -> list[str]:
         """Names of the files whose removal is held back."""
@@ -91,29 +98,48 @@ class AtomicCheckpointHook(CheckpointHook):
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Note what the checkpoint has superseded."""
-        self._superseded = [str(name) for name in checkpoint.get("superseded") or ()]
+        names = checkpoint.get("superseded")
+        self._superseded = [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
 
     def before_train(self, runner: Runner) -> None:
         """Go on in the folder of a resumed run where its kill has interrupted it, and touch no other folder."""
+        atomic = (self.backend_args or {}).get("backend") == "attnzoo"
+        if runner._resume and atomic:
+            self._forget_strangers(runner)
         super().before_train(runner)
         buffers = _plain_names(runner.model.named_buffers())
         self._never_finite = {name for name, buffer in buffers.items() if not _is_finite(buffer)}
         if not isinstance(self.file_backend, AtomicBackend):
             return
-        folder, own = Path(self.out_dir), self.__dict__
-        # One of the two, if the best is kept at all.
-        if "best_ckpt_path" in own:
-            own["best_ckpt_path"] = _here(folder, own["best_ckpt_path"])
-        own.get("best_ckpt_path_dict", {}).update(
-            {key: _here(folder, path) for key, path in own.get("best_ckpt_path_dict", {}).items()}
-        )
-        start = Path(runner._load_from) if runner._resume and runner._load_from else None
-        if start is None or start.resolve().parent != folder.resolve():
+        folder, start = Path(self.out_dir), self._start(runner)
+        if start is None or not atomic:
             return
-        self.last_ckpt = str(folder / start.name)
+        self.last_ckpt = str(start)
         if is_main_process():
             for name in self._superseded:
-                (folder / Path(name).name).unlink(missing_ok=True)
+                path = own_checkpoint(folder, name)
+                if path is not None and path.name != start.name:
+                    path.unlink()
+
+    def _forget_strangers(self, runner: Runner) -> None:
+        """Keep of the names in a resumed checkpoint those of checkpoints in the folder: these alone may be removed."""
+        folder, start, known = checkpoint_folder(runner.cfg), self._start(runner), runner.message_hub.runtime_info
+        for key in [key for key in known if key == "best_ckpt" or key.startswith("best_ckpt_")]:
+            # By its name alone, as the folder may have been moved.
+            path = own_checkpoint(folder, Path(name).name) if isinstance(name := known[key], str) else None
+            known[key] = None if path is None else str(path)
+        ids, step = known.pop("keep_ckpt_ids", None), None if start is None else step_of(start)
+        if step is not None and isinstance(ids, list) and all(type(each) is int and each >= 0 for each in ids):
+            # The one that is resumed is the last to go.
+            known["keep_ckpt_ids"] = sorted({each for each in ids if each <= step})
+
+    @staticmethod
+    def _start(runner: Runner) -> Path | None:
+        """The checkpoint that is resumed, if it stands in the folder of this run."""
+        if not (runner._resume and runner._load_from):
+            return None
+        folder, start = checkpoint_folder(runner.cfg), Path(runner._load_from)
+        return folder / start.name if start.resolve().parent == folder.resolve() else None
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
         with self._removing_last(), self._at(meta):
@@ -174,13 +200,6 @@ def _is_finite(value: Any) -> bool:
     return not isinstance(value, torch.Tensor) or not value.is_floating_point() or bool(value.isfinite().all())
 
 
-def _here(folder: Path, path: str | None) -> str | None:
-    """The path of a best checkpoint in a folder, None where it is not there, as after resuming in another one."""
-    if path is None or Path(path).resolve().parent == folder.resolve():
-        return path
-    return str(folder / Path(path).name) if (folder / Path(path).name).is_file() else None
-
-
 def _diverged(runner: Runner, what: str, iteration: int) -> UserError:
     good = last_checkpoint(runner.work_dir)
     return UserError(
@@ -192,9 +211,10 @@ def _diverged(runner: Runner, what: str, iteration: int) -> UserError:
 
 @HOOKS.register_module(force=True)
 class ReseedHook(Hook):
-    """Seed every generator anew from the seed of the run and the iteration.
+    """Seed every generator anew from the seed of the run and the iteration, and for the data from the batch.
 
-    mmengine saves no generator states; with this hook a resumed run draws what the undisturbed one draws.
+    mmengine saves no generator states, least of all those of a loader's workers; with this hook a resumed run draws
+    what the undisturbed one draws, with any number of workers.
     """
 
     priority = "VERY_HIGH"
@@ -206,9 +226,17 @@ class ReseedHook(Hook):
         np.random.seed(seed)
         torch.manual_seed(seed)
 
+    def before_train(self, runner: Runner) -> None:
+        """Cover what is drawn for the data."""
+        number_batches(runner.train_dataloader, runner.seed, get_rank())
+
     def before_train_epoch(self, runner: Runner) -> None:
-        """Cover what is drawn before the first iteration: the order of the data and the seeds of the workers."""
+        """Cover what is drawn before the first iteration, and number the batches of an epoch from there."""
         self._reseed(runner, runner.iter)
+        batches = runner.train_dataloader.batch_sampler
+        # A loop by iterations skips the first batches of the loader where it goes on.
+        if isinstance(batches, NumberedBatches) and not isinstance(runner.train_loop, IterBasedTrainLoop):
+            batches.count = runner.iter
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Cover what the model draws."""
@@ -286,17 +314,23 @@ def _current(name: str, values: dict[str, Any], scalars: Any) -> float:
 
 
 class ProgressHook(Hook):
-    """A bar over all training iterations with the loss, and one over each validation or test."""
+    """A bar over all training iterations with the loss, and one over each validation or test.
+
+    Args:
+        begin: Is called when all parts of a training are built and it begins.
+    """
 
     priority = "LOWEST"
 
-    def __init__(self) -> None:
+    def __init__(self, begin: Callable[[], None] = lambda: None) -> None:
+        self._begin = begin
         self._bars: dict[str, Any] = {}
         self.started = False
 
     def before_train(self, runner: Runner) -> None:
         """Open the bar where a resumed run stands."""
         self.started = True
+        self._begin()
         self._bars["train"] = bar(total=runner.max_iters, initial=runner.iter, title="train")
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:

@@ -10,7 +10,7 @@ from .config import load_config, parse_options
 from .errors import UserError
 from .files import check_outputs, naming, write_json
 from .train import add_run_arguments, set_work_dir
-from .work_dir import data_paths, read_files
+from .work_dir import data_paths, nested, read_files
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -51,7 +51,7 @@ def evaluate(cfg: Config, checkpoint: str) -> dict[str, float]:
     for field in ("work_dir", "test_dataloader", "test_cfg", "test_evaluator"):
         if cfg.get(field) is None:
             raise UserError(f"{cfg.filename}: {field} is missing, nothing can be tested")
-    check_outputs([cfg.work_dir], data_paths(cfg))
+    check_outputs([cfg.work_dir], data_paths(cfg), folders=True)
     check_data(cfg, ("test",))
     model = build_model(cfg)
     check_scale(cfg, model, ("test",))
@@ -60,17 +60,24 @@ def evaluate(cfg: Config, checkpoint: str) -> dict[str, float]:
     cfg.load_from, cfg.resume = None, False
     with naming(cfg.work_dir):
         with starting(cfg):
-            runner = build_runner(cfg, ProgressHook(), evaluation=True)
+            runner = build_runner(cfg, ProgressHook())
         load_into(getattr(runner.model, "module", runner.model), checkpoint)
         return {name: float(value) for name, value in runner.test().items()}
+
+
+def _dumped(cfg: Config) -> list[str]:
+    """Files that the metrics of a config may write their predictions into."""
+    prefixes = [part.get("outfile_prefix") for part in nested(cfg.get("test_evaluator"))]
+    kinds = ("bbox", "segm", "proposal", "keypoints", "panoptic")
+    return [f"{prefix}.{kind}.json" for prefix in prefixes if isinstance(prefix, str) for kind in kinds]
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
     cfg = load_config(args.config, parse_options(args.cfg_options))
     set_work_dir(cfg, args.work_dir)
-    if args.out:
-        check_outputs([args.out], [args.checkpoint, *read_files(cfg)], overwrite=args.overwrite)
+    outputs = [*([args.out] if args.out else ()), *_dumped(cfg)]
+    check_outputs(outputs, [args.checkpoint, *read_files(cfg)], overwrite=args.overwrite)
     # Strategies shard a training; to evaluate, each process holds the model.
     cfg.strategy = None
     from mmengine.dist import is_main_process

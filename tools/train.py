@@ -87,8 +87,8 @@ def train(cfg: Config, overwrite: bool = False) -> Runner:
     imports = cfg.setdefault("custom_imports", dict(imports=[], allow_failed_imports=False)).imports
     imports.extend(name for name in ("attnzoo.heads", "attnzoo.tools.engine") if name not in imports)
 
-    progress = ProgressHook()
-    with opened(cfg, overwrite):
+    with opened(cfg, overwrite) as begin:
+        progress = ProgressHook(begin)
         _set_start(cfg, model)
         try:
             with starting(cfg, progress):
@@ -139,8 +139,24 @@ def _set_start(cfg: Config, model: Any) -> None:
         return
     else:
         content = load_into(model, cfg.load_from)
-    if cfg.get("resume") and content is not None and not {"optimizer", "message_hub"} <= content.keys():
+    if cfg.get("resume") and content is not None:
+        _check_state(cfg, content)
+
+
+def _check_state(cfg: Config, content: dict[Any, Any]) -> None:
+    """Check that a checkpoint holds the state of a training, at a place that this one has."""
+    if not {"optimizer", "message_hub"} <= content.keys():
         raise UserError(f"{cfg.load_from}: holds weights but no state of a training run, nothing to resume")
+    hub = content["message_hub"]
+    parts = [hub.get(key) for key in ("log_scalars", "runtime_info", "resumed_keys")] if isinstance(hub, dict) else []
+    if not parts or not all(isinstance(part, dict) for part in parts):
+        raise UserError(f"{cfg.load_from}: message_hub is not as mmengine writes it: damaged")
+    for key, name in (("epoch", "max_epochs"), ("iter", "max_iters")):
+        value, most = content["meta"].get(key), cfg.train_cfg.get(name)
+        # A loop by epochs knows its iterations only when the data are there.
+        if type(value) is not int or not 0 <= value <= (2**31 if most is None else most):
+            end = 2**31 if most is None else f"train_cfg.{name} ({most})"
+            raise UserError(f"{cfg.load_from}: meta.{key} is {value!r:.60}, and must be a whole number from 0 to {end}")
 
 
 def _can_be_read(path: Path) -> bool:

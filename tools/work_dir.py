@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -61,8 +61,20 @@ def _steps(folder: Path) -> list[Path]:
 
 
 def _order(path: Path) -> tuple[int, float]:
+    step = step_of(path)
+    return -1 if step is None else step, path.stat().st_mtime
+
+
+def step_of(path: Path) -> int | None:
+    """The epoch or iteration in the name of a checkpoint, None where it has none."""
     match = _STEP.fullmatch(path.name)
-    return int(match[1]) if match else -1, path.stat().st_mtime
+    return int(match[1]) if match else None
+
+
+def own_checkpoint(folder: Path, name: str) -> Path | None:
+    """The checkpoint of that name in a folder; None for a link, a folder, and whatever a run would name otherwise."""
+    path = folder / name
+    return path if _CHECKPOINT.fullmatch(name) and path.is_file() and not path.is_symlink() else None
 
 
 def run_files(folder: Path) -> list[Path]:
@@ -87,18 +99,18 @@ def trainings(folder: Path) -> list[str]:
     ]
 
 
-def _nested(value: Any) -> Iterator[Any]:
+def nested(value: Any) -> Iterator[Any]:
     """All dicts in a config, at any depth."""
     if isinstance(value, dict):
         yield value
     for part in value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ():
-        yield from _nested(part)
+        yield from nested(part)
 
 
 def data_paths(cfg: Any) -> list[Path]:
     """Folders and files of the data sets of a config."""
     paths = []
-    for part in _nested([cfg.get(f"{mode}_dataloader") for mode in ("train", "val", "test")]):
+    for part in nested([cfg.get(f"{mode}_dataloader") for mode in ("train", "val", "test")]):
         root = part.get("data_root")
         prefix = part.get("data_prefix")
         names = [part.get("ann_file"), *(prefix.values() if isinstance(prefix, dict) else [prefix])]
@@ -107,11 +119,28 @@ def data_paths(cfg: Any) -> list[Path]:
     return paths
 
 
+def _with_bases(filename: Any) -> list[str]:
+    """A config file and those that it inherits from, as far as they are files."""
+    from mmengine.config import Config
+
+    found: list[str] = []
+    waiting = [filename]
+    while waiting:
+        name = waiting.pop()
+        if isinstance(name, str) and os.path.isfile(name) and name not in found:
+            found.append(name)
+            folder = os.path.dirname(name)
+            bases = Config._get_base_files(name)
+            waiting += [os.path.join(folder, base) for base in bases if "::" not in base]
+    return found
+
+
 def read_files(cfg: Any) -> list[Path]:
-    """Files that a run of a config reads: the config, annotations, and checkpoints to start from."""
-    names = [cfg.filename, cfg.get("load_from")]
-    for part in _nested([cfg.get("model"), cfg.get("val_evaluator"), cfg.get("test_evaluator")]):
-        names += [part.get("checkpoint"), part.get("ann_file")]
+    """Files that a run of a config reads: the config and its bases, annotations, and checkpoints to start from."""
+    names = [*_with_bases(cfg.filename), cfg.get("load_from")]
+    for part in nested([cfg.get("model"), cfg.get("val_evaluator"), cfg.get("test_evaluator")]):
+        # `file` is of timm's pretrained_cfg_overlay.
+        names += [part.get(key) for key in ("checkpoint", "pretrained", "file", "ann_file")]
     return [Path(name) for name in names if isinstance(name, str) and name] + data_paths(cfg)
 
 
@@ -129,8 +158,16 @@ def check(cfg: Any, overwrite: bool) -> None:
     work_dir, resume, start = Path(cfg.work_dir), bool(cfg.get("resume")), cfg.get("load_from")
     if resume and start is None and overwrite:
         raise UserError("--resume goes on with what --overwrite removes: give one of them")
+    hook = (cfg.get("default_hooks") or {}).get("checkpoint") or {}
+    if hook.get("filename_tmpl") not in (None, "epoch_{}.pth", "iter_{}.pth"):
+        raise UserError(
+            f"{cfg.filename}: default_hooks.checkpoint.filename_tmpl: checkpoints are known by their names, "
+            "epoch_{}.pth or iter_{}.pth: leave it out"
+        )
     for folder in dict.fromkeys((work_dir, checkpoint_folder(cfg))):
-        check_outputs([folder], data_paths(cfg))
+        check_outputs([folder], data_paths(cfg), folders=True)
+        if (folder / _NOTE).is_symlink():
+            raise UserError(f"{folder / _NOTE}: is a link, which a training would write through: move it away")
         older = trainings(folder)
         if not older or (resume and start is None):
             continue
@@ -152,25 +189,28 @@ def check(cfg: Any, overwrite: bool) -> None:
 def _later(folder: Path, start: Path) -> str | None:
     """A checkpoint in a folder that is newer than the one to go on from, or any if that is another folder's."""
     inside = start.is_file() and start.resolve().parent == folder.resolve()
-    match = _STEP.fullmatch(start.name)
+    step = step_of(start)
     for path in sorted(_steps(folder), key=_order, reverse=True):
-        if not inside or match is None or _order(path)[0] > int(match[1]):
+        if not inside or step is None or _order(path)[0] > step:
             return path.name
     return None
 
 
 @contextmanager
-def opened(cfg: Any, overwrite: bool) -> Iterator[None]:
+def opened(cfg: Any, overwrite: bool) -> Iterator[Callable[[], None]]:
     """Hold the work directory of a training for it alone, as the first process of a launcher does for all.
 
-    What killed runs have left there is removed, and an older training with `overwrite`. Folders that are still empty
-    in the end go again.
+    What killed runs have left there is removed. Folders that are still empty in the end go again.
+
+    Yields:
+        What is to be called when the training begins: it removes an older one with `overwrite`, which stays where the
+        new one cannot be built, and keeps the config.
 
     Raises:
         UserError: as `check`, or if another training is at work there.
     """
     if not is_first_process(cfg):
-        yield
+        yield lambda: None
         return
     folders = list(dict.fromkeys((Path(cfg.work_dir), checkpoint_folder(cfg))))
     with new_folders(*folders), ExitStack() as locks:
@@ -178,12 +218,19 @@ def opened(cfg: Any, overwrite: bool) -> Iterator[None]:
             locks.enter_context(locked(folder / LOCK, str(folder)))
         # Again, as it may have changed before the lock was there.
         check(cfg, overwrite)
+        older = {}
         for folder in folders:
             remove_leftovers(folder)
-            if overwrite:
-                inputs = [path.resolve() for path in read_files(cfg)]
-                remove_files(folder, [path for path in run_files(folder) if (folder / path).resolve() not in inputs])
-        yield
+            inputs = [path.resolve() for path in read_files(cfg)]
+            files = run_files(folder) if overwrite else []
+            older[folder] = [path for path in files if (folder / path).resolve() not in inputs]
+
+        def begin() -> None:
+            for folder, names in older.items():
+                remove_files(folder, names)
+            keep_config(cfg)
+
+        yield begin
 
 
 @contextmanager

@@ -135,3 +135,19 @@ def test_traceback_is_an_option_of_every_command(capsys):
     assert cli.main(["list", "--traceback", "van_x*"]) == 2
     shown = capsys.readouterr().err
     assert shown.startswith("Traceback") and shown.splitlines()[-1].startswith("attnzoo: error: no model matches")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", "biformer/gfl_biformer_4e_digits", "--work-dir", "w\udcff"],
+        ["train", "biformer/gfl_biformer_4e_digits", "--cfg-options", "data_root=d\udcff"],
+        ["demo", "--quick", "--data-only", "--out", "d\udcff"],
+        ["bench", "models", "test_resnet", "--sizes", "32", "--json", "n\udcff.json"],
+    ],
+)
+def test_names_that_are_no_utf8_are_refused_at_once(arguments, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(arguments) == 2
+    assert "\\udcff" in (said := capsys.readouterr().err) and "is no UTF-8: give it another name" in said
+    assert not list(tmp_path.iterdir())

@@ -56,7 +56,11 @@ def test_finished_runs_are_kept(fake, tmp_path):
     assert sorted(fake.done) == [("ela", 0), ("ela", 1), ("none", 0), ("none", 1)] and len(first) < 4
     compare.compare(tmp_path, ["ela"], [0, 1])
     assert len(fake.done) == 4
-    compare.compare(tmp_path, ["ela"], [0, 1], options={"train_cfg.max_epochs": 3})
+    with pytest.raises(UserError, match=r"none/seed_0: holds a run of other settings: --overwrite removes it"):
+        compare.compare(tmp_path, ["ela"], [0, 1], options={"train_cfg.max_epochs": 3})
+    assert len(fake.done) == 4
+    more = ["--seeds", "0", "1", "--jobs", "1", "--overwrite", "--cfg-options", "train_cfg.max_epochs=3"]
+    assert cli.main(["compare", "--out", str(tmp_path), "--modules", "ela", *more]) == 0
     assert len(fake.done) == 8, "other settings are other runs"
 
 

@@ -9,6 +9,7 @@ from PIL import Image
 from attnzoo.tools import cli, demo
 from attnzoo.tools.config import load_config
 from attnzoo.tools.errors import UserError
+from attnzoo.tools.files import STAMP
 
 
 def reports(ap50=0.9, miou=90.0):
@@ -120,7 +121,7 @@ def demo_arguments(*given):
 
 def test_data_only(tmp_path, capsys):
     assert cli.main(["demo", "--quick", "--data-only", "--out", str(tmp_path)]) == 0
-    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [STAMP, "data"]
     assert str(tmp_path / "data") in capsys.readouterr().out
 
 

@@ -67,8 +67,8 @@ def test_an_output_is_no_input_by_any_name(tmp_path, kind):
 
 def test_folders_are_compared_too(tmp_path):
     with pytest.raises(UserError, match="is read by"):
-        files.check_outputs([tmp_path], [tmp_path])
-    files.check_outputs([tmp_path / "inside"], [tmp_path])
+        files.check_outputs([tmp_path], [tmp_path], folders=True)
+    files.check_outputs([tmp_path / "inside"], [tmp_path], folders=True)
 
 
 def test_what_is_there_is_replaced_only_when_asked(tmp_path):
@@ -197,3 +197,54 @@ def test_the_last_of_two_writers_wins_whole(tmp_path):
         assert path.read_text() == "22"
     assert path.read_text() == "1"
     assert time.time() - path.stat().st_mtime < 60
+
+
+def test_what_stands_in_a_folder_that_is_read_is_not_replaced(tmp_path):
+    image = tmp_path / "images" / "deep" / "7.jpg"
+    image.parent.mkdir(parents=True)
+    image.write_text("mine")
+    (tmp_path / "out.json").write_text("old")
+    with pytest.raises(UserError, match=r"7\.jpg: stands in .*images, which this command reads"):
+        files.check_outputs([image], [tmp_path, tmp_path / "images"])
+    (tmp_path / "images" / "link.jpg").symlink_to(tmp_path / "out.json")
+    with pytest.raises(UserError, match=r"link\.jpg: stands in"):
+        files.check_outputs([tmp_path / "images" / "link.jpg"], [tmp_path / "images"])
+    files.check_outputs([tmp_path / "out.json", tmp_path / "images" / "new.json"], [tmp_path, tmp_path / "images"])
+
+
+def test_names_that_cannot_be_written_are_told_before_the_work(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "link").symlink_to(tmp_path / "absent")
+    for output, said in (
+        (tmp_path, "is a folder: name a file"),
+        (tmp_path / "file" / "a.json", r"cannot be written: .*file is no folder"),
+        (tmp_path / "link", "is there already"),
+    ):
+        with pytest.raises(UserError, match=said):
+            files.check_outputs([output], overwrite=False)
+    with pytest.raises(UserError, match="file: is no folder"):
+        files.check_outputs([tmp_path / "file"], folders=True)
+
+
+def test_two_outputs_are_two_files(tmp_path):
+    with pytest.raises(UserError, match=r"same\.png: would be written twice"):
+        files.check_outputs([tmp_path / "same.png", tmp_path / "." / "x" / ".." / "same.png"])
+
+
+@pytest.mark.parametrize("kind", ["link", "dangling link", "file", "folder", "pipe"])
+def test_a_lock_takes_the_place_of_nothing(tmp_path, kind):
+    lock, mine = tmp_path / files.LOCK, tmp_path / "mine"
+    mine.write_text("mine, process 1 on this")
+    if kind == "file":
+        lock.write_text("process 1 on this\nand more of mine\n")
+    elif kind == "folder":
+        lock.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(lock)
+    else:
+        lock.symlink_to(mine if kind == "link" else tmp_path / "absent")
+    with pytest.raises(UserError, match="is no lock of attnzoo: move it away"), files.locked(lock, "it"):
+        pass
+    assert os.path.lexists(lock) and mine.read_text() == "mine, process 1 on this"
+    assert not (tmp_path / "absent").exists()
+    assert kind != "file" or lock.read_text().endswith("mine\n")

@@ -118,8 +118,8 @@ def test_the_demo_can_be_repeated_in_its_folder(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_the_quick_demo_twice(tmp_path):
-    for _ in range(2):
-        assert cli.main(["demo", "--quick", "--out", str(tmp_path)]) == 0
+    assert cli.main(["demo", "--quick", "--out", str(tmp_path)]) == 0
+    assert cli.main(["demo", "--quick", "--out", str(tmp_path), "--overwrite"]) == 0
     assert len([path for path in (tmp_path / "detector").iterdir() if path.is_dir() and path.name[0].isdigit()]) == 2
 
 
@@ -147,3 +147,21 @@ def test_data_of_the_demo_is_replaced_by_that_of_another_seed(tmp_path):
     before = contents(tmp_path)
     assert cli.main(["demo", "--quick", "--data-only", "--out", str(tmp_path), "--seed", "2"]) == 2
     assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["best_mine_epoch_50.pth", "epoch_1.pth", "model.onnx"])
+def test_the_demo_removes_no_model_unasked(tmp_path, capsys, name):
+    files.claim(tmp_path, "attnzoo demo")
+    (tmp_path / "detector").mkdir()
+    (tmp_path / "detector" / name).write_text("mine")
+    before = contents(tmp_path)
+    assert cli.main(["demo", "--quick", "--out", str(tmp_path)]) == 2
+    assert f"detector: holds {name}: --overwrite removes it" in capsys.readouterr().err
+    assert contents(tmp_path) == before
+
+
+def test_data_alone_are_built_in_no_folder_of_others(tmp_path, capsys):
+    (tmp_path / "notes.txt").write_text("mine")
+    assert cli.main(["demo", "--quick", "--data-only", "--out", str(tmp_path)]) == 2
+    assert "holds 'notes.txt', and nothing says that 'attnzoo demo' wrote it" in capsys.readouterr().err
+    assert contents(tmp_path) == {"notes.txt": b"mine"}

@@ -4,15 +4,21 @@ Generators are seeded anew at every iteration, so both runs draw the same. The n
 and of a metric.
 """
 
+import pickle
+import random
+import shutil
 import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from tools_helpers import DETECTOR, ENVIRONMENT, write_config
+from torch.utils.data import BatchSampler
 
 from attnzoo.tools import cli
+from attnzoo.tools.batches import NumberedBatches
 from attnzoo.tools.checkpoint import load_checkpoint
 from attnzoo.tools.config import load_config
 from attnzoo.tools.test import evaluate
@@ -108,3 +114,63 @@ def test_weights_alone_cannot_be_resumed(config, undisturbed, tmp_path, capsys):
     assert cli.main(arguments) == 2
     assert "nothing to resume" in capsys.readouterr().err
     assert not (tmp_path / "w").exists()
+
+
+WORKERS = """
+train_dataloader.update(num_workers={workers}, persistent_workers={workers} > 0)
+train_cfg["val_interval"] = 100
+default_hooks["checkpoint"]["max_keep_ckpts"] = -1
+"""
+BY_ITERATIONS = """
+train_cfg = dict(type="IterBasedTrainLoop", max_iters=12, val_interval=100)
+param_scheduler = []
+default_hooks["checkpoint"].update(by_epoch=False, interval=5)
+log_processor = dict(by_epoch=False)
+train_dataloader["sampler"] = dict(type="InfiniteSampler", shuffle=True)
+"""
+BY_ASPECT = BY_ITERATIONS + 'train_dataloader["batch_sampler"] = dict(type="AspectRatioBatchSampler")\n'
+
+
+def weights_of(path):
+    return load_checkpoint(path)["state_dict"]
+
+
+@pytest.mark.parametrize(
+    ("extra", "first", "last"),
+    [
+        ("", "epoch_1.pth", "epoch_3.pth"),
+        *[(extra, "iter_5.pth", "iter_12.pth") for extra in (BY_ITERATIONS, BY_ASPECT)],
+    ],
+    ids=["epochs", "iterations", "aspect ratios"],
+)
+def test_workers_that_persist_draw_the_same_in_a_resumed_run(data, tmp_path, extra, first, last):
+    config = write_config(tmp_path / "config.py", DETECTOR, data, 3, WORKERS.format(workers=2) + extra)
+    assert cli.main(["train", str(config), "--work-dir", str(tmp_path / "whole")]) == 0
+    (tmp_path / "resumed").mkdir()
+    shutil.copy(tmp_path / "whole" / first, tmp_path / "resumed")
+    assert cli.main(["train", str(config), "--work-dir", str(tmp_path / "resumed"), "--resume"]) == 0
+    whole, resumed = (weights_of(tmp_path / name / last) for name in ("whole", "resumed"))
+    assert all(torch.equal(resumed[key], value) for key, value in whole.items())
+
+
+def test_the_number_of_workers_changes_nothing(data, tmp_path):
+    found = []
+    for workers in (0, 2):
+        config = write_config(tmp_path / f"{workers}.py", DETECTOR, data, 2, WORKERS.format(workers=workers))
+        assert cli.main(["train", str(config), "--work-dir", str(tmp_path / str(workers))]) == 0
+        found.append(weights_of(tmp_path / str(workers) / "epoch_2.pth"))
+    assert all(torch.equal(found[0][key], value) for key, value in found[1].items())
+
+
+def test_items_are_seeded_by_their_place_alone():
+    def drawn(batch):
+        return [(index, random.random(), np.random.rand(), torch.rand(()).item()) for index in batch]
+
+    batches = NumberedBatches(BatchSampler(range(6), 2, drop_last=False), seed=1, rank=0)
+    first, second = list(batches), list(batches)
+    assert [batch.place for batch in first + second] == [(1, 0, number) for number in range(6)]
+    assert drawn(pickle.loads(pickle.dumps(first[1]))) == drawn(first[1])
+    values = [item[1:] for batch in first + second for item in drawn(batch)]
+    assert len(set(values)) == 12 and [len(batches), batches.batch_size] == [3, 2]
+    other = NumberedBatches(batches.batches, seed=1, rank=1)
+    assert not set(values) & {item[1:] for batch in other for item in drawn(batch)}

@@ -19,7 +19,7 @@ from attnzoo.tools.checkpoint import load_checkpoint
 from attnzoo.tools.config import load_config
 from attnzoo.tools.errors import UserError
 from attnzoo.tools.train import last_checkpoint, set_work_dir, train
-from attnzoo.tools.work_dir import checkpoint_folder, trainings
+from attnzoo.tools.work_dir import checkpoint_folder, read_files, trainings
 
 BEST = "\ntrain_cfg['val_interval'] = 1\ndefault_hooks['checkpoint'].update(save_best='mIoU', max_keep_ckpts=2)\n"
 
@@ -158,6 +158,17 @@ def test_outputs_of_test_are_no_inputs(place, capsys):
         assert cli.main([*arguments, str(out)]) == 2
         assert said in message(capsys)
     assert contents(place) == before
+    base, top = place / "base.py", place / "top.py"
+    shutil.copy(config, base)
+    top.write_text("_base_ = ['base.py']\n")
+    cfg = load_config(config)
+    image = Path(cfg.test_dataloader.dataset.data_root) / "images" / "7.jpg"
+    pixels = image.read_bytes()
+    arguments[1] = str(top)
+    for out, said in ((base, "is read by"), (image, "stands in"), (place, "is a folder")):
+        assert cli.main([*arguments, str(out), "--overwrite"]) == 2
+        assert said in message(capsys)
+    assert base.read_bytes() == config.read_bytes() and image.read_bytes() == pixels
     out = place / "metrics.json"
     out.write_text("mine")
     assert cli.main([*arguments, str(out)]) == 2
@@ -465,3 +476,149 @@ def test_a_run_that_cannot_be_built_removes_nothing_of_another(data, tmp_path, c
     (tmp_path / "work" / "notes.txt").write_text("mine")
     assert run(config, tmp_path / "work", "--cfg-options", "train_cfg.type=NoLoop") == 2
     assert contents(tmp_path / "work") == {"notes.txt": b"mine"}
+
+
+def spoil(path, **changes):
+    """Write other records into a checkpoint, which may come from anybody."""
+    content = load_checkpoint(path)
+    content["message_hub"]["runtime_info"].update(changes.pop("info", {}))
+    content["meta"].update(changes.pop("meta", {}))
+    torch.save({**content, **changes}, path)
+
+
+def on(config, work_dir, *options):
+    return run(config, work_dir, "--resume", *options, "--cfg-options", "train_cfg.max_epochs=3")
+
+
+def test_a_checkpoint_names_no_files_of_the_users_for_removal(place):
+    work, victims = place / "work", place / "victims"
+    victims.mkdir()
+    for path in (work / "notes.txt", victims / "x.pth", victims / "epoch_1.pth", work / "best_model.pth"):
+        path.write_text("mine")
+    (work / "epoch_0.pth").symlink_to(victims / "epoch_1.pth")
+    names = ["notes.txt", "../victims/epoch_1.pth", str(victims / "epoch_1.pth"), "best_model.pth", "epoch_2.pth", 5]
+    ids = ["2", "1.pth/../../victims/x", 2]
+    spoil(work / "epoch_2.pth", superseded=[*names, "epoch_0.pth"], info=dict(keep_ckpt_ids=ids))
+    kept = {name: text for name, text in contents(place).items() if text == b"mine"}
+    options = ["train_cfg.max_epochs=3", "default_hooks.checkpoint.max_keep_ckpts=1"]
+    assert run(place / "config.py", work, "--resume", "--cfg-options", *options) == 0
+    assert contents(place).items() >= kept.items() and (work / "epoch_0.pth").is_symlink()
+    assert (work / "epoch_2.pth").is_file(), "whose ids are not trusted"
+
+
+@pytest.mark.parametrize("kind", ["folder", "file", "elsewhere"])
+def test_a_best_checkpoint_of_another_name_stays(place, kind):
+    work = place / "work"
+    for name in ("work/my_results/a.txt", "work/notes.txt", "elsewhere/notes.txt"):
+        (place / name).parent.mkdir(exist_ok=True)
+        (place / name).write_text("mine")
+    best = {"folder": work / "my_results", "file": work / "notes.txt", "elsewhere": place / "elsewhere/notes.txt"}[kind]
+    spoil(work / "epoch_2.pth", info=dict(best_ckpt=str(best), best_score=-1.0))
+    assert on(place / "config.py", work) == 0
+    assert [text for text in contents(place).values()].count(b"mine") == 3
+
+
+def test_the_resumed_checkpoint_is_the_last_to_go(place):
+    work = place / "work"
+    shutil.copy(work / "epoch_1.pth", work / "epoch_0.pth")
+    spoil(work / "epoch_2.pth", info=dict(keep_ckpt_ids=[2, 1, 0]))
+    assert on(place / "config.py", work) == 0
+    assert sorted(path.name for path in work.glob("epoch_*.pth")) == ["epoch_2.pth", "epoch_3.pth"]
+
+
+def test_checkpoints_of_other_names_are_refused(place, capsys):
+    for name in ("model_1.pth", "epoch_1.pth"):
+        (place / name).write_text("mine")
+    before = contents(place)
+    option = "default_hooks.checkpoint.filename_tmpl=model_{}.pth"
+    assert run(place / "config.py", place, "--overwrite", "--cfg-options", option) == 2
+    assert "filename_tmpl: checkpoints are known by their names" in message(capsys)
+    assert contents(place) == before
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "val_evaluator.type=NoMetric",
+        "train_dataloader.sampler.type=NoSampler",
+        "custom_hooks=[dict(type='NoHook')]",
+        "load_from=absent.pth",
+    ],
+)
+def test_overwrite_removes_nothing_for_a_training_that_cannot_be_built(place, capsys, option):
+    before = contents(place)
+    assert run(place / "config.py", place / "work", "--overwrite", "--cfg-options", option) == 2
+    message(capsys)
+    assert contents(place) == before
+
+
+def test_predictions_that_a_metric_writes_replace_nothing_unasked(place, capsys):
+    mine = place / "mine.bbox.json"
+    mine.write_text("mine")
+    arguments = ["test", str(place / "config.py"), str(place / "work/epoch_2.pth"), "--work-dir", str(place / "t")]
+    assert cli.main([*arguments, "--cfg-options", f"test_evaluator.outfile_prefix={place / 'mine'}"]) == 2
+    assert "mine.bbox.json: is there already" in message(capsys) and mine.read_text() == "mine"
+
+
+def test_weights_by_all_their_names_are_read(older, tmp_path):
+    overlay = {"model.backbone.pretrained_cfg_overlay": {"file": "b.pth"}}
+    cfg = load_config(older[0], {"model.pretrained": "a.pth", **overlay})
+    assert {"a.pth", "b.pth"} <= {path.name for path in read_files(cfg)}
+
+
+@pytest.mark.parametrize(
+    ("meta", "said"),
+    [
+        (dict(epoch=-3), r"meta.epoch is -3, and must be a whole number from 0 to train_cfg.max_epochs (3)"),
+        (dict(epoch=4), "meta.epoch is 4,"),
+        (dict(epoch=1.5), "meta.epoch is 1.5,"),
+        (dict(iter=10**12), "meta.iter is 1000000000000,"),
+        (dict(iter=None), "meta.iter is None,"),
+    ],
+)
+def test_a_place_that_no_training_has_is_refused(place, capsys, meta, said):
+    spoil(place / "work/epoch_2.pth", meta=meta)
+    before = contents(place)
+    assert on(place / "config.py", place / "work") == 2
+    assert said in message(capsys)
+    assert contents(place) == before
+
+
+def test_an_iteration_beyond_the_last_is_refused(place, capsys):
+    spoil(place / "work/epoch_2.pth", meta=dict(iter=13))
+    with (place / "config.py").open("a") as file:
+        file.write("\ntrain_cfg = dict(type='IterBasedTrainLoop', max_iters=12)\n")
+    assert run(place / "config.py", place / "work", "--resume") == 2
+    assert "meta.iter is 13, and must be a whole number from 0 to train_cfg.max_iters (12)" in message(capsys)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda state: state["param_groups"][0].update(lr="x"), "param_groups[0].lr is 'x'"),
+        (lambda state: state["param_groups"][0].pop("betas"), "param_groups[0].betas is None"),
+        (lambda state: state["state"][0].update(exp_avg=torch.zeros(2, 3)), "exp_avg is of shape (2, 3)"),
+        (lambda state: state["state"][1].pop("exp_avg"), "not all parameters have exp_avg"),
+        (lambda state: state["state"][0].update(step=torch.zeros(2, 3)), "step is tensor("),
+    ],
+)
+def test_a_damaged_state_of_the_optimizer_is_one_line(place, capsys, change, said):
+    path = place / "work/epoch_2.pth"
+    content = load_checkpoint(path)
+    change(content["optimizer"])
+    torch.save(content, path)
+    before = contents(place)
+    assert on(place / "config.py", place / "work") == 2
+    told = message(capsys)
+    assert "epoch_2.pth: the state of the optimizer cannot be used: " in told and said in told
+    assert contents(place) == before
+
+
+@pytest.mark.parametrize("option", ["--resume", "--overwrite"])
+def test_nothing_is_written_through_a_link(place, capsys, option):
+    (place / "important.txt").write_text("mine")
+    (place / "work/last_checkpoint").unlink()
+    (place / "work/last_checkpoint").symlink_to("../important.txt")
+    assert run(place / "config.py", place / "work", option) == 2
+    assert "last_checkpoint: is a link" in message(capsys)
+    assert (place / "important.txt").read_text() == "mine"
