@@ -31,8 +31,9 @@ class Albumentations(BaseTransform):
     and on `gt_bboxes` and `gt_masks`, whose labels and flags follow. Where mm's own `Albu` differs: label maps are
     moved with boxes, the transforms see RGB, boxes that are lost take their masks and labels along, an image may have
     no box, and the random stream obeys the run's seed. `Albu` repeats one stream in every worker and epoch; here each
-    sample has a seed of its own, drawn from that of torch's worker, which is new at each epoch, or without workers from
-    numpy's global generator, as the transforms of mm draw; and from the rank.
+    sample has a seed of its own: drawn from that of torch's worker, which is new at each epoch, and from the rank. In
+    trainings by attnzoo, which seed numpy's global generator for each sample, and without workers it is drawn from that
+    generator, as the transforms of mm draw.
 
     Where an image is moved over its border, masks are filled with 0 and label maps with 255, which mmseg ignores.
 
@@ -55,6 +56,9 @@ class Albumentations(BaseTransform):
                 dict(type="OneOf", p=0.2, transforms=[dict(type="Blur"), dict(type="GaussNoise")]),
             ])
     """
+
+    # Whether who loads the samples seeds numpy's generator for each. mmengine seeds it alike at each epoch.
+    seeded_by_sample = False
 
     def __init__(self, transforms: list[dict], min_visibility: float = 0.0, min_area: float = 1.0) -> None:
         check_number("min_visibility", min_visibility, 0, 1)
@@ -79,7 +83,7 @@ class Albumentations(BaseTransform):
         # The processes that load data have no process group to ask.
         rank = int(os.environ.get("RANK", 0))
         worker = get_worker_info()
-        if worker is None:
+        if worker is None or self.seeded_by_sample:
             entropy = [int(np.random.randint(2**31)), rank]
         else:
             if self._worker_seed != worker.seed:

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Sampler
 
+from ..heads.albumentations import Albumentations
+
 
 @dataclass(frozen=True)
 class SeededBatch:
@@ -29,6 +31,7 @@ class SeededBatch:
         return len(self.indices)
 
     def __iter__(self) -> Iterator[Any]:
+        Albumentations.seeded_by_sample = True
         for position, index in enumerate(self.indices):
             text = repr((*self.place, position)).encode()
             seed = int.from_bytes(hashlib.blake2b(text, digest_size=4).digest(), "little")

@@ -117,6 +117,9 @@ def test_weights_alone_cannot_be_resumed(config, undisturbed, tmp_path, capsys):
 
 
 WORKERS = """
+train_dataloader["dataset"]["pipeline"].insert(
+    -1, dict(type="attnzoo.Albumentations", transforms=[dict(type="RandomBrightnessContrast", p=1.0)])
+)
 train_dataloader.update(num_workers={workers}, persistent_workers={workers} > 0)
 train_cfg["val_interval"] = 100
 default_hooks["checkpoint"]["max_keep_ckpts"] = -1
@@ -139,7 +142,8 @@ def weights_of(path):
     ("extra", "first", "last"),
     [
         ("", "epoch_1.pth", "epoch_3.pth"),
-        *[(extra, "iter_5.pth", "iter_12.pth") for extra in (BY_ITERATIONS, BY_ASPECT)],
+        (BY_ITERATIONS, "iter_5.pth", "iter_12.pth"),
+        pytest.param(BY_ASPECT, "iter_5.pth", "iter_12.pth", marks=pytest.mark.slow),
     ],
     ids=["epochs", "iterations", "aspect ratios"],
 )
