@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 from .. import _derivatives
 from ..tracing import leaves_sizes_free
+from ..window_attention.training import attend_with_bias
 
 
 def _table_index(query: torch.Tensor, key: torch.Tensor, last: torch.Tensor, kernel_size: int) -> torch.Tensor:
@@ -100,18 +101,16 @@ def _undilated(
         out_cols = []
         for cols, index in zip(col_segments, col_indices):  # noqa: B905, TorchScript knows no `strict`
             bias = row_table.index_select(2, index).unflatten(2, [cols[1], cols[3]]).unflatten(1, [rows[1], rows[3]])
-            bias = bias.transpose(2, 3).flatten(3, 4).flatten(1, 2).to(q.dtype)
+            bias = bias.transpose(2, 3).flatten(3, 4).flatten(1, 2)
             query = _tokens(q, rows, cols, keys=False)
             key, value = _tokens(k, rows, cols, keys=True), _tokens(v, rows, cols, keys=True)
-            transformed = False
-            if not torch.jit.is_scripting():
-                transformed = _derivatives.is_transformed()
-            if bias.requires_grad and not transformed:
+            if torch.jit.is_scripting():
+                out = _derivatives.attend(query, key, value, bias[None].to(q.dtype), scale)
+            elif bias.requires_grad and not _derivatives.is_transformed():
                 # What `scaled_dot_product_attention` would do for a bias that learns, in fewer passes.
-                scores = torch.matmul(query * scale, key.transpose(-2, -1)).add_(bias)
-                out = torch.matmul(scores.softmax(-1), value)
+                out = attend_with_bias(query, key, value, bias, heads, scale)
             else:
-                out = _derivatives.attend(query, key, value, bias[None], scale)
+                out = _derivatives.attend(query, key, value, bias[None].to(q.dtype), scale)
             out = out.reshape(n, rows[0], cols[0], heads, rows[1], cols[1], dim).permute(0, 1, 4, 2, 5, 3, 6)
             out_cols.append(out.flatten(3, 4).flatten(1, 2))
         out_rows.append(torch.cat(out_cols, 2))

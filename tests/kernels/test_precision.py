@@ -61,3 +61,78 @@ def test_attention_in_products_is_that_without_autocast():
         halves = [x.to(AUTOCAST) for x in (q, k, v)]
         under = _derivatives.written_out(*halves, bias, 0.5)
     assert torch.equal(under, _derivatives.written_out(*halves, bias, 0.5))
+
+
+WINDOWS = {
+    "kept": ("window_attention", (1, 14, 14, 32), dict(num_heads=1, window_size=7, shift=3), (169, 1)),
+    "without bias": ("window_attention", (1, 14, 14, 64), dict(num_heads=1, window_size=7), None),
+    "recomputed": ("window_attention", (1, 28, 28, 32), dict(num_heads=1, window_size=14), (729, 1)),
+    "overlapping": ("window_attention", (1, 16, 16, 32), dict(num_heads=1, window_size=4, overlap=2), (81, 1)),
+    "neighborhood": ("neighborhood_attention", (1, 14, 14, 32), dict(num_heads=1, kernel_size=7), (1, 13, 13)),
+}
+
+
+def rms(x, expected):
+    return (x.double() - expected.double()).square().mean().sqrt().item()
+
+
+@pytest.mark.parametrize("far", [False, True], ids=["", "thousands"])
+@pytest.mark.parametrize("under", [False, True], ids=["", "autocast"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", WINDOWS)
+def test_training_is_as_exact_as_inference(name, dtype, under, far):
+    """Scores are up to 60 here, or some thousands: 16 bits would round them by more than a softmax forgives."""
+    operator, shape, settings, table = WINDOWS[name]
+    maps = [3 * torch.randn(shape, device=DEVICE) for _ in range(3)]
+    if far:
+        maps[0], maps[1] = maps[0] + 32, maps[1] / 10 + 34
+    maps = [x.to(dtype) for x in maps]
+    bias = [] if table is None else [torch.randn(table, device=DEVICE).to(dtype).float()]
+    grad = torch.randn(shape, device=DEVICE).to(dtype)
+
+    def call(tensors):
+        given = dict(zip(("q", "k", "v", "bias_table"), tensors, strict=False))
+        return getattr(kernels, operator)(**given, **settings, backend="torch")
+
+    exact = [x.double().requires_grad_() for x in (*maps, *bias)]
+    want = call(exact)
+    leaves = [x.clone().requires_grad_() for x in (*maps, *bias)]
+    with torch.autocast(DEVICE, dtype, enabled=under):
+        trained = call(leaves)
+        with torch.no_grad():
+            inferred = call(leaves)
+    assert trained.dtype == inferred.dtype == dtype
+    assert rms(trained, want) <= 1.5 * rms(inferred, want)
+    # Far from zero, what adds up all but equal queries or keys loses digits; the gradient of q, all of them.
+    unit = torch.finfo(dtype).eps * (2 if far else 1)
+    pairs = zip(
+        torch.autograd.grad(trained, leaves, grad), torch.autograd.grad(want, exact, grad.double()), strict=True
+    )
+    for got, expected in list(pairs)[1 if far else 0 :]:
+        assert rms(got, expected) <= unit * expected.square().mean().sqrt().item()
+
+
+def test_scores_beyond_the_largest_16_bit_number():
+    q = torch.full((1, 2, 2, 32), 46.0, device=DEVICE, dtype=torch.float16, requires_grad=True)
+    for size in (1, 2):
+        out = kernels.window_attention(q, q, q, 1, size, backend="torch")
+        assert torch.equal(out, q)
+        assert torch.autograd.grad(out.float().sum(), q)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, AUTOCAST], ids=str)
+@pytest.mark.parametrize("name", WINDOWS)
+def test_backward_under_autocast(name, dtype):
+    """It is not meant to be there, but must not turn what is kept in float32 into 16 bits."""
+    operator, shape, settings, table = WINDOWS[name]
+    leaves = [torch.randn(shape, device=DEVICE).to(dtype) for _ in range(3)]
+    leaves += [] if table is None else [torch.randn(table, device=DEVICE)]
+    leaves = [x.requires_grad_() for x in leaves]
+    given = dict(zip(("q", "k", "v", "bias_table"), leaves, strict=False))
+    out = getattr(kernels, operator)(**given, **settings, backend="torch")
+    grad = torch.randn_like(out)
+    want = torch.autograd.grad(out, leaves, grad, retain_graph=True)
+    with torch.autocast(DEVICE, AUTOCAST):
+        got = torch.autograd.grad(out, leaves, grad)
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b)
