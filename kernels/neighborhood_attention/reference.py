@@ -186,11 +186,15 @@ def _gathered(
     table: torch.Tensor,
     scale: float,
 ) -> torch.Tensor:
-    """`_tiled` without cuts that depend on sizes, which a graph leaves free; slower, a column of windows at a time."""
+    """`_tiled` without cuts that depend on sizes, which a graph leaves free; slower, a column of windows at a time.
+
+    16-bit numbers are rounded once, as there: factors in float32 take the products and sums with them.
+    """
+    dtype = torch.promote_types(q.dtype, torch.float32)
     height, width = q.shape[1], q.shape[2]
     rows, bias_rows = _window(height, kernel_size, dilation, q.device)
     cols, bias_cols = _window(width, kernel_size, dilation, q.device)
-    query = (q * scale).unflatten(3, [num_heads, -1])[:, :, None]
+    query = (q.to(dtype) * scale).unflatten(3, [num_heads, -1])[:, :, None]
     # (B, H, kernel_size, W, heads, D): the rows of each window.
     key = k.unflatten(3, [num_heads, -1]).index_select(1, rows.flatten()).unflatten(1, [height, kernel_size])
     value = v.unflatten(3, [num_heads, -1]).index_select(1, rows.flatten()).unflatten(1, [height, kernel_size])
@@ -206,7 +210,7 @@ def _gathered(
     out = (weights[0] * value.index_select(3, cols[:, 0])).sum(2)
     for j in range(1, kernel_size):
         out = out + (weights[j] * value.index_select(3, cols[:, j])).sum(2)
-    return out.flatten(3)
+    return out.flatten(3).to(q.dtype)
 
 
 def attend(

@@ -1,8 +1,12 @@
 """Under autocast, and in 16 bits, what operators compute in float32 stays in float32."""
 
+import contextlib
+
 import pytest
 import torch
-from kernel_helpers import DEVICE
+from kernel_helpers import CASES, DEVICE, cases
+from torch._subclasses import FakeTensorMode
+from torch.autograd import forward_ad
 
 from attnzoo import kernels
 from attnzoo.kernels import _derivatives, _dispatch
@@ -136,3 +140,50 @@ def test_backward_under_autocast(name, dtype):
         got = torch.autograd.grad(out, leaves, grad)
     for a, b in zip(got, want, strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_compiled_neighborhood_attention_is_as_exact_as_the_eager_one(dtype, bias):
+    q, k, v = (3 * torch.randn(1, 14, 14, 32, device=DEVICE) for _ in range(3))
+    q, k, v = (x.to(dtype).requires_grad_() for x in (q, k, v))
+    table = torch.randn(1, 13, 13, device=DEVICE).to(dtype).float() if bias else None
+    torch.compiler.reset()
+    compiled = torch.compile(kernels.neighborhood_attention, backend="eager", fullgraph=True)
+    settings = dict(num_heads=1, kernel_size=7, bias_table=table, backend="torch")
+    exact = [x.detach().double().requires_grad_() for x in (q, k, v)]
+    want = kernels.neighborhood_attention(*exact, **settings)
+    eager, got = kernels.neighborhood_attention(q, k, v, **settings), compiled(q, k, v, **settings)
+    assert got.dtype == dtype
+    assert rms(got, want) <= 1.1 * rms(eager, want)
+    grad = torch.randn_like(got)
+    for a, b in zip(
+        torch.autograd.grad(got, (q, k, v), grad), torch.autograd.grad(want, exact, grad.double()), strict=True
+    ):
+        assert rms(a, b) <= torch.finfo(dtype).eps * b.square().mean().sqrt().item()
+
+
+@pytest.mark.parametrize("way", ["eager", "trained", "compiled", "exported", "forward mode"])
+@pytest.mark.parametrize("name", CASES)
+def test_dtype_under_autocast_of_a_gpu(name, way, monkeypatch):
+    """There autocast turns the results of sums and exponentials into float32; on tensors without memory."""
+    case = cases()[name]
+    with FakeTensorMode(), contextlib.ExitStack() as stack:
+        given = [torch.empty(x.shape, device="cuda", requires_grad=way == "trained") for x in case.tensors.values()]
+        # `torch.autocast` does nothing where there is no GPU.
+        torch.set_autocast_enabled("cuda", True)
+        stack.callback(torch.set_autocast_enabled, "cuda", False)
+        stack.callback(torch.set_autocast_dtype, "cuda", torch.get_autocast_dtype("cuda"))
+        torch.set_autocast_dtype("cuda", torch.bfloat16)
+        call = case.call
+        if way == "compiled":
+            torch.compiler.reset()
+            call = torch.compile(call, backend="eager")
+        elif way == "exported":
+            monkeypatch.setattr(torch.compiler, "_is_exporting_flag", True)
+        elif way == "forward mode":
+            stack.enter_context(forward_ad.dual_level())
+        out = call(*given)
+    # Deformable attention is not for autocast; a gate keeps its dtype, and products with it are of the wider one.
+    wide = case.name.startswith("deformable") or name in ("pointwise_gated", "large_kernel")
+    assert out.dtype == (torch.float32 if wide else torch.bfloat16)
