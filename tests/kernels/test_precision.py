@@ -4,7 +4,7 @@ import contextlib
 
 import pytest
 import torch
-from kernel_helpers import CASES, DEVICE, cases
+from kernel_helpers import CASES, DEVICE, assert_near, cases
 from torch._subclasses import FakeTensorMode
 from torch.autograd import forward_ad
 
@@ -187,3 +187,24 @@ def test_dtype_under_autocast_of_a_gpu(name, way, monkeypatch):
     # Deformable attention is not for autocast; a gate keeps its dtype, and products with it are of the wider one.
     wide = case.name.startswith("deformable") or name in ("pointwise_gated", "large_kernel")
     assert out.dtype == (torch.float32 if wide else torch.bfloat16)
+
+
+@pytest.mark.parametrize("name", WINDOWS)
+def test_transforms_under_autocast(name):
+    """They take the definition in products, whose scores autocast would round."""
+    operator, shape, settings, _ = WINDOWS[name]
+    maps = [(3 * torch.randn(shape, device=DEVICE)).to(AUTOCAST) for _ in range(3)]
+
+    def call(*maps):
+        return getattr(kernels, operator)(*maps, **settings, backend="torch")
+
+    want = call(*maps)
+    with torch.autocast(DEVICE, AUTOCAST):
+        together = torch.func.vmap(call)(*(torch.stack([x, x]).float() for x in maps))
+        out, slope = torch.func.jvp(call, tuple(maps), tuple(maps))
+    exact = [x.double() for x in maps]
+    step = torch.func.jvp(call, tuple(exact), tuple(exact))[1]
+    for got in (together[1], out):
+        assert got.dtype == AUTOCAST
+        assert_near("out", got, want, 2 * torch.finfo(AUTOCAST).eps)
+    assert_near("slope", slope, step, 2 * torch.finfo(AUTOCAST).eps)
