@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch.autograd import forward_ad
 
+from ._precision import own_precision
 from .tracing import leaves_sizes_free
 
 Definition = Callable[..., torch.Tensor]
@@ -101,10 +102,11 @@ def written_out(
 ) -> torch.Tensor:
     """Attention in products and a softmax, 16-bit numbers in float32, rounded once."""
     dtype = torch.promote_types(q.dtype, torch.float32)
-    scores = torch.matmul(q.to(dtype) * scale, k.to(dtype).transpose(-2, -1))
-    if mask is not None:
-        scores = scores + mask if mask.is_floating_point() else scores.masked_fill(~mask, -torch.inf)
-    return torch.matmul(scores.softmax(-1), v.to(dtype)).to(q.dtype)
+    with own_precision(q):
+        scores = torch.matmul(q.to(dtype) * scale, k.to(dtype).transpose(-2, -1))
+        if mask is not None:
+            scores = scores + mask if mask.is_floating_point() else scores.masked_fill(~mask, -torch.inf)
+        return torch.matmul(scores.softmax(-1), v.to(dtype)).to(q.dtype)
 
 
 def nothing(shape: Sequence[int], *tensors: torch.Tensor | None) -> torch.Tensor:

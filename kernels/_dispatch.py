@@ -9,6 +9,7 @@ get plain PyTorch.
 import contextlib
 import contextvars
 import importlib.util
+import inspect
 import logging
 import os
 import threading
@@ -51,7 +52,7 @@ _MEASURED_DEVICES = ("cuda",)
 _log = logging.getLogger("attnzoo")
 _told: set[str] = set()
 
-_operators: dict[str, tuple[Callable[..., None], Callable[..., str | None]]] = {}
+_operators: dict[str, tuple[inspect.Signature, Callable[..., None], Callable[..., str | None]]] = {}
 
 
 def _checked(backend: str, source: str) -> str:
@@ -123,15 +124,18 @@ def _current() -> str:
     return _checked(_default[0], _ENVIRONMENT)
 
 
-def register(operator: str, check: Callable[..., None], why_not: Callable[..., str | None]) -> None:
+def register(
+    operator: str, function: Callable[..., torch.Tensor], check: Callable[..., None], why_not: Callable[..., str | None]
+) -> None:
     """Tells `can_run` of an operator.
 
     Args:
         operator: its name.
-        check: takes the operator's arguments but `backend`; raises TypeError or ValueError where they are wrong.
+        function: the operator; its last argument is `backend`.
+        check: takes the others by their names; raises TypeError or ValueError where they are wrong.
         why_not: takes the same, if they are right; what keeps Triton from running, or None.
     """
-    _operators[operator] = check, why_not
+    _operators[operator] = inspect.signature(function), check, why_not
 
 
 def can_run(operator: str, *args: object, raise_error: bool = False, **kwargs: object) -> bool:
@@ -139,7 +143,7 @@ def can_run(operator: str, *args: object, raise_error: bool = False, **kwargs: o
 
     Args:
         operator: its name, such as "routing_attention".
-        *args: what the operator would be called with.
+        *args: what the operator would be called with; which backend it would be given does not matter.
         raise_error: raise where they cannot.
         **kwargs: what the operator would be called with.
 
@@ -152,11 +156,12 @@ def can_run(operator: str, *args: object, raise_error: bool = False, **kwargs: o
     """
     if operator not in _operators:
         raise ValueError(f"operator must be one of {', '.join(sorted(_operators))}, got {operator!r}")
-    kwargs.pop("backend", None)
-    check, why_not = _operators[operator]
+    signature, check, why_not = _operators[operator]
     try:
-        check(*args, **kwargs)
-        reason = why_not(*args, **kwargs) or _why_no_derivatives()
+        given = signature.bind(*args, **kwargs).arguments
+        _checked(given.pop("backend", "auto"), "backend")
+        check(**given)
+        reason = why_not(**given) or _why_no_derivatives()
     except (TypeError, ValueError) as error:
         reason = str(error)
     if reason is not None and raise_error:

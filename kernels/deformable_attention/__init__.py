@@ -102,4 +102,4 @@ def _check(
     operator.check(value, spatial_shapes, level_start_index, sampling_locations, attention_weights)
 
 
-_dispatch.register("deformable_attention", _check, _why_not)
+_dispatch.register("deformable_attention", deformable_attention, _check, _why_not)

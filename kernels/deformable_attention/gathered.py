@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .._precision import own_precision
+
 
 def attend_gathered(
     value: Tensor, depth: Tensor | None, sizes: Tensor, starts: Tensor, locations: Tensor, weights: Tensor
@@ -54,7 +56,7 @@ def attend_gathered(
         share = share * total
     chosen = value.to(dtype).reshape(-1, channels).index_select(0, ((image + pixel) * heads + head).reshape(-1))
     samples = levels * points * 4
-    with torch.autocast(value.device.type, enabled=False):
+    with own_precision(value):
         out = share.reshape(batch * queries * heads, 1, samples) @ chosen.view(
             batch * queries * heads, samples, channels
         )

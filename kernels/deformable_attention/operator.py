@@ -199,7 +199,8 @@ def as_lists(
 
 def _check_levels(sizes: Sequence[Sequence[int]], starts: Sequence[int], positions: int) -> None:
     end = 0
-    for start, (height, width) in sorted(zip(starts, sizes, strict=True)):
+    # Tuples are not compared with lists.
+    for start, (height, width) in sorted(zip(starts, map(tuple, sizes), strict=True)):
         if start < 0 or height < 1 or width < 1:
             raise ValueError(
                 f"levels must have a pixel and start at 0 or later, got {height} x {width} starting at {start}"

@@ -26,10 +26,8 @@ def deformable_attention_reference(
     batch, _, heads, channels = value.shape
     queries = sampling_locations.shape[1]
     given = value, sampling_locations, attention_weights
-    if torch.is_grad_enabled() and sampling_locations.requires_grad:
-        sampling_locations = _still_at_the_edge(sampling_locations, spatial_shapes)
     # grid_sample counts from -1 to 1 between the outer edges of the outer pixels.
-    grids = (2 * sampling_locations - 1).transpose(1, 2).flatten(0, 1)
+    grids = (2 * _within_reach(sampling_locations, spatial_shapes) - 1).transpose(1, 2).flatten(0, 1)
     weights = attention_weights.transpose(1, 2).flatten(0, 1)
     output = value.new_zeros(batch * heads, channels, queries)
     for level, ((height, width), start) in enumerate(zip(spatial_shapes, level_start_index, strict=True)):
@@ -49,11 +47,15 @@ def deformable_attention_reference(
     return output.transpose(1, 2).clone(memory_format=torch.contiguous_format)
 
 
-def _still_at_the_edge(sampling_locations: Tensor, spatial_shapes: Sequence[Sequence[int]]) -> Tensor:
-    """The same locations; those exactly one pixel before the map, where samples begin to be zero, get no gradient.
+def _within_reach(sampling_locations: Tensor, spatial_shapes: Sequence[Sequence[int]]) -> Tensor:
+    """The same locations, but those far beyond the map, or no numbers, just beyond it and without a gradient.
 
-    The derivative has a step there: mmcv takes the outer value, 0, grid_sample the inner one.
+    Of such, grid_sample makes NaN. Nor get those a gradient that are exactly one pixel before the map, where samples
+    begin to be zero: the derivative has a step there, of which mmcv takes the outer value, 0, grid_sample the inner.
     """
-    sizes = torch.tensor([(width, height) for height, width in spatial_shapes], device=sampling_locations.device)
-    edge = (sampling_locations.detach() * sizes[:, None] - 0.5 == -1).any(-1, keepdim=True)
-    return torch.where(edge, sampling_locations.detach(), sampling_locations)
+    fixed = sampling_locations.detach().nan_to_num(nan=-1.0).clamp_(-1, 2)
+    if not (torch.is_grad_enabled() and sampling_locations.requires_grad):
+        return fixed
+    sizes = torch.tensor([(width, height) for height, width in spatial_shapes], device=fixed.device)
+    still = ((fixed != sampling_locations) | (fixed * sizes[:, None] - 0.5 == -1)).any(-1, keepdim=True)
+    return torch.where(still, fixed, sampling_locations)

@@ -104,4 +104,4 @@ def _check(
     operator.check(value, spatial_shapes, level_start_index, sampling_locations, attention_weights, depth, three=True)
 
 
-_dispatch.register("deformable_attention_3d", _check, _why_not)
+_dispatch.register("deformable_attention_3d", deformable_attention_3d, _check, _why_not)

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .._precision import own_precision
+
 
 def deformable_attention_3d_reference(
     value: Tensor,
@@ -48,7 +50,7 @@ def deformable_attention_3d_reference(
             part = (1 - (z - bin).abs()) * scores[curve + bin.clamp(0, bins - 1).long()]
             score = score + part.where((bin >= 0) & (bin < bins), part.new_zeros(()))
         chosen = rows.index_select(0, (pixel * heads + head[..., None]).flatten()).view(-1, 4 * points, channels)
-        with torch.autocast(value.device.type, enabled=False):
+        with own_precision(value):
             output = output + (share * score).reshape(-1, 1, 4 * points) @ chosen
     return output.view(batch, queries, heads * channels)
 

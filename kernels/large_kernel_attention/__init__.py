@@ -102,4 +102,4 @@ def _why_not(
     return why_not_pointwise(inner, pointwise_weight, pointwise_bias, x)
 
 
-_dispatch.register("large_kernel_attention", _check, _why_not)
+_dispatch.register("large_kernel_attention", large_kernel_attention, _check, _why_not)

@@ -151,8 +151,8 @@ def _why_not_pointwise(
     return operator.why_not_pointwise(x, weight, bias, gate)
 
 
-_dispatch.register("depthwise_conv", _check_depthwise, _why_not_depthwise)
-_dispatch.register("pointwise_conv", _check_pointwise, _why_not_pointwise)
+_dispatch.register("depthwise_conv", depthwise_conv, _check_depthwise, _why_not_depthwise)
+_dispatch.register("pointwise_conv", pointwise_conv, _check_pointwise, _why_not_pointwise)
 
 
 def _is_rearranged(x: torch.Tensor, weight: torch.Tensor, dilation: int) -> bool:

@@ -40,9 +40,6 @@ def _why_not(
     return why_not(q, k, v, num_heads, bias_table)
 
 
-_dispatch.register("neighborhood_attention", _check, _why_not)
-
-
 def neighborhood_attention(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -108,3 +105,6 @@ def neighborhood_attention(
         if triton:
             return attention(q, k, v, bias_table, num_heads, kernel_size, dilation, scale)[0]
     return attend(q, k, v, num_heads, kernel_size, dilation, bias_table, scale)
+
+
+_dispatch.register("neighborhood_attention", neighborhood_attention, _check, _why_not)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 from .. import _derivatives
 from ..tracing import leaves_sizes_free
+from ..window_attention.training import attend_with_bias
 
 
 def _table_index(query: torch.Tensor, key: torch.Tensor, last: torch.Tensor, kernel_size: int) -> torch.Tensor:
@@ -100,18 +101,16 @@ def _undilated(
         out_cols = []
         for cols, index in zip(col_segments, col_indices):  # noqa: B905, TorchScript knows no `strict`
             bias = row_table.index_select(2, index).unflatten(2, [cols[1], cols[3]]).unflatten(1, [rows[1], rows[3]])
-            bias = bias.transpose(2, 3).flatten(3, 4).flatten(1, 2).to(q.dtype)
+            bias = bias.transpose(2, 3).flatten(3, 4).flatten(1, 2)
             query = _tokens(q, rows, cols, keys=False)
             key, value = _tokens(k, rows, cols, keys=True), _tokens(v, rows, cols, keys=True)
-            transformed = False
-            if not torch.jit.is_scripting():
-                transformed = _derivatives.is_transformed()
-            if bias.requires_grad and not transformed:
+            if torch.jit.is_scripting():
+                out = _derivatives.attend(query, key, value, bias[None].to(q.dtype), scale)
+            elif bias.requires_grad and not _derivatives.is_transformed():
                 # What `scaled_dot_product_attention` would do for a bias that learns, in fewer passes.
-                scores = torch.matmul(query * scale, key.transpose(-2, -1)).add_(bias)
-                out = torch.matmul(scores.softmax(-1), value)
+                out = attend_with_bias(query, key, value, bias, heads, scale)
             else:
-                out = _derivatives.attend(query, key, value, bias[None], scale)
+                out = _derivatives.attend(query, key, value, bias[None].to(q.dtype), scale)
             out = out.reshape(n, rows[0], cols[0], heads, rows[1], cols[1], dim).permute(0, 1, 4, 2, 5, 3, 6)
             out_cols.append(out.flatten(3, 4).flatten(1, 2))
         out_rows.append(torch.cat(out_cols, 2))
@@ -187,11 +186,15 @@ def _gathered(
     table: torch.Tensor,
     scale: float,
 ) -> torch.Tensor:
-    """`_tiled` without cuts that depend on sizes, which a graph leaves free; slower, a column of windows at a time."""
+    """`_tiled` without cuts that depend on sizes, which a graph leaves free; slower, a column of windows at a time.
+
+    16-bit numbers are rounded once, as there: factors in float32 take the products and sums with them.
+    """
+    dtype = torch.promote_types(q.dtype, torch.float32)
     height, width = q.shape[1], q.shape[2]
     rows, bias_rows = _window(height, kernel_size, dilation, q.device)
     cols, bias_cols = _window(width, kernel_size, dilation, q.device)
-    query = (q * scale).unflatten(3, [num_heads, -1])[:, :, None]
+    query = (q.to(dtype) * scale).unflatten(3, [num_heads, -1])[:, :, None]
     # (B, H, kernel_size, W, heads, D): the rows of each window.
     key = k.unflatten(3, [num_heads, -1]).index_select(1, rows.flatten()).unflatten(1, [height, kernel_size])
     value = v.unflatten(3, [num_heads, -1]).index_select(1, rows.flatten()).unflatten(1, [height, kernel_size])
@@ -207,7 +210,7 @@ def _gathered(
     out = (weights[0] * value.index_select(3, cols[:, 0])).sum(2)
     for j in range(1, kernel_size):
         out = out + (weights[j] * value.index_select(3, cols[:, j])).sum(2)
-    return out.flatten(3)
+    return out.flatten(3).to(q.dtype)
 
 
 def attend(

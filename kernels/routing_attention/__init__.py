@@ -38,9 +38,6 @@ def _why_not(
     return operator.why_not(q, k, v, num_heads, regions, topk, scale)
 
 
-_dispatch.register("routing_attention", _check, _why_not)
-
-
 def routing_attention(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -117,3 +114,6 @@ def _attend_to_all(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, num_heads:
     else:
         # What `attend` gives must not be changed in place, what an operator gives may.
         return out.clone() if out.requires_grad and not torch.compiler.is_compiling() else out
+
+
+_dispatch.register("routing_attention", routing_attention, _check, _why_not)

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from .. import _derivatives
+from .._precision import own_precision
 from ..tracing import is_exporting
 
 
@@ -80,11 +81,20 @@ def route(q: torch.Tensor, k: torch.Tensor, topk: int, inside: torch.Tensor | No
     # In float32 at least: rounded to 16 bits, means and scores would choose other regions.
     dtype = torch.promote_types(q.dtype, torch.float32)
     if inside is None:
-        return torch.topk(q.mean(2, dtype=dtype) @ k.mean(2, dtype=dtype).transpose(-2, -1), topk, dim=-1)[1]
+        return torch.topk(match(q.mean(2, dtype=dtype), k.mean(2, dtype=dtype)), topk, dim=-1)[1]
     count = inside.sum(1)
     mean_q, mean_k = [x.sum(2, dtype=dtype) / count.clamp(min=1)[:, None] for x in (q, k)]
-    scores = (mean_q @ mean_k.transpose(-2, -1)).masked_fill(count == 0, -float("inf"))
+    scores = match(mean_q, mean_k).masked_fill(count == 0, -float("inf"))
     return torch.topk(scores, topk, dim=-1)[1]
+
+
+def match(mean_q: torch.Tensor, mean_k: torch.Tensor) -> torch.Tensor:
+    """How well the means (B, R, C) of query and key regions match, (B, R, R), in their own precision."""
+    if torch.jit.is_scripting():
+        return mean_q @ mean_k.transpose(-2, -1)
+    else:
+        with own_precision(mean_q):
+            return mean_q @ mean_k.transpose(-2, -1)
 
 
 def routing_attention(

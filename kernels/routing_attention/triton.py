@@ -13,6 +13,7 @@ import triton.language as tl
 
 from .. import _dispatch
 from .._static import StaticCase
+from .reference import match
 
 _LN_2 = tl.constexpr(0.6931471805599453)
 
@@ -431,7 +432,7 @@ def region_means(x: torch.Tensor, regions: tuple[int, int]) -> torch.Tensor:
 
 def route(q: torch.Tensor, k: torch.Tensor, regions: tuple[int, int], topk: int) -> torch.Tensor:
     """As `reference.route`, from maps (B, H, W, C) -> (B, R, topk) int32."""
-    scores = region_means(q, regions) @ region_means(k, regions).transpose(1, 2)
+    scores = match(region_means(q, regions), region_means(k, regions))
     height, width, _, region_h, region_w, _ = _geometry(q, regions)
     # Empty regions are whole rows and columns of the grid.
     grid = scores.unflatten(2, regions)

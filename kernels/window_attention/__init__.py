@@ -43,9 +43,6 @@ def _why_not(
     return why_not(q, k, v, num_heads, bias_table)
 
 
-_dispatch.register("window_attention", _check, _why_not)
-
-
 def window_attention(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -121,3 +118,6 @@ def window_attention(
         if learns or torch.compiler.is_compiling():
             return attend_with_gradients(q, k, v, bias, num_heads, window, shifts, overlap, scale)
     return attend(q, k, v, bias, num_heads, window, shifts, overlap, scale)
+
+
+_dispatch.register("window_attention", window_attention, _check, _why_not)

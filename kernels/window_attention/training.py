@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from .. import _derivatives
+from .._precision import own_precision
 from .operator import check_sizes
 from .reference import attend, attend_in_one, bias_of, parts_of, unseen, windows_of, with_margin
 
@@ -68,6 +69,14 @@ def _attend_keeping(
     windows = (_to_windows(x, num_heads, window, shift) for x in (q, k, v))
     out = _Keeping.apply(*windows, bias_of(bias, window, window), hidden, kind, num_heads, scale)
     return _from_windows(out, q.shape, num_heads, window, shift)
+
+
+def attend_with_bias(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor, num_heads: int, scale: float
+) -> torch.Tensor:
+    """Attention of (N, heads, queries, D) over (N, heads, keys, D), kept; the bias is (heads, queries, keys)."""
+    q, k, v = (x.flatten(0, 1) for x in (q, k, v))
+    return _Keeping.apply(q, k, v, bias[None], None, None, num_heads, scale).unflatten(0, (-1, num_heads))
 
 
 @functools.lru_cache(maxsize=64)
@@ -163,10 +172,11 @@ class _Keeping(torch.autograd.Function):
         kinds = _bias_by_kind(q, bias, hidden, num_heads)
         attention = q.new_empty(q.shape[0], q.shape[1], k.shape[1])
         out = torch.empty_like(q)
-        for windows, some in _chunks(attention, num_heads):
-            some_bias = kinds if kinds is None or kind is None else kinds.index_select(0, kind[windows])
-            torch.softmax(_scores(q[some], k[some], some_bias, num_heads, scale), -1, out=attention[some])
-            torch.bmm(attention[some], v[some], out=out[some])
+        with own_precision(q):
+            for windows, some in _chunks(attention, num_heads):
+                some_bias = kinds if kinds is None or kind is None else kinds.index_select(0, kind[windows])
+                _softmax(_scores(q[some], k[some], some_bias, num_heads, scale), attention[some])
+                torch.bmm(attention[some], v[some], out=out[some])
         ctx.save_for_backward(q, k, v, bias, hidden, kind, attention)
         ctx.num_heads, ctx.scale = num_heads, scale
         return out
@@ -193,11 +203,11 @@ class _Keeping(torch.autograd.Function):
 def _bias_by_kind(
     q: torch.Tensor, bias: torch.Tensor | None, hidden: torch.Tensor | None, num_heads: int
 ) -> torch.Tensor | None:
-    """What is added to the scores of each kind of window, (kinds, heads, queries, keys), in the dtype of `q`."""
-    bias = None if bias is None else bias.to(q.dtype)
+    """What is added to the scores of each kind of window, (kinds, heads, queries, keys): in their dtype, rounded."""
+    bias = _rounded(bias, q)
     if hidden is None:
         return bias
-    bias = q.new_zeros(1, num_heads, 1, 1) if bias is None else bias
+    bias = q.new_zeros(1, num_heads, 1, 1, dtype=_precise(q)) if bias is None else bias
     return bias.masked_fill(hidden, -torch.inf)
 
 
@@ -333,12 +343,32 @@ def _chunks(attention: torch.Tensor, num_heads: int) -> Iterator[tuple[slice, sl
         yield slice(start, stop), slice(start * num_heads, stop * num_heads)
 
 
+def _precise(q: torch.Tensor) -> torch.dtype:
+    """The dtype of scores: in 16 bits they would overflow, or be rounded by as much as the softmax tells apart."""
+    return torch.promote_types(q.dtype, torch.float32)
+
+
+def _rounded(bias: torch.Tensor | None, q: torch.Tensor) -> torch.Tensor | None:
+    """The bias rounded to the dtype of `q`, in that of its scores."""
+    return None if bias is None else bias.to(q.dtype).to(_precise(q))
+
+
 def _scores(q: torch.Tensor, k: torch.Tensor, bias: torch.Tensor | None, num_heads: int, scale: float) -> torch.Tensor:
-    """(windows * heads, queries, keys), with a bias (windows or 1, heads, queries, keys)."""
+    """(windows * heads, queries, keys) in float32 at least, with a bias (windows or 1, heads, queries, keys)."""
+    # Products of 16-bit tensors are 16-bit tensors.
+    q, k = q.to(_precise(q)), k.to(_precise(q))
     if bias is None:
         return torch.bmm(q, k.transpose(1, 2)).mul_(scale)
     scores = bias.expand(q.shape[0] // num_heads, -1, -1, -1).clone(memory_format=torch.contiguous_format)
     return scores.flatten(0, 1).baddbmm_(q, k.transpose(1, 2), alpha=scale)
+
+
+def _softmax(scores: torch.Tensor, out: torch.Tensor) -> None:
+    """Rounded once where `out` is of 16 bits."""
+    if out.dtype == scores.dtype:
+        torch.softmax(scores, -1, out=out)
+    else:
+        out.copy_(scores.softmax(-1))
 
 
 def _gradients_of_windows(
@@ -359,18 +389,19 @@ def _gradients_of_windows(
     # 16-bit sums over all windows would round each addition.
     sums = torch.promote_types(q.dtype, torch.float32)
     grad_bias = q.new_zeros((num_heads, *shape[1:]), dtype=sums)
-    rounded = None if bias is None else bias.to(q.dtype)
-    for _, some in _chunks(q.new_empty(1).expand(shape), num_heads):
-        some_grad, some_q, some_k, some_v = grad[some], q[some], k[some], v[some]
-        if attention is None:
-            some_attention = _scores(some_q, some_k, rounded, num_heads, scale).softmax(-1)
-        else:
-            some_attention = attention[some]
-        torch.bmm(some_attention.transpose(1, 2), some_grad, out=grad_v[some])
-        scores = torch.bmm(some_grad, some_v.transpose(1, 2))
-        scores = torch._softmax_backward_data(scores, some_attention, -1, q.dtype)
-        if bias is not None:
-            grad_bias += scores.view(-1, *grad_bias.shape).sum(0, dtype=sums)
-        grad_q[some].baddbmm_(scores, some_k, beta=0, alpha=scale)
-        grad_k[some].baddbmm_(scores.transpose(1, 2), some_q, beta=0, alpha=scale)
+    rounded = _rounded(bias, q)
+    with own_precision(q):
+        for _, some in _chunks(q.new_empty(1).expand(shape), num_heads):
+            some_grad, some_q, some_k, some_v = grad[some], q[some], k[some], v[some]
+            if attention is None:
+                some_attention = _scores(some_q, some_k, rounded, num_heads, scale).softmax(-1).to(q.dtype)
+            else:
+                some_attention = attention[some]
+            torch.bmm(some_attention.transpose(1, 2), some_grad, out=grad_v[some])
+            scores = torch.bmm(some_grad, some_v.transpose(1, 2))
+            scores = torch._softmax_backward_data(scores, some_attention, -1, q.dtype)
+            if bias is not None:
+                grad_bias += scores.view(-1, *grad_bias.shape).sum(0, dtype=sums)
+            grad_q[some].baddbmm_(scores, some_k, beta=0, alpha=scale)
+            grad_k[some].baddbmm_(scores.transpose(1, 2), some_q, beta=0, alpha=scale)
     return grad_q, grad_k, grad_v, grad_bias

@@ -1,5 +1,7 @@
 """Every public operator refuses what it cannot compute, on every path, before anything is launched."""
 
+import inspect
+
 import pytest
 import torch
 from kernel_helpers import CASES, DEVICE, cases
@@ -120,6 +122,7 @@ def faults():
         yield name, dict(spatial_shapes=[(6, 8), (-2, -3)]), "levels must have a pixel and start at 0 or later"
         yield name, dict(level_start_index=[0, -1]), "levels must have a pixel and start at 0 or later"
         yield name, dict(level_start_index=[0, 40]), "overlap"
+        yield name, dict(spatial_shapes=[[6, 8], (2, 3)], level_start_index=[0, 0]), "overlap"
         yield name, dict(level_start_index=torch.tensor([[0, 48]])), r"level_start_index must be \(L,\)"
         yield name, dict(level_start_index=[0, 48.0]), "level_start_index must be an integer"
     yield "deformable_3d", dict(depth=torch.zeros(2, 54, 3, 4)), r"depth must be \(B=2, K=54, M=2 or 1, D\)"
@@ -179,6 +182,26 @@ def test_right_arguments_are_not_refused(name):
     assert getattr(kernels, operator)(**given).isfinite().all()
     if _dispatch.INTERPRETED or DEVICE == "cuda":
         assert kernels.can_run(operator, **given) == (name != "pointwise")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_can_run_takes_what_the_operator_takes(name):
+    operator, given = arguments(name, {})
+    signature = inspect.signature(getattr(kernels, operator))
+    expected = kernels.can_run(operator, **given)
+    for backend in ("auto", "triton", "torch"):
+        assert kernels.can_run(operator, **given, backend=backend) == expected
+        bound = signature.bind(**given, backend=backend)
+        bound.apply_defaults()
+        assert list(bound.arguments)[-1] == "backend"
+        assert kernels.can_run(operator, *bound.arguments.values()) == expected
+    assert not kernels.can_run(operator, **given, backend="bogus")
+    with pytest.raises(RuntimeError, match="backend must be one of auto, triton, torch, got 'bogus'"):
+        kernels.can_run(operator, **given, backend="bogus", raise_error=True)
+    with pytest.raises(RuntimeError, match=f"{operator}: Triton cannot run: .*too many positional arguments"):
+        kernels.can_run(operator, *bound.arguments.values(), None, raise_error=True)
+    with pytest.raises(RuntimeError, match=f"{operator}: Triton cannot run: .*unexpected keyword argument 'window'"):
+        kernels.can_run(operator, **given, window=7, raise_error=True)
 
 
 @pytest.mark.skipif(DEVICE == "cpu" and not _dispatch.INTERPRETED, reason="needs a GPU or the interpreter")

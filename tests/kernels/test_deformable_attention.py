@@ -1,11 +1,13 @@
 """Multi-scale deformable attention against a loop over samples, and its operators in mmcv's clothes."""
 
+import functools
 import math
 
 import pytest
 import torch
 
 from attnzoo.kernels.deformable_attention import deformable_attention
+from attnzoo.kernels.deformable_attention.gathered import attend_gathered
 
 SHAPES = [(3, 4), (2, 5), (1, 1)]
 STARTS = [0, 12, 22]
@@ -61,6 +63,42 @@ def test_autocast_keeps_float32():
     with torch.autocast("cpu", torch.bfloat16):
         output = deformable_attention(*tensors)
     assert torch.equal(output, deformable_attention(*tensors))
+
+
+@pytest.mark.parametrize("place", [math.nan, math.inf, -math.inf, 3e38, -3e38, 1e10, -70000.0])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("way", ["eager", "gathered", "compiled"])
+def test_places_out_of_all_reach_count_for_nothing(way, dtype, place):
+    """As samples beyond the map, of which nothing is left in any derivative; the others are what they were."""
+    value, _, _, places, weights = arguments(dtype)
+    call = functools.partial(deformable_attention, backend="torch")
+    if way == "gathered":
+        sizes, starts = torch.tensor(SHAPES), torch.tensor(STARTS)
+        call = lambda value, _, __, *rest: attend_gathered(value, None, sizes, starts, *rest)  # noqa: E731
+    elif way == "compiled":
+        torch.compiler.reset()
+        call = torch.compile(call, backend="aot_eager")
+    far = torch.zeros(places.shape[:5], dtype=torch.bool)
+    far[0, 0, 0, :, 0] = far[1, 2, 1, 1, 1] = True
+    for axis in (0, 1):
+        lost, kept = places.clone(), weights.clone()
+        lost[..., axis][far], kept[far] = place, 0
+        inputs = [x.clone().requires_grad_() for x in (value, lost, weights)]
+        others = [x.clone().requires_grad_() for x in (value, places, kept)]
+        out, want = call(inputs[0], SHAPES, STARTS, *inputs[1:]), call(others[0], SHAPES, STARTS, *others[1:])
+        assert torch.equal(out, want)
+        with torch.no_grad():
+            torch.testing.assert_close(call(inputs[0], SHAPES, STARTS, *inputs[1:]), out)
+        again = way != "compiled"
+        grads = torch.autograd.grad(out.float().square().sum(), inputs, create_graph=again)
+        wanted = torch.autograd.grad(want.float().square().sum(), others, create_graph=again)
+        torch.testing.assert_close(grads[0], wanted[0])
+        assert not grads[1][far].any() and not grads[2][far].any()
+        for got, expected in zip(grads[1:], wanted[1:], strict=True):
+            torch.testing.assert_close(got[~far], expected[~far])
+        if again:
+            seconds = torch.autograd.grad(sum(x.float().square().sum() for x in grads), inputs)
+            assert all(x.isfinite().all() for x in seconds) and not seconds[1][far].any()
 
 
 @pytest.mark.parametrize("empty", [dict(batch=0), dict(queries=0)], ids=str)

@@ -128,13 +128,12 @@ def test_places_that_no_map_has_count_for_nothing(bins, deterministic):
         [(0, edge[0]), (1, edge[1]), (-1, edge[-1]), (0, 1e30), (1, -torch.inf), (0, torch.nan)]
     ):
         places[0, query, 0, 0, 0, axis] = place
-    got = run(given, "triton", [(3, 4)])
-    for name in ("out", "gradient of value", "gradient of locations", "gradient of weights"):
-        assert not got[name].any(), name
-    # grid_sample has no answer to the last three.
-    given = {name: x if name in ("value", "depth") else x[:, :3] for name, x in given.items()}
-    twin = run(given, "torch", [(3, 4)])
-    assert not twin["gradient of locations"].any() and not twin["gradient of value"].any()
+    for backend, tolerance in (("triton", 0), ("torch", 1e-6)):
+        got = run(given, backend, [(3, 4)])
+        for name in ("out", "gradient of value", "gradient of weights"):
+            # At the edge `grid_sample` rounds.
+            assert got[name].abs().max() <= tolerance, (backend, name)
+        assert not got["gradient of locations"].any(), backend
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="the interpreter adds in order anyway")

@@ -151,6 +151,11 @@ def test_one_tensor_in_several_places():
         lambda x: kernels.window_attention(x, x, x, 2, 2, 0, 2),
         lambda x: kernels.routing_attention(x, x, x, 2, (2, 2), 2, 0.5),
         lambda x: kernels.neighborhood_attention(x, x, x, 2, 3),
+        lambda x: kernels.window_attention(x, x, x, 2, 2, 1, 0, x.flatten()[:18].view(9, 2)),
+        lambda x: kernels.window_attention(x, x, x, 4, 4),
+        lambda x: kernels.routing_attention(x, x, x, 2, (3, 3), 2, 0.5),
+        lambda x: kernels.neighborhood_attention(x, x, x, 2, 3, 1, x.flatten()[:50].view(2, 5, 5)),
+        lambda x: kernels.pointwise_conv(x, x[:, :, 0].mT.reshape(4, 4, 1, 1), None, x),
     ):
         first = torch.autograd.grad(call(x).square().sum(), x)[0]
         again = torch.autograd.grad(call(x).square().sum(), x, create_graph=True)[0]
