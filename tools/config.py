@@ -121,6 +121,17 @@ def place_of(error: BaseException) -> str:
 
 
 @contextmanager
+def building(place: str) -> Iterator[None]:
+    """Turn what constructors of any library raise inside the block into a UserError that begins with `place`."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{place}: {one_line(error)}{place_of(error)}") from error
+
+
+@contextmanager
 def _plain_yaml() -> Iterator[None]:
     """Let mmengine read YAML as values alone, inside the block; its own reader runs code."""
     from mmengine.fileio.handlers import file_handlers
@@ -193,9 +204,7 @@ def load_config(name: str | Path, options: dict[str, Any] | None = None) -> Conf
     except Exception as error:  # a config is a program: it can raise anything
         raise UserError(f"{path}: the config cannot be loaded: {one_line(error)}{place_of(error)}") from error
     check_types(cfg)
-    scope = cfg.get("default_scope")
-    if scope and importlib.util.find_spec(scope) is None:
-        raise UserError(f"{path}: needs {scope}: pip install 'attnzoo[mm]'")
+    _check_scope(cfg)
     options = dict(options or {})
     check_options(cfg, options)
     old, new = cfg.get("data_root"), options.get("data_root")
@@ -208,8 +217,19 @@ def load_config(name: str | Path, options: dict[str, Any] | None = None) -> Conf
     except (KeyError, TypeError, IndexError, AssertionError, AttributeError, ValueError) as error:
         raise UserError(f"--cfg-options does not fit {path}: {one_line(error)}") from error
     check_types(cfg)
+    _check_scope(cfg)
     check_names(cfg)
     return cfg
+
+
+def _check_scope(cfg: Config) -> None:
+    scope = cfg.get("default_scope")
+    try:
+        found = not scope or importlib.util.find_spec(scope) is not None
+    except ValueError:  # a module without a spec, such as __main__
+        found = False
+    if not found:
+        raise UserError(f"{cfg.filename}: default_scope: needs {scope}, as mmdet or mmseg: pip install 'attnzoo[mm]'")
 
 
 def add_config_options(parser: argparse.ArgumentParser) -> None:

@@ -73,7 +73,7 @@ def check_types(cfg: Any) -> None:
     """
     for name in ("default_hooks", "custom_hooks", "custom_imports", "randomness", "env_cfg", "find_unused_parameters"):
         if name in cfg and cfg[name] is None:
-            del cfg[name]
+            cfg.pop(name)
     for field, (types, allowed) in _TYPES.items():
         value = _at(cfg, field)
         if value is not None and not isinstance(value, types):
@@ -86,6 +86,27 @@ def check_types(cfg: Any) -> None:
     if scope is not None and not scope.isidentifier():
         raise UserError(f"{cfg.filename}: default_scope: the name of a library is needed, got {shown(scope)}")
     _check_imports(cfg)
+
+
+def pipeline_steps(cfg: Any, mode: str) -> list[Mapping[str, Any]] | None:
+    """The steps of the pipeline of a mode's data set, or of the first below a wrapper; None where there are none.
+
+    Raises:
+        UserError: naming file and field, if it is no list of dicts.
+    """
+    dataset, field = _at(cfg, f"{mode}_dataloader.dataset"), f"{mode}_dataloader.dataset.pipeline"
+    while isinstance(dataset, Mapping) and "pipeline" not in dataset:
+        parts = dataset.get("datasets")
+        dataset = dataset.get("dataset") or (parts[0] if isinstance(parts, (list, tuple)) and parts else None)
+    if not isinstance(dataset, Mapping) or dataset["pipeline"] is None:
+        return None
+    steps = dataset["pipeline"]
+    if not isinstance(steps, (list, tuple)):
+        raise UserError(f"{cfg.filename}: {field}: a list of steps is needed, got {shown(steps)}")
+    for index, step in enumerate(steps):
+        if not isinstance(step, Mapping):
+            raise UserError(f"{cfg.filename}: {field}[{index}]: a dict with a type is needed, got {shown(step)}")
+    return list(steps)
 
 
 def _check_imports(cfg: Any) -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from .annotations import CocoNeeds, check_coco, check_label_maps
-from .config import one_line, place_of
+from .config import building, one_line
+from .config_checks import shown
 from .errors import UserError
 
 
@@ -38,6 +39,7 @@ def _check_fields(dataset: Any, field: str) -> None:
     """Check the types of the fields that are read here."""
     if not isinstance(dataset.get("type"), (str, type)):
         raise UserError(f"{field}.type: the name of a data set is needed, got {dataset.get('type')!r:.80}")
+    _check_scope(dataset, field)
     allowed: dict[str, Any] = {
         "data_root": (str, Path),
         "ann_file": (str, Path),
@@ -53,6 +55,11 @@ def _check_fields(dataset: Any, field: str) -> None:
     for key, folder in (dataset.get("data_prefix") or {}).items():
         if folder is not None and not isinstance(folder, (str, Path)):
             raise UserError(f"{field}.data_prefix.{key}: a path is needed, got {folder!r:.80}")
+
+
+def _check_scope(part: Any, field: str) -> None:
+    if not isinstance(part.get("_scope_"), (str, type(None))):
+        raise UserError(f"{field}._scope_: the name of a library is needed, got {shown(part['_scope_'])}")
 
 
 def _join(root: str | None, path: str) -> Path:
@@ -138,10 +145,8 @@ def _check_itself(field: str, dataset: Any) -> None:
 def _built(field: str, dataset: Any) -> Any:
     from mmengine.registry import DATASETS
 
-    try:
+    with building(f"{field}: the data set cannot be built"):
         return DATASETS.build(dataset)
-    except Exception as error:  # constructors of any library
-        raise UserError(f"{field}: the data set cannot be built: {one_line(error)}{place_of(error)}") from error
 
 
 def _class(part: Any, registry: Any = None) -> type | None:
@@ -159,7 +164,8 @@ def _classes(dataset: Any) -> tuple[str, ...]:
     """The names that a data set takes, none if it does not say."""
     from mmengine.fileio import list_from_file
 
-    names = (dataset.get("metainfo") or getattr(_class(dataset), "METAINFO", {})).get("classes") or ()
+    # As mmengine has it: what is given replaces the names of the class entry by entry.
+    names = {**getattr(_class(dataset), "METAINFO", {}), **(dataset.get("metainfo") or {})}.get("classes") or ()
     if isinstance(names, str) and os.path.isfile(names):
         names = list_from_file(names)
     return tuple(names) if isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names) else ()
@@ -218,6 +224,7 @@ def _evaluated(cfg: Any, mode: str, classes: tuple[str, ...]) -> Iterator[tuple[
         if not several and isinstance(metric.get("metrics"), (list, tuple)):
             yield from _evaluated({f"{mode}_evaluator": metric["metrics"]}, mode, classes)
             continue
+        _check_scope(metric, field)
         found, ann_file = _class(metric, METRICS), metric.get("ann_file")
         kind = _kind(found)
         if kind is None or ann_file is None or metric.get("backend_args") is not None:

@@ -25,7 +25,7 @@ from torch.distributed.fsdp.wrap import lambda_auto_wrap_policy
 from ..heads import checkpoints
 from .channels import check_channels
 from .checkpoint import load_checkpoint
-from .config import nearest, one_line, place_of
+from .config import building, nearest, one_line, place_of
 from .errors import UserError
 from .files import atomic_path, is_disk_error, remove_files
 from .hooks import DueValidationHook, ProgressHook
@@ -42,17 +42,15 @@ def build_model(cfg: Any) -> nn.Module:
     Raises:
         UserError: if it cannot be built, or if necks and heads do not fit its backbone.
     """
+    if cfg.get("model") is None:
+        raise UserError(f"{cfg.filename}: model is missing, nothing can be built")
     init_default_scope(cfg.get("default_scope") or "mmengine")
     check_channels(cfg)
     model = dict(cfg.model)
     if "data_preprocessor" in cfg:
         model.setdefault("data_preprocessor", cfg.data_preprocessor)
-    try:
+    with building(f"{cfg.filename}: the model cannot be built"):
         return MODELS.build(model)
-    except UserError:
-        raise
-    except Exception as error:  # constructors of any library
-        raise UserError(f"{cfg.filename}: the model cannot be built: {one_line(error)}{place_of(error)}") from error
 
 
 def check_optimizer(cfg: Any) -> None:
@@ -61,7 +59,7 @@ def check_optimizer(cfg: Any) -> None:
     Raises:
         UserError: naming the nearest.
     """
-    name = cfg.optim_wrapper.get("optimizer", {}).get("type")
+    name = (cfg.optim_wrapper.get("optimizer") or {}).get("type")
     if isinstance(name, str) and OPTIMIZERS.get(name) is None:
         close = nearest(name, OPTIMIZERS.module_dict)
         raise UserError(f"{cfg.filename}: optim_wrapper.optimizer.type: no optimizer {name!r}{close}")

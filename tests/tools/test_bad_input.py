@@ -519,3 +519,107 @@ def test_unwritable_folder_leaves_nothing(trained, place, capsys):
     (place / "file").write_text("in the way")
     Image.new("RGB", (64, 64)).save(place / "x.png")
     assert "file/out" in refused(capsys, "predict", config, checkpoint, "x.png", "--out-dir", "file/out", folder=place)
+
+
+@pytest.mark.parametrize(
+    ("option", "expected"),
+    [
+        ("test_evaluator.type=CocoMetrc", "the run cannot be built: KeyError: 'CocoMetrc is not in the"),
+        ("test_evaluator.metric=bbx", "bbx"),
+        ("test_evaluator._scope_=5", "test_evaluator._scope_: the name of a library is needed, got int 5"),
+        ("test_dataloader.sampler.type=DefaultSamplr", "DefaultSamplr"),
+        ("test_dataloader.dataset.type=CocoDatase", "CocoDatase"),
+        ("test_dataloader.dataset._scope_=5", "test_dataloader.dataset._scope_: the name of a library is needed"),
+        ("test_dataloader.dataset.data_root=5", "test_dataloader.dataset.data_root: a path is needed, got 5"),
+        ("test_dataloader.dataset.pipeline.1.type=Resiz", "Resiz"),
+        ("test_dataloader.batch_size=-1", "batch_size"),
+        ("test_dataloader.num_workers=-1", "num_workers"),
+        ("test_cfg.type=TestLop", "TestLop"),
+        ("model=None", "detector.py: model is missing"),
+    ],
+)
+def test_a_config_that_cannot_be_tested(trained, place, capsys, option, expected):
+    message = refused(capsys, "test", "detector.py", trained["detector"][1], "--cfg-options", option, folder=place)
+    assert expected in message
+
+
+@pytest.mark.parametrize(
+    ("option", "expected"),
+    [
+        ("test_dataloader.dataset.pipeline.1.type=Resiz", "detector.py: test_dataloader.dataset.pipeline cannot be"),
+        (
+            "test_dataloader.dataset.pipeline=5",
+            "test_dataloader.dataset.pipeline: a list of steps is needed, got int 5",
+        ),
+        ("test_dataloader.dataset.pipeline=[5]", "dataset.pipeline[0]: a dict with a type is needed, got int 5"),
+        ("test_dataloader.dataset.pipeline=None", "test_dataloader.dataset.pipeline is missing"),
+        ("test_dataloader.dataset=None", "test_dataloader.dataset.pipeline is missing"),
+        ("test_dataloader.dataset.type=CocoDatase", "test_dataloader.dataset cannot be built, which names the classes"),
+        ("test_dataloader.dataset.nonsense=1", "nonsense"),
+        ("model=None", "detector.py: model is missing"),
+    ],
+)
+def test_a_config_that_cannot_predict(trained, place, capsys, option, expected):
+    # Without names of classes, so that those of the data set are needed.
+    torch.save({"state_dict": load_checkpoint(trained["detector"][1])["state_dict"]}, "bare.pth")
+    message = refused(
+        capsys, "predict", "detector.py", "bare.pth", "data/images", "--cfg-options", option, folder=place
+    )
+    assert expected in message
+
+
+@pytest.mark.parametrize(
+    ("option", "expected"),
+    [
+        ("model=None", "detector.py: model is missing"),
+        ("test_dataloader.dataset.pipeline=abc", "dataset.pipeline: a list of steps is needed, got str 'abc'"),
+        ("test_dataloader.dataset.pipeline=[5]", "dataset.pipeline[0]: a dict with a type is needed, got int 5"),
+        ("test_dataloader.dataset.pipeline.1.scale=(a,b)", "scale of Resize: two numbers of pixels are needed, got"),
+    ],
+)
+def test_a_config_that_cannot_be_exported(place, capsys, option, expected):
+    assert cli.main(["export", "detector.py", "absent.pth", "--out", "a.onnx", "--cfg-options", option]) == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message.startswith("attnzoo: error: ") and expected in message
+
+
+@pytest.mark.parametrize(
+    ("option", "expected"),
+    [
+        ("model=None", "detector.py: model is missing"),
+        ("optim_wrapper.optimizer=None", "the run cannot be built"),
+        ("train_dataloader.dataset.data_root=5", "train_dataloader.dataset.data_root: a path is needed, got 5"),
+        ("train_dataloader.dataset._scope_=5", "train_dataloader.dataset._scope_: the name of a library is needed"),
+        ("val_evaluator._scope_=5", "val_evaluator._scope_: the name of a library is needed, got int 5"),
+    ],
+)
+def test_a_config_that_cannot_be_trained(place, capsys, option, expected):
+    assert expected in refused(capsys, "train", "detector.py", "--cfg-options", option, folder=place)
+
+
+@pytest.mark.parametrize("metainfo", ["dict(palette=[(1, 2, 3)] * 80)", "dict(clases=('red', 'blue'))"])
+def test_metainfo_without_classes_leaves_those_of_the_data_set(place, capsys, metainfo):
+    (place / "detector.py").open("a").write(f"\ntrain_dataloader['dataset']['metainfo'] = {metainfo}\n")
+    message = refused(capsys, "train", "detector.py", folder=place)
+    assert "train.json: categories: 'red', 'blue': allowed is names among the classes of the data set" in message
+    assert "'person', 'bicycle'" in message
+
+
+@pytest.mark.parametrize(
+    "stored", [{"classes": {"a"}}, {"classes": torch.zeros(2)}, {"classes": "redblue"}], ids=lambda one: str(one)[:20]
+)
+@pytest.mark.parametrize("command", ["predict", "export"])
+def test_names_of_classes_in_a_checkpoint_that_are_none(trained, place, capsys, command, stored):
+    state = load_checkpoint(trained["detector"][1])["state_dict"]
+    torch.save({"state_dict": state, "meta": {"dataset_meta": stored}}, "odd.pth")
+    more = ["data/images"] if command == "predict" else ["--out", "a.onnx"]
+    assert cli.main([command, "detector.py", "odd.pth", *more]) == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message.startswith("attnzoo: error: odd.pth: the classes of its data must be a list of names, got ")
+
+
+def test_a_palette_in_a_checkpoint_that_is_none(trained, place):
+    content = load_checkpoint(trained["detector"][1])
+    meta = {"classes": ["red", "blue"], "palette": [(float("inf"), 0, 0), (0, 0, 0)]}
+    torch.save({"state_dict": content["state_dict"], "meta": {"dataset_meta": meta}}, "odd.pth")
+    assert cli.main(["predict", "detector.py", "odd.pth", "data/images/0.jpg", "--score", "0"]) == 0

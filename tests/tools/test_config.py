@@ -1,6 +1,7 @@
 """Configs by path and by name, and their errors."""
 
 import ast
+import sys
 from pathlib import Path
 
 import pytest
@@ -194,3 +195,22 @@ def test_the_line_of_a_base_that_raises_is_told(tmp_path):
     (tmp_path / "base.py").write_text("x = 1\ny = (\n")
     with pytest.raises(UserError, match=rf"SyntaxError.*\({tmp_path / 'base.py'}, line 2; --traceback"):
         config.load_config(tmp_path / "own.py")
+
+
+@pytest.mark.parametrize("in_file", [True, False])
+@pytest.mark.parametrize(
+    "name", ["custom_hooks", "default_hooks", "randomness", "env_cfg", "custom_imports", "find_unused_parameters"]
+)
+def test_none_is_what_is_not_there(tmp_path, name, in_file):
+    (tmp_path / "own.py").write_text(f"{name} = None\n" if in_file else "x = 1\n")
+    assert name not in config.load_config(tmp_path / "own.py", {} if in_file else {name: None})
+
+
+@pytest.mark.parametrize("in_file", [True, False])
+@pytest.mark.parametrize("scope", ["mmdeet", "__main__"])
+def test_a_scope_that_is_no_library(tmp_path, monkeypatch, scope, in_file):
+    # As where a script is run by its path.
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)
+    (tmp_path / "own.py").write_text(f"default_scope = {scope!r}\n" if in_file else "x = 1\n")
+    with pytest.raises(UserError, match=f"own.py: default_scope: needs {scope}, as mmdet or mmseg: pip install"):
+        config.load_config(tmp_path / "own.py", {} if in_file else {"default_scope": scope})
