@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mmengine.config import Config
 
 CONFIG_ROOT = Path(__file__).resolve().parents[1] / "configs"
+PICKLES = ("pkl", "pickle")
 # No YAML config is larger.
 _MOST_VALUES = 1_000_000
 
@@ -134,7 +135,6 @@ def building(place: str) -> Iterator[None]:
 @contextmanager
 def _plain_yaml() -> Iterator[None]:
     """Let mmengine read YAML as values alone, inside the block; its own reader runs code."""
-    from mmengine.fileio.handlers import file_handlers
     from mmengine.fileio.handlers.yaml_handler import YamlHandler
 
     class PlainYaml(YamlHandler):
@@ -145,8 +145,36 @@ def _plain_yaml() -> Iterator[None]:
             _count(content, {})
             return content
 
-    kept = {suffix: file_handlers[suffix] for suffix in ("yaml", "yml")}
-    file_handlers.update(dict.fromkeys(kept, PlainYaml()))
+    with _handled(dict.fromkeys(("yaml", "yml"), PlainYaml())):
+        yield
+
+
+@contextmanager
+def plain_files() -> Iterator[None]:
+    """Let mmengine read no file of data inside the block that could run code: YAML as values alone, pickles not at all.
+
+    Raises:
+        UserError: for a pickle.
+    """
+    from mmengine.fileio import PickleHandler
+
+    class NoPickle(PickleHandler):
+        def load_from_fileobj(self, file: Any, **options: Any) -> Any:
+            raise UserError(
+                "a file of the data is a pickle, which is refused: code in it would run; write JSON instead"
+            )
+
+    with _plain_yaml(), _handled(dict.fromkeys(PICKLES, NoPickle())):
+        yield
+
+
+@contextmanager
+def _handled(handlers: dict[str, Any]) -> Iterator[None]:
+    """Let mmengine read files by these handlers inside the block, by their suffix."""
+    from mmengine.fileio.handlers import file_handlers
+
+    kept = {suffix: file_handlers[suffix] for suffix in handlers}
+    file_handlers.update(handlers)
     try:
         yield
     finally:

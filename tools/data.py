@@ -9,10 +9,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from .annotations import CocoNeeds, check_coco, check_label_maps
-from .config import building, one_line
+from .annotations import CocoNeeds, check_coco, check_label_maps, check_segment_maps, check_sizes
+from .config import PICKLES, building, one_line, plain_files
 from .config_checks import shown
 from .errors import UserError
+
+# Where the images of a COCO file are, and the maps of its segments, as far as they are read.
+_Folders = tuple[Path | None, Path | None]
 
 
 def _datasets(cfg: Any, field: str) -> Iterator[tuple[str, Any]]:
@@ -52,6 +55,9 @@ def _check_fields(dataset: Any, field: str) -> None:
         if value is not None and not isinstance(value, types):
             names = "a dict" if types is Mapping else "a list" if key == "pipeline" else "a path"
             raise UserError(f"{field}.{key}: {names} is needed, got {value!r:.80}")
+    for key, value in dataset.items():
+        if isinstance(value, (str, Path)) and str(value).rpartition(".")[2] in PICKLES:
+            raise UserError(f"{field}.{key}: {str(value)!r}: a pickle is refused, as code in it would run; write JSON")
     for key, folder in (dataset.get("data_prefix") or {}).items():
         if folder is not None and not isinstance(folder, (str, Path)):
             raise UserError(f"{field}.data_prefix.{key}: a path is needed, got {folder!r:.80}")
@@ -81,7 +87,7 @@ def check_data(cfg: Any, modes: tuple[str, ...]) -> None:
     from mmengine.registry import init_default_scope
 
     init_default_scope(cfg.get("default_scope") or "mmengine")
-    coco: dict[Path, dict[tuple[CocoNeeds, Path | None], str]] = {}
+    coco: dict[Path, dict[tuple[CocoNeeds, _Folders], str]] = {}
     for mode in modes:
         loader = cfg.get(f"{mode}_dataloader")
         if loader is None:
@@ -91,11 +97,11 @@ def check_data(cfg: Any, modes: tuple[str, ...]) -> None:
         classes: tuple[str, ...] = ()
         for field, dataset in _datasets(loader["dataset"], f"{mode}_dataloader.dataset"):
             classes = _classes(dataset)
-            if dataset.get("backend_args") is None:
-                for path, needs, folder in _check_dataset(field, dataset):
-                    coco.setdefault(path, {}).setdefault((needs, folder), f"{field}.ann_file")
-        for field, path, needs in _evaluated(cfg, mode, classes) if mode != "train" else ():
-            coco.setdefault(path, {}).setdefault((needs, None), field)
+            if _is_local(dataset):
+                for path, needs, folders in _check_dataset(field, dataset):
+                    coco.setdefault(path, {}).setdefault((needs, folders), f"{field}.ann_file")
+        for field, path, needs, folders in _evaluated(cfg, mode, classes) if mode != "train" else ():
+            coco.setdefault(path, {}).setdefault((needs, folders), field)
     for path, uses in coco.items():
         _check_coco(path, uses)
 
@@ -114,8 +120,14 @@ def check_scale(cfg: Any, model: Any, modes: tuple[str, ...]) -> None:
                 raise UserError(f"{field}.scale: {dataset['scale']}, but the model enlarges {scale} times")
 
 
-def _check_dataset(field: str, dataset: Any) -> Iterator[tuple[Path, CocoNeeds, Path]]:
-    """Check folders and label maps; yield the COCO file, if there is one, with its use and the folder of images."""
+def _is_local(part: Any) -> bool:
+    """Whether the files of a data set or a metric are those of this machine, as they are where nothing is said."""
+    chosen = part.get("backend_args") or {}
+    return isinstance(chosen, Mapping) and chosen.get("backend", "local") in ("local", "attnzoo")
+
+
+def _check_dataset(field: str, dataset: Any) -> Iterator[tuple[Path, CocoNeeds, _Folders]]:
+    """Check folders and label maps; yield the COCO file, if there is one, with its use and the folders."""
     root = dataset.get("data_root")
     prefixes = {key: _join(root, folder) for key, folder in (dataset.get("data_prefix") or {}).items() if folder}
     for key, folder in prefixes.items():
@@ -131,8 +143,9 @@ def _check_dataset(field: str, dataset: Any) -> Iterator[tuple[Path, CocoNeeds, 
     if not os.path.isfile(ann_file):
         raise UserError(f"{field}.ann_file: no file {str(ann_file)!r}")
     kind = _kind(_class(dataset))
-    if ann_file.suffix == ".json" and kind:
-        yield ann_file, _needs(dataset, kind), prefixes.get("img", Path(root or ""))
+    if kind:
+        segments = prefixes.get("seg") if kind == "panoptic" else None
+        yield ann_file, _needs(dataset, kind), (prefixes.get("img", Path(root or "")), segments)
 
 
 def _check_itself(field: str, dataset: Any) -> None:
@@ -145,7 +158,7 @@ def _check_itself(field: str, dataset: Any) -> None:
 def _built(field: str, dataset: Any) -> Any:
     from mmengine.registry import DATASETS
 
-    with building(f"{field}: the data set cannot be built"):
+    with plain_files(), building(f"{field}: the data set cannot be built"):
         return DATASETS.build(dataset)
 
 
@@ -211,7 +224,7 @@ def _reads_masks(pipeline: Any) -> bool:
     )
 
 
-def _evaluated(cfg: Any, mode: str, classes: tuple[str, ...]) -> Iterator[tuple[str, Path, CocoNeeds]]:
+def _evaluated(cfg: Any, mode: str, classes: tuple[str, ...]) -> Iterator[tuple[str, Path, CocoNeeds, _Folders]]:
     """The COCO files that the metrics of a mode read, with the names of their fields."""
     from mmengine.registry import METRICS
 
@@ -227,7 +240,7 @@ def _evaluated(cfg: Any, mode: str, classes: tuple[str, ...]) -> Iterator[tuple[
         _check_scope(metric, field)
         found, ann_file = _class(metric, METRICS), metric.get("ann_file")
         kind = _kind(found)
-        if kind is None or ann_file is None or metric.get("backend_args") is not None:
+        if kind is None or ann_file is None or not _is_local(metric):
             continue
         if not isinstance(ann_file, (str, Path)) or not os.path.isfile(ann_file):
             raise UserError(f"{field}.ann_file: no file {ann_file!r:.160}")
@@ -236,16 +249,20 @@ def _evaluated(cfg: Any, mode: str, classes: tuple[str, ...]) -> Iterator[tuple[
         # LVIS has a library of its own, which needs less.
         evaluated = kind == "instances" and "LVISMetric" not in _names(found)
         naming = "file_name" if kind == "panoptic" else None
-        yield f"{field}.ann_file", Path(ann_file), CocoNeeds(kind, classes, False, masks, evaluated, naming)
+        segments = metric.get("seg_prefix") if kind == "panoptic" else None
+        folders = None, Path(segments) if isinstance(segments, (str, Path)) else None
+        yield f"{field}.ann_file", Path(ann_file), CocoNeeds(kind, classes, False, masks, evaluated, naming), folders
 
 
-def _check_coco(ann_file: Path, uses: dict[tuple[CocoNeeds, Path | None], str]) -> None:
+def _check_coco(ann_file: Path, uses: dict[tuple[CocoNeeds, _Folders], str]) -> None:
     """Read a COCO file once and check it for each of its uses, and that its images are there."""
     content: Any = None
-    for (needs, folder), field in uses.items():
+    for (needs, (folder, segments)), field in uses.items():
         if content is None:
             content = _parsed(field, ann_file)
         names = check_coco(field, ann_file, content, needs)
+        if segments is not None:
+            check_segment_maps(field, ann_file, content, segments)
         if folder is None:
             continue
         missing = [name for name in names if not os.path.isfile(os.path.join(folder, name))]
@@ -255,6 +272,7 @@ def _check_coco(ann_file: Path, uses: dict[tuple[CocoNeeds, Path | None], str]) 
                 f"{field}: {len(missing)} of the {len(names)} images in {str(ann_file)!r} are missing "
                 f"from {str(folder)!r}: {first}"
             )
+        check_sizes(field, ann_file, content["images"], [os.path.join(folder, name) for name in names])
 
 
 def _parsed(field: str, ann_file: Path) -> dict[str, Any]:

@@ -25,11 +25,12 @@ from torch.distributed.fsdp.wrap import lambda_auto_wrap_policy
 from ..heads import checkpoints
 from .channels import check_channels
 from .checkpoint import load_checkpoint
-from .config import building, nearest, one_line, place_of
+from .config import building, nearest, one_line, place_of, plain_files
 from .errors import UserError
 from .files import atomic_path, is_disk_error, remove_files
 from .hooks import DueValidationHook, ProgressHook
 from .progress import shown
+from .reading import name_files
 from .work_dir import is_first_process, keep_config, new_folders, run_files
 
 # As importing heads does, with the errors of the commands.
@@ -123,7 +124,7 @@ def starting(cfg: Any, progress: ProgressHook | None = None) -> Iterator[None]:
         UserError: for what libraries raise, and code of the user's own.
     """
     work_dir = Path(cfg.work_dir)
-    with new_folders(work_dir):
+    with new_folders(work_dir), plain_files():
         before = set(run_files(work_dir))
         try:
             yield
@@ -155,7 +156,18 @@ def _log_error(handler: logging.Handler, record: logging.LogRecord) -> None:
         logging.Handler.handleError(handler, record)
 
 
-class TerminalRunner(Runner):
+class _NamingRunner:
+    """Of a Runner: data loaders whose files are named where they cannot be read."""
+
+    @staticmethod
+    def build_dataloader(*args: Any, **kwargs: Any) -> Any:
+        """Build a data loader as mmengine does."""
+        loader = Runner.build_dataloader(*args, **kwargs)
+        name_files(loader.dataset)
+        return loader
+
+
+class TerminalRunner(_NamingRunner, Runner):
     """mmengine's Runner, whose log lines go to the file alone where a bar is shown, and which replaces no config."""
 
     # An evaluation keeps none in the work directory, which may be a training's; its log folder has it.
@@ -178,7 +190,7 @@ class EvaluationRunner(TerminalRunner):
     keeps_config = False
 
 
-class StrategyRunner(FlexibleRunner):
+class StrategyRunner(_NamingRunner, FlexibleRunner):
     """mmengine's FlexibleRunner, which replaces no config."""
 
     @master_only

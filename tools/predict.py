@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .config import add_config_options, building, load_config, nearest, one_line, parse_options
+from .config import add_config_options, building, load_config, nearest, one_line, parse_options, plain_files
 from .config_checks import pipeline_steps
 from .errors import UserError
 from .files import atomic_path, write_json
@@ -97,7 +97,10 @@ def _classes(cfg: Config, checkpoint: str | Path, meta: Any) -> tuple[list[str],
 
     names, palette = stored_classes(checkpoint, meta)
     if names is None:
-        with building(f"{cfg.filename}: test_dataloader.dataset cannot be built, which names the classes"):
+        with (
+            plain_files(),
+            building(f"{cfg.filename}: test_dataloader.dataset cannot be built, which names the classes"),
+        ):
             found = DATASETS.build({**cfg.test_dataloader.dataset, "lazy_init": True}).metainfo
         names, palette = check_classes(cfg.filename, found.get("classes")), found.get("palette")
     try:

@@ -1,7 +1,6 @@
 """What a user can get wrong: one line that says what, exit code 2, and not a file written or changed."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -12,45 +11,12 @@ import torch
 from loopback import served
 from PIL import Image
 from pycocotools.mask import encode
-from tools_helpers import DETECTOR, ENVIRONMENT, SEGMENTOR, attnzoo, listing, write_config
+from tools_helpers import ENVIRONMENT, MakesFolder, attnzoo, listing, refused
 
 from attnzoo.tools import cli
 from attnzoo.tools.checkpoint import load_checkpoint
 from attnzoo.tools.config import load_config
 from attnzoo.tools.data import check_data
-
-
-class MakesFolder:
-    """Pickled, it makes a folder."""
-
-    def __init__(self, path):
-        self.path = str(path)
-
-    def __reduce__(self):
-        return os.mkdir, (self.path,)
-
-
-@pytest.fixture
-def place(data, tmp_path, monkeypatch):
-    """A folder of one's own with a copy of the data and the configs of both models, as the working directory."""
-    shutil.copytree(data, tmp_path / "data")
-    write_config(tmp_path / "detector.py", DETECTOR, tmp_path / "data")
-    write_config(tmp_path / "segmentor.py", SEGMENTOR, tmp_path / "data")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def refused(capsys, *arguments, folder):
-    """Run a command that must be refused; return its message."""
-    before = listing(folder)
-    assert cli.main([str(argument) for argument in arguments]) == 2
-    message = capsys.readouterr().err
-    assert message.startswith("attnzoo: error: ")
-    assert message.count("\n") == 1
-    assert "Traceback" not in message
-    assert listing(folder) == before
-    assert [path.name for path in folder.iterdir() if path.name.startswith("work_dirs")] == []
-    return message
 
 
 @pytest.mark.parametrize(
