@@ -33,7 +33,7 @@ from .config import add_config_options, load_config, one_line, parse_options, re
 from .config_checks import pipeline_steps, shown
 from .errors import UserError
 from .files import atomic_path, check_outputs
-from .images import read_image
+from .images import MAX_SIDE, read_image
 from .work_dir import read_files
 
 if TYPE_CHECKING:
@@ -365,6 +365,8 @@ def export(
         raise UserError(f"--opset {opset}: allowed are {OPSETS[0]} to {OPSETS[-1]}")
     if min(size) < MIN_SIZE:
         raise UserError(f"--size {size[0]} {size[1]}: each side must be at least {MIN_SIZE}")
+    if max(size) > MAX_SIDE:
+        raise UserError(f"--size {size[0]} {size[1]}: each side must be at most {MAX_SIDE}")
     _require_onnx()
     require_mm()
     import onnxruntime
