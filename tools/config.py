@@ -98,6 +98,7 @@ def _own_line(error: BaseException | None) -> tuple[str, int] | None:
     """File and line, of a user's own, where an error comes from: the innermost that is no library's."""
     roots = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
     roots |= {str(CONFIG_ROOT.parent / folder) for folder in ("tools", "heads", "backbones", "kernels")}
+    folders = [Path(root).resolve() for root in roots]
     while error is not None:
         if isinstance(error, SyntaxError) and error.filename and os.path.isfile(error.filename) and error.lineno:
             return error.filename, error.lineno
@@ -107,7 +108,7 @@ def _own_line(error: BaseException | None) -> tuple[str, int] | None:
             if isinstance(error, SyntaxError) and frame.f_code.co_name == "_is_lazy_import" and error.lineno:
                 # mmengine parses a config as text without a name.
                 found = str(frame.f_locals["filename"]), error.lineno
-            elif os.path.isfile(name) and not any(Path(name).is_relative_to(root) for root in roots):
+            elif os.path.isfile(name) and not any(Path(name).resolve().is_relative_to(root) for root in folders):
                 found = name, line
         if found:
             return found
