@@ -589,3 +589,11 @@ def test_a_palette_in_a_checkpoint_that_is_none(trained, place):
     meta = {"classes": ["red", "blue"], "palette": [(float("inf"), 0, 0), (0, 0, 0)]}
     torch.save({"state_dict": content["state_dict"], "meta": {"dataset_meta": meta}}, "odd.pth")
     assert cli.main(["predict", "detector.py", "odd.pth", "data/images/0.jpg", "--score", "0"]) == 0
+
+
+def test_what_is_none_in_a_config_is_as_if_it_were_not_there(place):
+    names = ("custom_hooks", "default_hooks", "randomness", "env_cfg", "custom_imports", "find_unused_parameters")
+    (place / "detector.py").open("a").write("".join(f"\n{name} = None" for name in names))
+    options = ["train_cfg.max_epochs=1", "train_cfg.val_begin=9"]
+    assert cli.main(["train", "detector.py", "--work-dir", "work", "--cfg-options", *options]) == 0
+    assert (place / "work" / "epoch_1.pth").is_file()
