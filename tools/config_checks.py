@@ -23,7 +23,7 @@ _TYPES: dict[str, tuple[Any, str]] = {
     "model.data_preprocessor": _DICT,
     **{f"model.{head}_head": _DICTS for head in ("decode", "auxiliary", "panoptic", "rpn", "bbox", "mask", "roi")},
     **{f"{mode}_dataloader": _DICT for mode in ("train", "val", "test")},
-    **{f"{mode}_dataloader.dataset": _DICT for mode in ("train", "val", "test")},
+    **{f"{mode}_dataloader.{part}": _DICT for mode in ("train", "val", "test") for part in ("dataset", "sampler")},
     **{f"{mode}_cfg": _DICT for mode in ("train", "val", "test")},
     **{f"{mode}_evaluator": _DICTS for mode in ("val", "test")},
     "optim_wrapper": _DICT,

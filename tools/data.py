@@ -55,6 +55,12 @@ def _check_fields(dataset: Any, field: str) -> None:
         if value is not None and not isinstance(value, types):
             names = "a dict" if types is Mapping else "a list" if key == "pipeline" else "a path"
             raise UserError(f"{field}.{key}: {names} is needed, got {value!r:.80}")
+    if "pipeline" in dataset and not dataset["pipeline"]:
+        raise UserError(f"{field}.pipeline: a list of steps is needed, got {shown(dataset['pipeline'])}")
+    names = (dataset.get("metainfo") or {}).get("classes", ())
+    listed = isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)
+    if not listed and not (isinstance(names, str) and os.path.isfile(names)):
+        raise UserError(f"{field}.metainfo.classes: a list of names, or a file of them, is needed, got {shown(names)}")
     for key, value in dataset.items():
         if isinstance(value, (str, Path)) and str(value).rpartition(".")[2] in PICKLES:
             raise UserError(f"{field}.{key}: {str(value)!r}: a pickle is refused, as code in it would run; write JSON")
@@ -94,6 +100,8 @@ def check_data(cfg: Any, modes: tuple[str, ...]) -> None:
             continue
         if not isinstance(loader, Mapping) or "dataset" not in loader:
             raise UserError(f"{cfg.filename}: {mode}_dataloader: a dict with a dataset is needed, got {loader!r:.80}")
+        if "batch_size" in loader and loader["batch_size"] is None and loader.get("batch_sampler") is None:
+            raise UserError(f"{cfg.filename}: {mode}_dataloader.batch_size: a number is needed, got None")
         classes: tuple[str, ...] = ()
         for field, dataset in _datasets(loader["dataset"], f"{mode}_dataloader.dataset"):
             classes = _classes(dataset)
