@@ -109,6 +109,8 @@ def test_coco_files_are_checked_whatever_their_name_and_local_backend(place, cap
     (place / "detector.py").open("a").write(f"\ntrain_dataloader['dataset'].update({more})\n")
     message = refused(capsys, "train", "detector.py", folder=place)
     assert f"{name}: annotations[3].category_id: 7: allowed is" in message
+    # The validation's, which may read the same file, come later.
+    assert "train_dataloader.dataset.ann_file" in message
 
 
 def test_many_categories_are_checked_in_no_time():
