@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from attnzoo.tools import cli
+
 COLOURS = {"red": (230, 40, 40), "blue": (40, 60, 230)}
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "CUDA_VISIBLE_DEVICES": ""}
 
@@ -135,3 +137,26 @@ def attnzoo(*arguments: object, **options) -> subprocess.CompletedProcess:
 def listing(folder: Path) -> dict[str, int]:
     """Every file below `folder` with its size, to be compared before and after."""
     return {str(path.relative_to(folder)): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+
+
+class MakesFolder:
+    """Pickled, it makes a folder."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def refused(capsys, *arguments, folder):
+    """Run a command that must be refused; return its message."""
+    before = listing(folder)
+    assert cli.main([str(argument) for argument in arguments]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("attnzoo: error: ")
+    assert message.count("\n") == 1
+    assert "Traceback" not in message
+    assert listing(folder) == before
+    assert [path.name for path in folder.iterdir() if path.name.startswith("work_dirs")] == []
+    return message

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from .errors import UserError
-from .images import image_size, open_image
+from .images import SUFFIXES, image_size, open_image
 
-# A label map is read for its values; of more maps these are spread over the data set.
-_MAPS_READ = 64
+# A label map is read for its values; of more maps these are spread over the data set. So are images whose headers are.
+_MAPS_READ, _HEADERS_READ = 64, 1000
 
 # What OpenCV reads at most: pixels of a side, and of an image.
 _SIDE, _PIXELS = 2**20, 2**30
@@ -157,6 +157,7 @@ def _is_below(name: str) -> bool:
 def _check_categories(wrong: Wrong, categories: list[dict[str, Any]], needs: CocoNeeds) -> dict[int, str]:
     """Names of the categories by their id."""
     found: dict[int, str] = {}
+    seen: set[str] = set()
     for index, category in enumerate(categories):
         place, number, name = f"categories[{index}]", category.get("id"), category.get("name")
         if type(number) is not int or not -_INT64 <= number < _INT64:
@@ -165,12 +166,14 @@ def _check_categories(wrong: Wrong, categories: list[dict[str, Any]], needs: Coc
             raise wrong(f"{place}.id", number, "an id that no other category has")
         if type(name) is not str or not name:
             raise wrong(f"{place}.name", name, "a text")
-        if name in found.values() and (name in needs.classes or not needs.classes):
+        if name in seen and (name in needs.classes or not needs.classes):
             raise wrong(f"{place}.name", name, "a name that no other category has")
         if needs.kind == "panoptic" and category.get("isthing") not in (0, 1):
             raise wrong(f"{place}.isthing", category.get("isthing"), "1 for things, 0 for stuff")
         found[number] = name
-    taken = [name for name in found.values() if name in needs.classes]
+        seen.add(name)
+    wanted = set(needs.classes)
+    taken = [name for name in found.values() if name in wanted]
     if needs.classes and not taken:
         names = list(found.values())
         raise wrong("categories", _some(names), f"names among the classes of the data set: {_some(needs.classes)}")
@@ -370,8 +373,82 @@ def _first_bad_code(codes: list[tuple[int, bytes, int]]) -> int | None:
     return codes[int(bad.argmax())][0] if bad.any() else None
 
 
+def check_sizes(field: str, path: Path, images: list[dict[str, Any]], files: list[str]) -> None:
+    """Compare the sizes that a COCO file tells with those of the images themselves, of a number of them.
+
+    Args:
+        field: Of the config, for the message.
+        path: The COCO file, for the message.
+        images: Its entries, checked.
+        files: Of each, where it is.
+
+    Raises:
+        UserError: naming the entry, its size and that of the file, or a file that is no image.
+    """
+    for index in range(0, len(files), max(1, math.ceil(len(files) / _HEADERS_READ))):
+        # Of others OpenCV may read what Pillow does not.
+        if Path(files[index]).suffix.lower() not in SUFFIXES:
+            continue
+        told = images[index]["width"], images[index]["height"]
+        try:
+            with open_image(files[index]) as opened:
+                found = opened.size
+            # As the pixels lie in the file, or as its EXIF data turn them.
+            if told not in (found, found[::-1]) or (told != found and told != image_size(files[index])):
+                raise UserError(
+                    f"width and height {told[0]} x {told[1]}: allowed is {found[0]} x {found[1]}, which "
+                    f"{files[index]} has"
+                )
+        except UserError as error:
+            raise UserError(f"{field}: {path}: images[{index}]: {error}") from error
+
+
+def check_segment_maps(field: str, path: Path, content: Mapping[str, Any], folder: Path) -> None:
+    """Check the maps of a panoptic COCO file: that each is there and of its image's size, and the ids in some of them.
+
+    Args:
+        field: Of the config, for the message.
+        path: The COCO file, for the message.
+        content: What is in it, checked.
+        folder: Where the maps are.
+
+    Raises:
+        UserError: naming the map and what is allowed.
+    """
+    segments: dict[Any, set[int]] = {image["id"]: set() for image in content["images"]}
+    for entry in content["annotations"]:
+        segments[entry["image_id"]] |= {segment["id"] for segment in entry["segments_info"]}
+    # As mmdet names them, whatever the annotations say.
+    files = [os.path.join(folder, image["file_name"].replace(".jpg", ".png")) for image in content["images"]]
+    missing = [file for file in files if not os.path.isfile(file)]
+    if missing:
+        raise UserError(
+            f"{field}: {path}: {len(missing)} of {len(files)} maps of segments are missing: {_some(missing)}"
+        )
+    step = max(1, math.ceil(len(files) / _MAPS_READ))
+    for index, (image, file) in enumerate(zip(content["images"], files, strict=True)):
+        try:
+            with open_image(file) as opened:
+                size = opened.size
+                pixels = np.array(opened.convert("RGB") if index % step == 0 else (), np.int64)
+        except UserError as error:
+            raise UserError(f"{field}: {path}: no map of segments that can be read ({error})") from error
+        if size != (image["width"], image["height"]):
+            raise UserError(
+                f"{field}: {path}: {file}: {size[0]} x {size[1]}: allowed is {image['width']} x {image['height']}, as "
+                f"images[{index}] has"
+            )
+        if index % step == 0:
+            bad = np.setdiff1d(pixels @ (1, 256, 256**2), [0, *segments[image["id"]]])
+            if len(bad):
+                raise UserError(
+                    f"{field}: {path}: {file}: segments {_some(bad.tolist())}: allowed are those of its annotation, "
+                    f"{_some(sorted(segments[image['id']]))}, and 0 for none"
+                )
+
+
 def check_label_maps(field: str, dataset: Any) -> None:
-    """Check the label maps of a data set of mmseg: that each is there, and what is in a number of them.
+    """Check the label maps of a data set of mmseg: that each is there in its size, and what is in a number of them.
 
     Args:
         field: Of the config, for the message.
@@ -393,19 +470,27 @@ def check_label_maps(field: str, dataset: Any) -> None:
         )
     classes = len(dataset.metainfo.get("classes") or ())
     first, last = (0, classes) if dataset.reduce_zero_label else (0, classes - 1)
-    for entry in entries[:: max(1, math.ceil(len(entries) / _MAPS_READ))]:
-        path = entry["seg_map_path"]
+    step = max(1, math.ceil(len(entries) / _MAPS_READ))
+    for index, entry in enumerate(entries):
+        path, whole = entry["seg_map_path"], index % step == 0
+        # Of a TIFF the header alone does not tell the size, and to decode all of them takes long.
+        if not whole and Path(entry["img_path"]).suffix.lower() in (".tif", ".tiff"):
+            continue
         try:
             with open_image(path) as opened:
-                labels, size = np.array(opened), opened.size
+                size, bands = opened.size, opened.getbands()
+                labels = np.array(opened if whole else ())
         except UserError as error:
             raise UserError(f"{field}: {path}: no label map that can be read ({error})") from error
         expected = image_size(entry["img_path"])
-        if size != expected or labels.ndim != 2:
+        if size != expected or len(bands) > 1:
+            shape = (size[1], size[0], len(bands))[: 2 + (len(bands) > 1)]
             raise UserError(
-                f"{field}: {path}: {labels.shape}: allowed is {expected[1]} x {expected[0]}, one label a pixel, as "
+                f"{field}: {path}: {shape}: allowed is {expected[1]} x {expected[0]}, one label a pixel, as "
                 f"{entry['img_path']} has"
             )
+        if not whole:
+            continue
         bad = np.setdiff1d(labels, [*range(first, last + 1), dataset.ignore_index])
         if classes and not dataset.label_map and len(bad):
             raise UserError(

@@ -23,6 +23,7 @@ from .. import __version__
 from .config import one_line
 from .errors import UserError
 from .files import atomic_path, check_outputs, write_json
+from .images import MAX_SIDE
 from .info import check_model
 from .list_models import families
 from .machine import cpu_name
@@ -81,7 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         f"and {', '.join(NEIGHBOURS)})",
     )
     models.add_argument(
-        "--sizes", nargs="+", type=natural, default=[224, 512], metavar="PX", help="sides of square images (224 512)"
+        "--sizes", nargs="+", type=side, default=[224, 512], metavar="PX", help="sides of square images (224 512)"
     )
     models.add_argument("--batch", type=natural, default=1, metavar="N", help="images at a time (1)")
     models.add_argument("--threads", type=natural, default=1, metavar="N", help="of the CPU (1)")
@@ -111,6 +112,13 @@ def natural(text: str) -> int:
     if not (text.isascii() and text.isdigit() and int(text) > 0):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return int(text)
+
+
+def side(text: str) -> int:
+    """The side of an image that an argument is."""
+    if (size := natural(text)) > MAX_SIDE:
+        raise argparse.ArgumentTypeError(f"{text} is more than {MAX_SIDE} pixels a side")
+    return size
 
 
 def default_models() -> list[str]:

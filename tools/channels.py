@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from mmengine.registry import MODELS
 
-from .config import one_line, place_of
+from .config import building
 from .config_checks import shown
 from .errors import UserError
 
@@ -31,11 +31,8 @@ def check_channels(cfg: Any) -> None:
     arguments = dict(backbone)
     if arguments.get("pretrained"):
         arguments["pretrained"] = False
-    try:
-        with torch.device("meta"):
-            built = MODELS.build(arguments)
-    except Exception as error:  # constructors of any library
-        raise UserError(f"{cfg.filename}: model.backbone: {one_line(error)}{place_of(error)}") from error
+    with building(f"{cfg.filename}: model.backbone"), torch.device("meta"):
+        built = MODELS.build(arguments)
     levels = list(built.channels)
     source = f"levels {built.out_indices} of {backbone.get('model_name')!r}"
     for field, neck in _parts(cfg.model, "neck"):

@@ -51,6 +51,38 @@ def _origin(meta: dict[str, Any]) -> str:
     return f"; the checkpoint was written with {', '.join(parts)}" if parts else ""
 
 
+def stored_classes(path: str | os.PathLike, meta: Any) -> tuple[list[str] | None, Any]:
+    """Names and palette of the classes as a checkpoint tells them; None for the names where it does not.
+
+    Args:
+        path: Of the checkpoint, for the message.
+        meta: Its `meta`, whatever that is.
+
+    Raises:
+        UserError: if the names are no list of texts.
+    """
+    stored = meta.get("dataset_meta") if isinstance(meta, dict) else None
+    found = {str(key).lower(): value for key, value in stored.items()} if isinstance(stored, dict) else {}
+    if "classes" not in found:
+        return None, None
+    return check_classes(path, found["classes"]), found.get("palette")
+
+
+def check_classes(source: str | os.PathLike, names: Any) -> list[str]:
+    """The names of classes as a list.
+
+    Args:
+        source: Where they come from, for the message.
+        names: As they stand there.
+
+    Raises:
+        UserError: if they are no list of texts.
+    """
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{source}: the classes of its data must be a list of names, got {str(names)[:80]}")
+    return list(names)
+
+
 def load_into(
     model: nn.Module, path: str | os.PathLike, convert: Callable[[dict[str, Any]], dict[str, Any]] | None = None
 ) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import argparse
 import atexit
 import importlib
 import os
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -71,13 +72,30 @@ def _check_letters(args: argparse.Namespace) -> None:
                 raise UserError(f"{part}: is no UTF-8: give it another name")
 
 
-def _error_line(error: UserError | OSError) -> str:
+def _error_line(error: BaseException) -> str:
     """The message of an error on one line, whatever is in a name that it tells: letters and signs only."""
     text = str(error)
     if isinstance(error, OSError):
         text = str(error.strerror) if error.filename is None else f"{error.strerror}: {error.filename!r}"
     text = " ".join(text.split())
     return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
+
+
+def _is_of_memory(error: BaseException) -> bool:
+    """Whether there was too little memory, of the CPU or of a GPU."""
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or (isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error))
+
+
+def _is_unread() -> bool:
+    """Whether nobody reads the output to its end, as `head` does not; then the rest of it is dropped."""
+    try:
+        print(flush=True)
+    except BrokenPipeError:
+        # What is left in the buffer is written when the interpreter ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -87,7 +105,8 @@ def main(argv: list[str] | None = None) -> int:
         argv: Arguments, those of the process by default.
 
     Returns:
-        The exit code: 0, 2 for a mistake of the user or a file that cannot be read or written, 130 when interrupted.
+        The exit code: 0, 2 for a mistake of the user, a file that cannot be read or written or too little memory, 130
+        when interrupted, 141 when nobody reads the output to its end.
     """
     argv = sys.argv[1:] if argv is None else argv
     show = _TRACEBACK in argv or os.environ.get("ATTNZOO_TRACEBACK", "0") not in ("", "0")
@@ -106,13 +125,24 @@ def main(argv: list[str] | None = None) -> int:
         parser, module = _parser(argv[0])
         args = parser.parse_args(argv[1:])
         _check_letters(args)
-        return module.run(args)
-    except (UserError, OSError) as error:
-        if isinstance(error, OSError) and error.strerror is None:  # a library's own, not of the system
+        code: int = module.run(args)
+        sys.stdout.flush()
+        return code
+    except (UserError, OSError, MemoryError, RuntimeError) as error:
+        if isinstance(error, BrokenPipeError) and _is_unread():
+            return 128 + signal.SIGPIPE  # as a shell tells of other programs
+        memory = _is_of_memory(error)
+        # A fault of ours, or an error of a library's own instead of the system's.
+        if not (memory or isinstance(error, (UserError, OSError))) or (
+            isinstance(error, OSError) and error.strerror is None
+        ):
             raise
         if show:
             traceback.print_exception(error)
-        print(f"attnzoo: error: {_error_line(error)}", file=sys.stderr)
+        line = _error_line(error)
+        if memory:
+            line = f"out of memory: {line}" if line else "out of memory"
+        print(f"attnzoo: error: {line}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("attnzoo: interrupted", file=sys.stderr)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mmengine.config import Config
 
 CONFIG_ROOT = Path(__file__).resolve().parents[1] / "configs"
+PICKLES = ("pkl", "pickle")
 # No YAML config is larger.
 _MOST_VALUES = 1_000_000
 
@@ -97,6 +98,7 @@ def _own_line(error: BaseException | None) -> tuple[str, int] | None:
     """File and line, of a user's own, where an error comes from: the innermost that is no library's."""
     roots = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
     roots |= {str(CONFIG_ROOT.parent / folder) for folder in ("tools", "heads", "backbones", "kernels")}
+    folders = [Path(root).resolve() for root in roots]
     while error is not None:
         if isinstance(error, SyntaxError) and error.filename and os.path.isfile(error.filename) and error.lineno:
             return error.filename, error.lineno
@@ -106,7 +108,7 @@ def _own_line(error: BaseException | None) -> tuple[str, int] | None:
             if isinstance(error, SyntaxError) and frame.f_code.co_name == "_is_lazy_import" and error.lineno:
                 # mmengine parses a config as text without a name.
                 found = str(frame.f_locals["filename"]), error.lineno
-            elif os.path.isfile(name) and not any(Path(name).is_relative_to(root) for root in roots):
+            elif os.path.isfile(name) and not any(Path(name).resolve().is_relative_to(root) for root in folders):
                 found = name, line
         if found:
             return found
@@ -121,9 +123,19 @@ def place_of(error: BaseException) -> str:
 
 
 @contextmanager
+def building(place: str) -> Iterator[None]:
+    """Turn what constructors of any library raise inside the block into a UserError that begins with `place`."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{place}: {one_line(error)}{place_of(error)}") from error
+
+
+@contextmanager
 def _plain_yaml() -> Iterator[None]:
     """Let mmengine read YAML as values alone, inside the block; its own reader runs code."""
-    from mmengine.fileio.handlers import file_handlers
     from mmengine.fileio.handlers.yaml_handler import YamlHandler
 
     class PlainYaml(YamlHandler):
@@ -134,8 +146,36 @@ def _plain_yaml() -> Iterator[None]:
             _count(content, {})
             return content
 
-    kept = {suffix: file_handlers[suffix] for suffix in ("yaml", "yml")}
-    file_handlers.update(dict.fromkeys(kept, PlainYaml()))
+    with _handled(dict.fromkeys(("yaml", "yml"), PlainYaml())):
+        yield
+
+
+@contextmanager
+def plain_files() -> Iterator[None]:
+    """Let mmengine read no file of data inside the block that could run code: YAML as values alone, pickles not at all.
+
+    Raises:
+        UserError: for a pickle.
+    """
+    from mmengine.fileio import PickleHandler
+
+    class NoPickle(PickleHandler):
+        def load_from_fileobj(self, file: Any, **options: Any) -> Any:
+            raise UserError(
+                "a file of the data is a pickle, which is refused: code in it would run; write JSON instead"
+            )
+
+    with _plain_yaml(), _handled(dict.fromkeys(PICKLES, NoPickle())):
+        yield
+
+
+@contextmanager
+def _handled(handlers: dict[str, Any]) -> Iterator[None]:
+    """Let mmengine read files by these handlers inside the block, by their suffix."""
+    from mmengine.fileio.handlers import file_handlers
+
+    kept = {suffix: file_handlers[suffix] for suffix in handlers}
+    file_handlers.update(handlers)
     try:
         yield
     finally:
@@ -193,9 +233,7 @@ def load_config(name: str | Path, options: dict[str, Any] | None = None) -> Conf
     except Exception as error:  # a config is a program: it can raise anything
         raise UserError(f"{path}: the config cannot be loaded: {one_line(error)}{place_of(error)}") from error
     check_types(cfg)
-    scope = cfg.get("default_scope")
-    if scope and importlib.util.find_spec(scope) is None:
-        raise UserError(f"{path}: needs {scope}: pip install 'attnzoo[mm]'")
+    _check_scope(cfg)
     options = dict(options or {})
     check_options(cfg, options)
     old, new = cfg.get("data_root"), options.get("data_root")
@@ -208,8 +246,19 @@ def load_config(name: str | Path, options: dict[str, Any] | None = None) -> Conf
     except (KeyError, TypeError, IndexError, AssertionError, AttributeError, ValueError) as error:
         raise UserError(f"--cfg-options does not fit {path}: {one_line(error)}") from error
     check_types(cfg)
+    _check_scope(cfg)
     check_names(cfg)
     return cfg
+
+
+def _check_scope(cfg: Config) -> None:
+    scope = cfg.get("default_scope")
+    try:
+        found = not scope or importlib.util.find_spec(scope) is not None
+    except ValueError:  # a module without a spec, such as __main__
+        found = False
+    if not found:
+        raise UserError(f"{cfg.filename}: default_scope: needs {scope}, as mmdet or mmseg: pip install 'attnzoo[mm]'")
 
 
 def add_config_options(parser: argparse.ArgumentParser) -> None:

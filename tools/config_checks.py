@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ _TYPES: dict[str, tuple[Any, str]] = {
     "model.data_preprocessor": _DICT,
     **{f"model.{head}_head": _DICTS for head in ("decode", "auxiliary", "panoptic", "rpn", "bbox", "mask", "roi")},
     **{f"{mode}_dataloader": _DICT for mode in ("train", "val", "test")},
-    **{f"{mode}_dataloader.dataset": _DICT for mode in ("train", "val", "test")},
+    **{f"{mode}_dataloader.{part}": _DICT for mode in ("train", "val", "test") for part in ("dataset", "sampler")},
     **{f"{mode}_cfg": _DICT for mode in ("train", "val", "test")},
     **{f"{mode}_evaluator": _DICTS for mode in ("val", "test")},
     "optim_wrapper": _DICT,
@@ -59,7 +59,33 @@ _NAMES = {
         "custom_keys", "bias_lr_mult", "bias_decay_mult", "norm_decay_mult", "flat_decay_mult", "dwconv_decay_mult",
         "dcn_offset_lr_mult", "bypass_duplicate", "layer_decay", "decay_rate", "decay_type", "num_layers",
     ),
+    "optim_wrapper.clip_grad": ("type", "max_norm", "norm_type", "error_if_nonfinite", "foreach", "clip_value"),
+    "auto_scale_lr": ("enable", "base_batch_size"),
 }  # fmt: skip
+# The same of each entry of `custom_keys`, where others become options of the optimizer.
+_CUSTOM = ("lr_mult", "decay_mult", "lr", "weight_decay", "momentum", "betas", "eps")
+# What the models of mmdet and mmseg read from `train_cfg` and `test_cfg`, of the whole and of parts such as `rpn`.
+_OF_HEADS = (
+    "allowed_border", "alpha", "assigner", "augments", "beta", "beta_topk", "carl", "center_ratio", "chunked_size",
+    "cls_pseudo_thr", "conf_thr", "corner_topk", "crop_size", "debug", "distance_threshold", "dynamic_rcnn",
+    "extract_feat_on", "filter_low_score", "filter_thr", "forward_on", "freeze_teacher", "ga_assigner", "ga_sampler",
+    "ignore_ratio", "importance_sample_ratio", "init", "initial_assigner", "initial_beta", "initial_epoch",
+    "initial_iou", "instance_on", "iou_thr", "iou_threshold", "iou_topk", "isr", "jitter_scale", "jitter_times",
+    "kernel", "local_maximum_kernel", "mask_overlap", "mask_size", "mask_thr", "mask_thr_binary", "max_num",
+    "max_num_grid", "max_per_image", "max_per_img", "min_bbox_size", "min_pseudo_bbox_wh", "mode", "neg_pos_ratio",
+    "nms", "nms_across_levels", "nms_cfg", "nms_post", "nms_pre", "nms_thr", "num_points", "object_mask_thr",
+    "oversample_ratio", "panoptic", "panoptic_on", "perm_range", "perm_repeat_gt_cfg", "pos_radius", "pos_weight",
+    "predict_on", "pseudo_label_initial_score_thr", "rcnn", "refine", "reg_assigner", "reg_pseudo_thr", "rpn",
+    "rpn_proposal", "rpn_pseudo_thr", "sampler", "scale_factor", "score_thr", "score_voting", "semantic_on", "sigma",
+    "size_divisor", "smoothl1_beta", "stride", "stuff_area_limit", "subdivision_num_points", "subdivision_steps",
+    "sup_weight", "top_k", "topk", "type", "unsup_weight", "update_iter_interval",
+)  # fmt: skip
+# At any depth of models and data sets.
+_NESTED = {
+    "train_cfg": _OF_HEADS,
+    "test_cfg": _OF_HEADS,
+    "filter_cfg": ("filter_empty_gt", "min_size", "bbox_min_size"),
+}
 
 
 def check_types(cfg: Any) -> None:
@@ -73,7 +99,7 @@ def check_types(cfg: Any) -> None:
     """
     for name in ("default_hooks", "custom_hooks", "custom_imports", "randomness", "env_cfg", "find_unused_parameters"):
         if name in cfg and cfg[name] is None:
-            del cfg[name]
+            cfg.pop(name)
     for field, (types, allowed) in _TYPES.items():
         value = _at(cfg, field)
         if value is not None and not isinstance(value, types):
@@ -86,6 +112,27 @@ def check_types(cfg: Any) -> None:
     if scope is not None and not scope.isidentifier():
         raise UserError(f"{cfg.filename}: default_scope: the name of a library is needed, got {shown(scope)}")
     _check_imports(cfg)
+
+
+def pipeline_steps(cfg: Any, mode: str) -> list[Mapping[str, Any]] | None:
+    """The steps of the pipeline of a mode's data set, or of the first below a wrapper; None where there are none.
+
+    Raises:
+        UserError: naming file and field, if it is no list of dicts.
+    """
+    dataset, field = _at(cfg, f"{mode}_dataloader.dataset"), f"{mode}_dataloader.dataset.pipeline"
+    while isinstance(dataset, Mapping) and "pipeline" not in dataset:
+        parts = dataset.get("datasets")
+        dataset = dataset.get("dataset") or (parts[0] if isinstance(parts, (list, tuple)) and parts else None)
+    if not isinstance(dataset, Mapping) or dataset["pipeline"] is None:
+        return None
+    steps = dataset["pipeline"]
+    if not isinstance(steps, (list, tuple)):
+        raise UserError(f"{cfg.filename}: {field}: a list of steps is needed, got {shown(steps)}")
+    for index, step in enumerate(steps):
+        if not isinstance(step, Mapping):
+            raise UserError(f"{cfg.filename}: {field}[{index}]: a dict with a type is needed, got {shown(step)}")
+    return list(steps)
 
 
 def _check_imports(cfg: Any) -> None:
@@ -117,16 +164,54 @@ def _at(cfg: Any, field: str) -> Any:
 def check_names(cfg: Any) -> None:
     """Refuse names that are almost those that are read, as a misspelt one would leave the default in force unsaid.
 
-    Other unknown names are variables of the config's own, and pass; so do names that begin with an underscore.
+    Other unknown names are variables of the config's own, and pass; so do names that begin with an underscore. What
+    is handed on to a function that takes nothing else has no others.
 
     Raises:
         UserError: naming the field and what it is close to.
     """
     for name in cfg:
         _check_name(cfg.filename, "", name, _top())
-    for field, known in _NAMES.items():
-        for name in filter(lambda name: isinstance(name, str), _at(cfg, field) or ()):
+    for field, part, known in _parts(cfg):
+        for name in filter(lambda name: isinstance(name, str), part):
             _check_name(cfg.filename, f"{field}.", name, known)
+    checkpoint = _at(cfg, "default_hooks.checkpoint") or {}
+    if checkpoint.get("type") in ("CheckpointHook", "AtomicCheckpointHook"):
+        _check_closed(cfg, "default_hooks.checkpoint", {*_parameters("CheckpointHook", None), "type", "priority"})
+    _check_closed(cfg, "optim_wrapper.clip_grad", _NAMES["optim_wrapper.clip_grad"])
+
+
+def _parts(cfg: Any) -> Iterator[tuple[str, Any, Iterable[str]]]:
+    """The dicts that are read by name: field, value, and the names."""
+    for field, names in _NAMES.items():
+        yield field, _at(cfg, field) or (), names
+    keys = _at(cfg, "optim_wrapper.paramwise_cfg.custom_keys")
+    for key, value in keys.items() if isinstance(keys, Mapping) else ():
+        if isinstance(value, Mapping):
+            yield f"optim_wrapper.paramwise_cfg.custom_keys[{key!r}]", value, _CUSTOM
+    for field in ("model", *(f"{mode}_dataloader.dataset" for mode in ("train", "val", "test"))):
+        yield from _nested(field, _at(cfg, field), None)
+
+
+def _nested(field: str, value: Any, names: Iterable[str] | None) -> Iterator[tuple[str, Any, Iterable[str]]]:
+    """Those of `_NESTED` in a value, and what is in them but for what has a class, which knows its names itself."""
+    if isinstance(value, (list, tuple)):
+        for index, part in enumerate(value):
+            yield from _nested(f"{field}[{index}]", part, names)
+    elif isinstance(value, Mapping):
+        names = None if "type" in value else names
+        if names is not None:
+            yield field, value, names
+        for key, part in value.items():
+            yield from _nested(f"{field}.{key}", part, _NESTED.get(key, names))
+
+
+def _check_closed(cfg: Any, field: str, known: Iterable[str]) -> None:
+    unknown = [name for name in _at(cfg, field) or () if name not in known and not str(name).startswith("_")]
+    if unknown:
+        near = misspelt(str(unknown[0]), known)
+        hint = f"did you mean {near}?" if near else f"allowed are {', '.join(sorted(known))}"
+        raise UserError(f"{cfg.filename}: {field}.{unknown[0]} is not taken by anything; {hint}")
 
 
 def _check_name(filename: str, place: str, name: str, known: Iterable[str]) -> None:

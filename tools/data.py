@@ -9,9 +9,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from .annotations import CocoNeeds, check_coco, check_label_maps
-from .config import one_line, place_of
+from .annotations import CocoNeeds, check_coco, check_label_maps, check_segment_maps, check_sizes
+from .config import PICKLES, building, one_line, plain_files
+from .config_checks import shown
 from .errors import UserError
+
+# Where the images of a COCO file are, and the maps of its segments, as far as they are read.
+_Folders = tuple[Path | None, Path | None]
 
 
 def _datasets(cfg: Any, field: str) -> Iterator[tuple[str, Any]]:
@@ -38,6 +42,7 @@ def _check_fields(dataset: Any, field: str) -> None:
     """Check the types of the fields that are read here."""
     if not isinstance(dataset.get("type"), (str, type)):
         raise UserError(f"{field}.type: the name of a data set is needed, got {dataset.get('type')!r:.80}")
+    _check_scope(dataset, field)
     allowed: dict[str, Any] = {
         "data_root": (str, Path),
         "ann_file": (str, Path),
@@ -50,9 +55,23 @@ def _check_fields(dataset: Any, field: str) -> None:
         if value is not None and not isinstance(value, types):
             names = "a dict" if types is Mapping else "a list" if key == "pipeline" else "a path"
             raise UserError(f"{field}.{key}: {names} is needed, got {value!r:.80}")
+    if "pipeline" in dataset and not dataset["pipeline"]:
+        raise UserError(f"{field}.pipeline: a list of steps is needed, got {shown(dataset['pipeline'])}")
+    names = (dataset.get("metainfo") or {}).get("classes", ())
+    listed = isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)
+    if not listed and not (isinstance(names, str) and os.path.isfile(names)):
+        raise UserError(f"{field}.metainfo.classes: a list of names, or a file of them, is needed, got {shown(names)}")
+    for key, value in dataset.items():
+        if isinstance(value, (str, Path)) and str(value).rpartition(".")[2] in PICKLES:
+            raise UserError(f"{field}.{key}: {str(value)!r}: a pickle is refused, as code in it would run; write JSON")
     for key, folder in (dataset.get("data_prefix") or {}).items():
         if folder is not None and not isinstance(folder, (str, Path)):
             raise UserError(f"{field}.data_prefix.{key}: a path is needed, got {folder!r:.80}")
+
+
+def _check_scope(part: Any, field: str) -> None:
+    if not isinstance(part.get("_scope_"), (str, type(None))):
+        raise UserError(f"{field}._scope_: the name of a library is needed, got {shown(part['_scope_'])}")
 
 
 def _join(root: str | None, path: str) -> Path:
@@ -74,21 +93,23 @@ def check_data(cfg: Any, modes: tuple[str, ...]) -> None:
     from mmengine.registry import init_default_scope
 
     init_default_scope(cfg.get("default_scope") or "mmengine")
-    coco: dict[Path, dict[tuple[CocoNeeds, Path | None], str]] = {}
+    coco: dict[Path, dict[tuple[CocoNeeds, _Folders], str]] = {}
     for mode in modes:
         loader = cfg.get(f"{mode}_dataloader")
         if loader is None:
             continue
         if not isinstance(loader, Mapping) or "dataset" not in loader:
             raise UserError(f"{cfg.filename}: {mode}_dataloader: a dict with a dataset is needed, got {loader!r:.80}")
+        if "batch_size" in loader and loader["batch_size"] is None and loader.get("batch_sampler") is None:
+            raise UserError(f"{cfg.filename}: {mode}_dataloader.batch_size: a number is needed, got None")
         classes: tuple[str, ...] = ()
         for field, dataset in _datasets(loader["dataset"], f"{mode}_dataloader.dataset"):
             classes = _classes(dataset)
-            if dataset.get("backend_args") is None:
-                for path, needs, folder in _check_dataset(field, dataset):
-                    coco.setdefault(path, {}).setdefault((needs, folder), f"{field}.ann_file")
-        for field, path, needs in _evaluated(cfg, mode, classes) if mode != "train" else ():
-            coco.setdefault(path, {}).setdefault((needs, None), field)
+            if _is_local(dataset):
+                for path, needs, folders in _check_dataset(field, dataset):
+                    coco.setdefault(path, {}).setdefault((needs, folders), f"{field}.ann_file")
+        for field, path, needs, folders in _evaluated(cfg, mode, classes) if mode != "train" else ():
+            coco.setdefault(path, {}).setdefault((needs, folders), field)
     for path, uses in coco.items():
         _check_coco(path, uses)
 
@@ -107,8 +128,14 @@ def check_scale(cfg: Any, model: Any, modes: tuple[str, ...]) -> None:
                 raise UserError(f"{field}.scale: {dataset['scale']}, but the model enlarges {scale} times")
 
 
-def _check_dataset(field: str, dataset: Any) -> Iterator[tuple[Path, CocoNeeds, Path]]:
-    """Check folders and label maps; yield the COCO file, if there is one, with its use and the folder of images."""
+def _is_local(part: Any) -> bool:
+    """Whether the files of a data set or a metric are those of this machine, as they are where nothing is said."""
+    chosen = part.get("backend_args") or {}
+    return isinstance(chosen, Mapping) and chosen.get("backend", "local") in ("local", "attnzoo")
+
+
+def _check_dataset(field: str, dataset: Any) -> Iterator[tuple[Path, CocoNeeds, _Folders]]:
+    """Check folders and label maps; yield the COCO file, if there is one, with its use and the folders."""
     root = dataset.get("data_root")
     prefixes = {key: _join(root, folder) for key, folder in (dataset.get("data_prefix") or {}).items() if folder}
     for key, folder in prefixes.items():
@@ -124,8 +151,9 @@ def _check_dataset(field: str, dataset: Any) -> Iterator[tuple[Path, CocoNeeds, 
     if not os.path.isfile(ann_file):
         raise UserError(f"{field}.ann_file: no file {str(ann_file)!r}")
     kind = _kind(_class(dataset))
-    if ann_file.suffix == ".json" and kind:
-        yield ann_file, _needs(dataset, kind), prefixes.get("img", Path(root or ""))
+    if kind:
+        segments = prefixes.get("seg") if kind == "panoptic" else None
+        yield ann_file, _needs(dataset, kind), (prefixes.get("img", Path(root or "")), segments)
 
 
 def _check_itself(field: str, dataset: Any) -> None:
@@ -138,10 +166,8 @@ def _check_itself(field: str, dataset: Any) -> None:
 def _built(field: str, dataset: Any) -> Any:
     from mmengine.registry import DATASETS
 
-    try:
+    with plain_files(), building(f"{field}: the data set cannot be built"):
         return DATASETS.build(dataset)
-    except Exception as error:  # constructors of any library
-        raise UserError(f"{field}: the data set cannot be built: {one_line(error)}{place_of(error)}") from error
 
 
 def _class(part: Any, registry: Any = None) -> type | None:
@@ -159,7 +185,8 @@ def _classes(dataset: Any) -> tuple[str, ...]:
     """The names that a data set takes, none if it does not say."""
     from mmengine.fileio import list_from_file
 
-    names = (dataset.get("metainfo") or getattr(_class(dataset), "METAINFO", {})).get("classes") or ()
+    # As mmengine has it: what is given replaces the names of the class entry by entry.
+    names = {**getattr(_class(dataset), "METAINFO", {}), **(dataset.get("metainfo") or {})}.get("classes") or ()
     if isinstance(names, str) and os.path.isfile(names):
         names = list_from_file(names)
     return tuple(names) if isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names) else ()
@@ -205,7 +232,7 @@ def _reads_masks(pipeline: Any) -> bool:
     )
 
 
-def _evaluated(cfg: Any, mode: str, classes: tuple[str, ...]) -> Iterator[tuple[str, Path, CocoNeeds]]:
+def _evaluated(cfg: Any, mode: str, classes: tuple[str, ...]) -> Iterator[tuple[str, Path, CocoNeeds, _Folders]]:
     """The COCO files that the metrics of a mode read, with the names of their fields."""
     from mmengine.registry import METRICS
 
@@ -218,9 +245,10 @@ def _evaluated(cfg: Any, mode: str, classes: tuple[str, ...]) -> Iterator[tuple[
         if not several and isinstance(metric.get("metrics"), (list, tuple)):
             yield from _evaluated({f"{mode}_evaluator": metric["metrics"]}, mode, classes)
             continue
+        _check_scope(metric, field)
         found, ann_file = _class(metric, METRICS), metric.get("ann_file")
         kind = _kind(found)
-        if kind is None or ann_file is None or metric.get("backend_args") is not None:
+        if kind is None or ann_file is None or not _is_local(metric):
             continue
         if not isinstance(ann_file, (str, Path)) or not os.path.isfile(ann_file):
             raise UserError(f"{field}.ann_file: no file {ann_file!r:.160}")
@@ -229,16 +257,20 @@ def _evaluated(cfg: Any, mode: str, classes: tuple[str, ...]) -> Iterator[tuple[
         # LVIS has a library of its own, which needs less.
         evaluated = kind == "instances" and "LVISMetric" not in _names(found)
         naming = "file_name" if kind == "panoptic" else None
-        yield f"{field}.ann_file", Path(ann_file), CocoNeeds(kind, classes, False, masks, evaluated, naming)
+        segments = metric.get("seg_prefix") if kind == "panoptic" else None
+        folders = None, Path(segments) if isinstance(segments, (str, Path)) else None
+        yield f"{field}.ann_file", Path(ann_file), CocoNeeds(kind, classes, False, masks, evaluated, naming), folders
 
 
-def _check_coco(ann_file: Path, uses: dict[tuple[CocoNeeds, Path | None], str]) -> None:
+def _check_coco(ann_file: Path, uses: dict[tuple[CocoNeeds, _Folders], str]) -> None:
     """Read a COCO file once and check it for each of its uses, and that its images are there."""
     content: Any = None
-    for (needs, folder), field in uses.items():
+    for (needs, (folder, segments)), field in uses.items():
         if content is None:
             content = _parsed(field, ann_file)
         names = check_coco(field, ann_file, content, needs)
+        if segments is not None:
+            check_segment_maps(field, ann_file, content, segments)
         if folder is None:
             continue
         missing = [name for name in names if not os.path.isfile(os.path.join(folder, name))]
@@ -248,6 +280,7 @@ def _check_coco(ann_file: Path, uses: dict[tuple[CocoNeeds, Path | None], str]) 
                 f"{field}: {len(missing)} of the {len(names)} images in {str(ann_file)!r} are missing "
                 f"from {str(folder)!r}: {first}"
             )
+        check_sizes(field, ann_file, content["images"], [os.path.join(folder, name) for name in names])
 
 
 def _parsed(field: str, ann_file: Path) -> dict[str, Any]:

@@ -26,11 +26,12 @@ from torch.distributed.fsdp.wrap import lambda_auto_wrap_policy
 from ..heads import checkpoints
 from .channels import check_channels
 from .checkpoint import load_checkpoint
-from .config import nearest, one_line, place_of
+from .config import building, nearest, one_line, place_of, plain_files
 from .errors import UserError
 from .files import atomic_path, is_disk_error, remove_files
 from .hooks import DueValidationHook, ProgressHook
 from .progress import shown
+from .reading import name_files
 from .work_dir import is_first_process, new_folders, run_files
 
 # As importing heads does, with the errors of the commands.
@@ -43,17 +44,15 @@ def build_model(cfg: Any) -> nn.Module:
     Raises:
         UserError: if it cannot be built, or if necks and heads do not fit its backbone.
     """
+    if cfg.get("model") is None:
+        raise UserError(f"{cfg.filename}: model is missing, nothing can be built")
     init_default_scope(cfg.get("default_scope") or "mmengine")
     check_channels(cfg)
     model = dict(cfg.model)
     if "data_preprocessor" in cfg:
         model.setdefault("data_preprocessor", cfg.data_preprocessor)
-    try:
+    with building(f"{cfg.filename}: the model cannot be built"):
         return MODELS.build(model)
-    except UserError:
-        raise
-    except Exception as error:  # constructors of any library
-        raise UserError(f"{cfg.filename}: the model cannot be built: {one_line(error)}{place_of(error)}") from error
 
 
 def check_optimizer(cfg: Any) -> None:
@@ -62,7 +61,7 @@ def check_optimizer(cfg: Any) -> None:
     Raises:
         UserError: naming the nearest.
     """
-    name = cfg.optim_wrapper.get("optimizer", {}).get("type")
+    name = (cfg.optim_wrapper.get("optimizer") or {}).get("type")
     if isinstance(name, str) and OPTIMIZERS.get(name) is None:
         close = nearest(name, OPTIMIZERS.module_dict)
         raise UserError(f"{cfg.filename}: optim_wrapper.optimizer.type: no optimizer {name!r}{close}")
@@ -126,7 +125,7 @@ def starting(cfg: Any, progress: ProgressHook | None = None) -> Iterator[None]:
         UserError: for what libraries raise, and code of the user's own.
     """
     work_dir = Path(cfg.work_dir)
-    with new_folders(work_dir):
+    with new_folders(work_dir), plain_files():
         before = set(run_files(work_dir))
         try:
             yield
@@ -200,7 +199,18 @@ def _is_like(value: Any, old: Any) -> bool:
     return isinstance(value, type(old)) or old is None
 
 
-class TerminalRunner(Runner):
+class _NamingRunner:
+    """Of a Runner: data loaders whose files are named where they cannot be read."""
+
+    @staticmethod
+    def build_dataloader(*args: Any, **kwargs: Any) -> Any:
+        """Build a data loader as mmengine does."""
+        loader = Runner.build_dataloader(*args, **kwargs)
+        name_files(loader.dataset)
+        return loader
+
+
+class TerminalRunner(_NamingRunner, Runner):
     """mmengine's Runner, whose log lines go to the file alone where a bar is shown, and which replaces no config."""
 
     def build_logger(self, *args: Any, **kwargs: Any) -> MMLogger:
@@ -225,7 +235,7 @@ class TerminalRunner(Runner):
         """Write none: a training keeps its config when it begins, and the log folder has it."""
 
 
-class StrategyRunner(FlexibleRunner):
+class StrategyRunner(_NamingRunner, FlexibleRunner):
     """mmengine's FlexibleRunner, which replaces no config."""
 
     def dump_config(self) -> None:

@@ -20,6 +20,7 @@ import importlib
 import io
 import json
 import logging
+import math
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -29,9 +30,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .config import add_config_options, load_config, one_line, parse_options, require_mm
+from .config_checks import pipeline_steps, shown
 from .errors import UserError
 from .files import atomic_path, check_outputs
-from .images import read_image
+from .images import MAX_SIDE, read_image
 from .work_dir import read_files
 
 if TYPE_CHECKING:
@@ -144,11 +146,15 @@ def _require_onnx() -> None:
 
 def _test_size(cfg: Config) -> tuple[int, int]:
     """Height and width to which the test pipeline resizes, 512 × 512 where it does not say."""
-    loader = cfg.get("test_dataloader") or cfg.get("val_dataloader") or {}
-    dataset = loader.get("dataset") or {}
-    for step in dataset.get("pipeline") or ():
+    mode = "test" if cfg.get("test_dataloader") else "val"
+    for step in pipeline_steps(cfg, mode) or ():
         scale = step.get("scale")
         if str(step.get("type")).endswith("Resize") and isinstance(scale, tuple | list) and len(scale) == 2:
+            if not all(isinstance(side, int | float) and 0 < side < math.inf for side in scale):
+                raise UserError(
+                    f"{cfg.filename}: {mode}_dataloader.dataset.pipeline: scale of {step['type']}: two numbers of "
+                    f"pixels are needed, got {shown(scale)}"
+                )
             return int(min(scale)), int(max(scale)) if step.get("keep_ratio") else int(scale[0])
     return 512, 512
 
@@ -309,7 +315,7 @@ def _trace(wrapper: Any, images: Tensor, opset: int, dynamic: bool) -> Any:
 
 def _preprocessor_order(cfg: Config) -> str:
     """Channel order behind the data preprocessor, for images loaded as mm loads them (BGR)."""
-    preprocessor = cfg.model.get("data_preprocessor") or cfg.get("data_preprocessor") or {}
+    preprocessor = (cfg.get("model") or {}).get("data_preprocessor") or cfg.get("data_preprocessor") or {}
     return "RGB" if preprocessor.get("bgr_to_rgb") else "BGR"
 
 
@@ -359,12 +365,14 @@ def export(
         raise UserError(f"--opset {opset}: allowed are {OPSETS[0]} to {OPSETS[-1]}")
     if min(size) < MIN_SIZE:
         raise UserError(f"--size {size[0]} {size[1]}: each side must be at least {MIN_SIZE}")
+    if max(size) > MAX_SIDE:
+        raise UserError(f"--size {size[0]} {size[1]}: each side must be at most {MAX_SIDE}")
     _require_onnx()
     require_mm()
     import onnxruntime
 
     from ..heads.deploy import UnsupportedModelError, deploy
-    from .checkpoint import load_into
+    from .checkpoint import load_into, stored_classes
     from .engine import build_model
 
     order = _preprocessor_order(cfg)
@@ -372,7 +380,7 @@ def export(
     on_step("building the model")
     with _quiet():
         model = build_model(cfg)
-    meta = load_into(model, checkpoint)["meta"]
+    classes, _ = stored_classes(checkpoint, load_into(model, checkpoint)["meta"])
     try:
         wrapper = deploy(model)
     except UnsupportedModelError as error:
@@ -383,7 +391,6 @@ def export(
     traced = (2 if dynamic else 1, 3, *size)
     on_step(f"tracing at {_times(size)}, which takes a minute or more")
     program = _trace(wrapper, _pictures(traced, pixels, 0), opset, dynamic)
-    classes = (meta.get("dataset_meta") or {}).get("classes")
     program.model.metadata_props.update(channel_order=order, **({"classes": json.dumps(classes)} if classes else {}))
 
     with atomic_path(out) as temporary:

@@ -333,6 +333,10 @@ class ProgressHook(Hook):
         self._begin()
         self._bars["train"] = bar(total=runner.max_iters, initial=runner.iter, title="train")
 
+    def before_test(self, runner: Runner) -> None:
+        """Note that all is built."""
+        self.started = True
+
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Advance, and show the loss."""
         if outputs and "loss" in outputs:

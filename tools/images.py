@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "PPM")
 _ORIENTATION = 0x0112
+# The longest side, in pixels, that commands let a model compute with: an image of that size takes 3 GiB by itself.
+MAX_SIDE = 16_384
 
 
 def find_images(paths: Sequence[str | Path], read: Callable[[Path], Any] | None = None) -> list[Path]:

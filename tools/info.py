@@ -34,6 +34,10 @@ def check_model(name: str) -> None:
         # The zoo's names first: timm's thousand would crowd them out.
         close = nearest(name, list_models()) or nearest(name, timm.list_models())
         raise UserError(f"no model {name!r}{close} (attnzoo list)")
+    architecture, dot, tag = name.partition(".")
+    tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{architecture}.*")]
+    if dot and timm.models.is_model(architecture) and tag not in tags:
+        raise UserError(f"{architecture} has no weights {tag!r}; allowed are {', '.join(tags) or 'none'}")
 
 
 def describe(name: str) -> dict[str, str]:

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .config import add_config_options, load_config, nearest, one_line, parse_options
+from .config import add_config_options, building, load_config, nearest, one_line, parse_options, plain_files
+from .config_checks import pipeline_steps
 from .errors import UserError
 from .files import atomic_path, write_json
 from .images import find_images, read_image
@@ -73,18 +74,11 @@ class _Loaded:
 
 def _pipeline(cfg: Config) -> list[Any]:
     """The transforms of the test data, without those that load annotations or colour images."""
-    dataset = cfg.test_dataloader.dataset
-    while "pipeline" not in dataset:
-        inner = dataset.get("dataset") or next(iter(dataset.get("datasets") or ()), None)
-        if inner is None:
-            raise UserError(f"{cfg.filename}: test_dataloader.dataset.pipeline is missing, which prepares the images")
-        dataset = inner
+    found = pipeline_steps(cfg, "test")
+    if found is None:
+        raise UserError(f"{cfg.filename}: test_dataloader.dataset.pipeline is missing, which prepares the images")
     steps: list[Any] = []
-    for step in dataset.pipeline:
-        if not isinstance(step, dict):
-            raise UserError(
-                f"{cfg.filename}: test_dataloader.dataset.pipeline: a step is a dict with a type, got {step!r:.80}"
-            )
+    for step in found:
         kind = step.get("type")
         kind = kind.rpartition(".")[2] if isinstance(kind, str) else getattr(kind, "__name__", "")
         if kind == "LoadImageFromFile" and step.get("color_type", "color") == "color":
@@ -98,21 +92,22 @@ def _classes(cfg: Config, checkpoint: str | Path, meta: Any) -> tuple[list[str],
     """Names and colours of the classes: as the checkpoint has them, else as the config's test data has them."""
     from mmengine.registry import DATASETS
 
+    from .checkpoint import check_classes, stored_classes
     from .visualise import default_palette
 
-    stored = meta.get("dataset_meta") if isinstance(meta, dict) else None
-    found = {str(key).lower(): value for key, value in stored.items()} if isinstance(stored, dict) else {}
-    source = str(checkpoint)
-    if "classes" not in found:
-        found, source = DATASETS.build({**cfg.test_dataloader.dataset, "lazy_init": True}).metainfo, cfg.filename
-    names, palette = found.get("classes"), found.get("palette")
-    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
-        raise UserError(f"{source}: the classes of its data must be a list of names, got {str(names)[:80]}")
+    names, palette = stored_classes(checkpoint, meta)
+    if names is None:
+        with (
+            plain_files(),
+            building(f"{cfg.filename}: test_dataloader.dataset cannot be built, which names the classes"),
+        ):
+            found = DATASETS.build({**cfg.test_dataloader.dataset, "lazy_init": True}).metainfo
+        names, palette = check_classes(cfg.filename, found.get("classes")), found.get("palette")
     try:
         colours = [(int(red), int(green), int(blue)) for red, green, blue in palette or ()]
-    except (TypeError, ValueError):  # "random", as mmdet has it, or none
+    except (TypeError, ValueError, OverflowError):  # "random", as mmdet has it, or none
         colours = []
-    return list(names), colours if len(colours) >= len(names) else default_palette(len(names))
+    return names, colours if len(colours) >= len(names) else default_palette(len(names))
 
 
 def _draw(image: np.ndarray, sample: Any, names: list[str], palette: list, score: float) -> tuple[np.ndarray, dict]:
@@ -203,9 +198,10 @@ def predict(
         raise UserError(f"{cfg.filename}: test_dataloader is missing, whose pipeline reads the images")
     steps = _pipeline(cfg)
     model = revert_sync_batchnorm(build_model(cfg))
+    with building(f"{cfg.filename}: test_dataloader.dataset.pipeline cannot be built"):
+        pipeline = Compose(steps)
     names, palette = _classes(cfg, checkpoint, load_into(model, checkpoint)["meta"])
     model = model.to(get_device()).eval()
-    pipeline = Compose(steps)
 
     pictures: list[Path] = []
     entries: list[dict[str, Any]] = []
@@ -264,7 +260,7 @@ def run(args: argparse.Namespace) -> int:
             cfg = load_config(args.config, parse_options(args.cfg_options))
         except UserError as error:
             raise error if args.tile is None else UserError(no_tiles + nearest(args.config, names)) from error
-        if cfg.get("model", {}).get("type") != "attnzoo.Restorer":
+        if (cfg.get("model") or {}).get("type") != "attnzoo.Restorer":
             if args.tile is not None:
                 raise UserError(no_tiles)
             score = 0.3 if args.score is None else args.score

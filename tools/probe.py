@@ -9,6 +9,7 @@ the last epoch, as the mean over the seeds of the head's training.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import platform
 import statistics
@@ -24,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from .config import one_line
 from .errors import UserError
 from .files import atomic_path, check_outputs, write_json
+from .images import MAX_SIDE
 from .info import check_model
 from .labelled_images import Data, digits, image_folder
 from .machine import cpu_name
@@ -49,6 +51,8 @@ writes into the folder of --out:
   result.json                        the table, settings, versions and hardware
 """
 
+# What PyTorch's generators take.
+MAX_SEED = 2**63 - 1
 # Of scikit-learn's digits, which have 8 × 8 pixels; models as they are published expect about 224.
 _DIGITS_SIZE = 64
 
@@ -116,10 +120,14 @@ class Settings:
     def __post_init__(self) -> None:
         positive = {"size": self.size, "queries": self.queries, "epochs": self.epochs, "lr": self.lr}
         for name, value in {**positive, "memory": self.memory}.items():
-            if value is not None and not value > 0:
-                raise UserError(f"--{name} must be positive, got {value}")
+            if value is not None and not 0 < value < math.inf:
+                raise UserError(f"--{name} must be positive{' and finite' if value == math.inf else ''}, got {value}")
+        if self.size is not None and self.size > MAX_SIDE:
+            raise UserError(f"--size must be at most {MAX_SIDE}, got {self.size}")
         if self.batch < 2:
             raise UserError(f"--batch must be 2 or more, since the heads norm over it, got {self.batch}")
+        if max(self.seeds) > MAX_SEED:
+            raise UserError(f"--seeds must be at most {MAX_SEED}, got {max(self.seeds)}")
         if self.workers < 0 or min(self.seeds) < 0 or len(set(self.seeds)) < len(self.seeds):
             raise UserError("--workers and --seeds must not be negative, and no seed given twice")
 
@@ -152,12 +160,8 @@ class _Recomputed:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        try:
-            for images, labels in self.loader:
-                yield self.backbone(images.to(self.device)), labels
-        except UserError as error:
-            # A worker sends its traceback along.
-            raise UserError(str(error).rpartition("UserError: ")[2]) from None
+        for images, labels in self.loader:
+            yield self.backbone(images.to(self.device)), labels
 
 
 def build(name: str, checkpoint: str | os.PathLike[str] | None = None, pretrained: bool = False) -> Any:
@@ -198,7 +202,12 @@ def _converted(model: Any, state: dict[str, torch.Tensor]) -> dict[str, torch.Te
     """A checkpoint in the model's layout; the classifier, which probing does not use, keeps its own values."""
     convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     if convert is not None:
-        state = convert(state, model)
+        try:
+            state = convert(state, model)
+        except ValueError:
+            raise
+        except Exception as error:  # timm's take the shapes that they expect for granted
+            raise ValueError(f"not weights of {type(model).__name__}: {one_line(error, 200)}") from error
     names = model.pretrained_cfg.get("classifier") or ()
     prefixes = tuple(f"{name}." for name in ([names] if isinstance(names, str) else names))
     own = {key: value for key, value in model.state_dict().items() if key.startswith(prefixes)}

@@ -59,10 +59,12 @@ def evaluate(cfg: Config, checkpoint: str) -> dict[str, float]:
 
     cfg.load_from, cfg.resume = None, False
     with naming(cfg.work_dir):
-        with starting(cfg):
-            runner = build_runner(cfg, ProgressHook())
-        load_into(getattr(runner.model, "module", runner.model), checkpoint)
-        return {name: float(value) for name, value in runner.test().items()}
+        progress = ProgressHook()
+        with starting(cfg, progress):
+            runner = build_runner(cfg, progress)
+            load_into(getattr(runner.model, "module", runner.model), checkpoint)
+            metrics = runner.test()
+    return {name: float(value) for name, value in metrics.items()}
 
 
 def _dumped(cfg: Config) -> list[str]:

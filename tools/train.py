@@ -84,7 +84,9 @@ def train(cfg: Config, overwrite: bool = False) -> Runner:
     check_optimizer(cfg)
     _add_hooks(cfg)
     # So that the config that is kept in the work directory names what it uses.
-    imports = cfg.setdefault("custom_imports", dict(imports=[], allow_failed_imports=False)).imports
+    if cfg.get("custom_imports") is None:
+        cfg.custom_imports = dict(imports=[], allow_failed_imports=False)
+    imports = cfg.custom_imports.imports
     imports.extend(name for name in ("attnzoo.heads", "attnzoo.tools.engine") if name not in imports)
 
     with opened(cfg, overwrite) as begin:
@@ -105,8 +107,9 @@ def train(cfg: Config, overwrite: bool = False) -> Runner:
 
 
 def _add_hooks(cfg: Config) -> None:
-    hooks = cfg.setdefault("default_hooks", {})
-    checkpoint = hooks.setdefault("checkpoint", dict(type="CheckpointHook"))
+    # By assignment to the config, which makes dicts of its own kind of them.
+    cfg.default_hooks = {"checkpoint": dict(type="CheckpointHook"), **(cfg.get("default_hooks") or {})}
+    checkpoint = cfg.default_hooks.checkpoint
     if checkpoint is not None and checkpoint.get("type") == "CheckpointHook":
         checkpoint.type = "AtomicCheckpointHook"
     own = ("ReseedHook", "FiniteHook")

@@ -111,10 +111,10 @@ def data_paths(cfg: Any) -> list[Path]:
     """Folders and files of the data sets of a config."""
     paths = []
     for part in nested([cfg.get(f"{mode}_dataloader") for mode in ("train", "val", "test")]):
-        root = part.get("data_root")
-        prefix = part.get("data_prefix")
+        root, prefix = part.get("data_root"), part.get("data_prefix")
+        root = root if isinstance(root, (str, Path)) else None
         names = [part.get("ann_file"), *(prefix.values() if isinstance(prefix, dict) else [prefix])]
-        paths += [Path(root)] if isinstance(root, str) and root else []
+        paths += [Path(root)] if root else []
         paths += [Path(root or "", name) for name in names if isinstance(name, str) and name]
     return paths
 

@@ -1,6 +1,7 @@
 """Two models trained once for all tests of the commands."""
 
 import logging
+import shutil
 
 import pytest
 import torch
@@ -28,3 +29,13 @@ def trained(data, tmp_path_factory):
         assert cli.main(["train", str(config), "--work-dir", str(folder / name)]) == 0
         runs[name] = (config, folder / name / f"epoch_{epochs}.pth")
     return runs
+
+
+@pytest.fixture
+def place(data, tmp_path, monkeypatch):
+    """A folder of one's own with a copy of the data and the configs of both models, as the working directory."""
+    shutil.copytree(data, tmp_path / "data")
+    write_config(tmp_path / "detector.py", DETECTOR, tmp_path / "data")
+    write_config(tmp_path / "segmentor.py", SEGMENTOR, tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

@@ -1,7 +1,6 @@
 """What a user can get wrong: one line that says what, exit code 2, and not a file written or changed."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -12,45 +11,12 @@ import torch
 from loopback import served
 from PIL import Image
 from pycocotools.mask import encode
-from tools_helpers import DETECTOR, ENVIRONMENT, SEGMENTOR, attnzoo, listing, write_config
+from tools_helpers import ENVIRONMENT, MakesFolder, attnzoo, listing, refused
 
 from attnzoo.tools import cli
 from attnzoo.tools.checkpoint import load_checkpoint
 from attnzoo.tools.config import load_config
 from attnzoo.tools.data import check_data
-
-
-class MakesFolder:
-    """Pickled, it makes a folder."""
-
-    def __init__(self, path):
-        self.path = str(path)
-
-    def __reduce__(self):
-        return os.mkdir, (self.path,)
-
-
-@pytest.fixture
-def place(data, tmp_path, monkeypatch):
-    """A folder of one's own with a copy of the data and the configs of both models, as the working directory."""
-    shutil.copytree(data, tmp_path / "data")
-    write_config(tmp_path / "detector.py", DETECTOR, tmp_path / "data")
-    write_config(tmp_path / "segmentor.py", SEGMENTOR, tmp_path / "data")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def refused(capsys, *arguments, folder):
-    """Run a command that must be refused; return its message."""
-    before = listing(folder)
-    assert cli.main([str(argument) for argument in arguments]) == 2
-    message = capsys.readouterr().err
-    assert message.startswith("attnzoo: error: ")
-    assert message.count("\n") == 1
-    assert "Traceback" not in message
-    assert listing(folder) == before
-    assert [path.name for path in folder.iterdir() if path.name.startswith("work_dirs")] == []
-    return message
 
 
 @pytest.mark.parametrize(
@@ -519,3 +485,119 @@ def test_unwritable_folder_leaves_nothing(trained, place, capsys):
     (place / "file").write_text("in the way")
     Image.new("RGB", (64, 64)).save(place / "x.png")
     assert "file/out" in refused(capsys, "predict", config, checkpoint, "x.png", "--out-dir", "file/out", folder=place)
+
+
+@pytest.mark.parametrize(
+    ("option", "expected"),
+    [
+        ("test_evaluator.type=CocoMetrc", "the run cannot be built: KeyError: 'CocoMetrc is not in the"),
+        ("test_evaluator.metric=bbx", "bbx"),
+        ("test_evaluator._scope_=5", "test_evaluator._scope_: the name of a library is needed, got int 5"),
+        ("test_dataloader.sampler.type=DefaultSamplr", "DefaultSamplr"),
+        ("test_dataloader.dataset.type=CocoDatase", "CocoDatase"),
+        ("test_dataloader.dataset._scope_=5", "test_dataloader.dataset._scope_: the name of a library is needed"),
+        ("test_dataloader.dataset.data_root=5", "test_dataloader.dataset.data_root: a path is needed, got 5"),
+        ("test_dataloader.dataset.pipeline.1.type=Resiz", "Resiz"),
+        ("test_dataloader.batch_size=-1", "batch_size"),
+        ("test_dataloader.batch_size=None", "detector.py: test_dataloader.batch_size: a number is needed, got None"),
+        ("test_dataloader.sampler=abc", "detector.py: test_dataloader.sampler: a dict is needed, got str 'abc'"),
+        ("test_dataloader.dataset.pipeline=None", "test_dataloader.dataset.pipeline: a list of steps is needed, got"),
+        ("test_dataloader.dataset.metainfo.classes=abc", "test_dataloader.dataset.metainfo.classes: a list of names, "),
+        ("test_dataloader.num_workers=-1", "num_workers"),
+        ("test_cfg.type=TestLop", "TestLop"),
+        ("model=None", "detector.py: model is missing"),
+    ],
+)
+def test_a_config_that_cannot_be_tested(trained, place, capsys, option, expected):
+    message = refused(capsys, "test", "detector.py", trained["detector"][1], "--cfg-options", option, folder=place)
+    assert expected in message
+
+
+@pytest.mark.parametrize(
+    ("option", "expected"),
+    [
+        ("test_dataloader.dataset.pipeline.1.type=Resiz", "detector.py: test_dataloader.dataset.pipeline cannot be"),
+        (
+            "test_dataloader.dataset.pipeline=5",
+            "test_dataloader.dataset.pipeline: a list of steps is needed, got int 5",
+        ),
+        ("test_dataloader.dataset.pipeline=[5]", "dataset.pipeline[0]: a dict with a type is needed, got int 5"),
+        ("test_dataloader.dataset.pipeline=None", "test_dataloader.dataset.pipeline is missing"),
+        ("test_dataloader.dataset=None", "test_dataloader.dataset.pipeline is missing"),
+        ("test_dataloader.dataset.type=CocoDatase", "test_dataloader.dataset cannot be built, which names the classes"),
+        ("test_dataloader.dataset.nonsense=1", "nonsense"),
+        ("model=None", "detector.py: model is missing"),
+    ],
+)
+def test_a_config_that_cannot_predict(trained, place, capsys, option, expected):
+    # Without names of classes, so that those of the data set are needed.
+    torch.save({"state_dict": load_checkpoint(trained["detector"][1])["state_dict"]}, "bare.pth")
+    message = refused(
+        capsys, "predict", "detector.py", "bare.pth", "data/images", "--cfg-options", option, folder=place
+    )
+    assert expected in message
+
+
+@pytest.mark.parametrize(
+    ("option", "expected"),
+    [
+        ("model=None", "detector.py: model is missing"),
+        ("test_dataloader.dataset.pipeline=abc", "dataset.pipeline: a list of steps is needed, got str 'abc'"),
+        ("test_dataloader.dataset.pipeline=[5]", "dataset.pipeline[0]: a dict with a type is needed, got int 5"),
+        ("test_dataloader.dataset.pipeline.1.scale=(a,b)", "scale of Resize: two numbers of pixels are needed, got"),
+    ],
+)
+def test_a_config_that_cannot_be_exported(place, capsys, option, expected):
+    assert cli.main(["export", "detector.py", "absent.pth", "--out", "a.onnx", "--cfg-options", option]) == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message.startswith("attnzoo: error: ") and expected in message
+
+
+@pytest.mark.parametrize(
+    ("option", "expected"),
+    [
+        ("model=None", "detector.py: model is missing"),
+        ("optim_wrapper.optimizer=None", "the run cannot be built"),
+        ("train_dataloader.dataset.data_root=5", "train_dataloader.dataset.data_root: a path is needed, got 5"),
+        ("train_dataloader.dataset._scope_=5", "train_dataloader.dataset._scope_: the name of a library is needed"),
+        ("val_evaluator._scope_=5", "val_evaluator._scope_: the name of a library is needed, got int 5"),
+    ],
+)
+def test_a_config_that_cannot_be_trained(place, capsys, option, expected):
+    assert expected in refused(capsys, "train", "detector.py", "--cfg-options", option, folder=place)
+
+
+@pytest.mark.parametrize("metainfo", ["dict(palette=[(1, 2, 3)] * 80)", "dict(clases=('red', 'blue'))"])
+def test_metainfo_without_classes_leaves_those_of_the_data_set(place, capsys, metainfo):
+    (place / "detector.py").open("a").write(f"\ntrain_dataloader['dataset']['metainfo'] = {metainfo}\n")
+    message = refused(capsys, "train", "detector.py", folder=place)
+    assert "train.json: categories: 'red', 'blue': allowed is names among the classes of the data set" in message
+    assert "'person', 'bicycle'" in message
+
+
+@pytest.mark.parametrize(
+    "stored", [{"classes": {"a"}}, {"classes": torch.zeros(2)}, {"classes": "redblue"}], ids=lambda one: str(one)[:20]
+)
+@pytest.mark.parametrize("command", ["predict", "export"])
+def test_names_of_classes_in_a_checkpoint_that_are_none(trained, place, capsys, command, stored):
+    state = load_checkpoint(trained["detector"][1])["state_dict"]
+    torch.save({"state_dict": state, "meta": {"dataset_meta": stored}}, "odd.pth")
+    more = ["data/images"] if command == "predict" else ["--out", "a.onnx"]
+    assert cli.main([command, "detector.py", "odd.pth", *more]) == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message.startswith("attnzoo: error: odd.pth: the classes of its data must be a list of names, got ")
+
+
+def test_a_palette_in_a_checkpoint_that_is_none(trained, place):
+    content = load_checkpoint(trained["detector"][1])
+    meta = {"classes": ["red", "blue"], "palette": [(float("inf"), 0, 0), (0, 0, 0)]}
+    torch.save({"state_dict": content["state_dict"], "meta": {"dataset_meta": meta}}, "odd.pth")
+    assert cli.main(["predict", "detector.py", "odd.pth", "data/images/0.jpg", "--score", "0"]) == 0
+
+
+def test_what_is_none_in_a_config_is_as_if_it_were_not_there(place):
+    names = ("custom_hooks", "default_hooks", "randomness", "env_cfg", "custom_imports", "find_unused_parameters")
+    (place / "detector.py").open("a").write("".join(f"\n{name} = None" for name in names))
+    options = ["train_cfg.max_epochs=1", "train_cfg.val_begin=9"]
+    assert cli.main(["train", "detector.py", "--work-dir", "work", "--cfg-options", *options]) == 0
+    assert (place / "work" / "epoch_1.pth").is_file()

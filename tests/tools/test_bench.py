@@ -133,7 +133,10 @@ def test_mistakes_exit_with_2_and_one_line(arguments, message, capsys):
     assert message in error and error.count("\n") == 1
 
 
-@pytest.mark.parametrize("arguments", [["models", "--sizes", "0"], ["models", "--repeat", "x"], [], ["kernel"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["models", "--sizes", "0"], ["models", "--sizes", "1000000"], ["models", "--repeat", "x"], [], ["kernel"]],
+)
 def test_arguments_that_are_none(arguments, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main(["bench", *arguments])

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from tools_helpers import ENVIRONMENT, attnzoo
 
 from attnzoo import list_models
@@ -151,3 +152,44 @@ def test_names_that_are_no_utf8_are_refused_at_once(arguments, tmp_path, monkeyp
     assert cli.main(arguments) == 2
     assert "\\udcff" in (said := capsys.readouterr().err) and "is no UTF-8: give it another name" in said
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_output_that_nobody_reads_ends_quietly(unbuffered):
+    code = (
+        "import os, sys; from attnzoo.tools.cli import console; read, write = os.pipe(); os.close(read);"
+        "os.dup2(write, 1); console(['list'])"
+    )
+    environment = {**ENVIRONMENT, "PYTHONUNBUFFERED": unbuffered}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=120)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (MemoryError(), "out of memory\n"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried"), "out of memory: CUDA out of memory. Tried\n"),
+        (RuntimeError("[x.cpp] . DefaultCPUAllocator: can't"), "out of memory: [x.cpp] . DefaultCPUAllocator: can't\n"),
+        (RuntimeError("a fault of ours"), None),
+    ],
+)
+def test_too_little_memory_is_one_line(monkeypatch, capsys, error, said):
+    def fail(args):
+        raise error
+
+    monkeypatch.setattr("attnzoo.tools.list_models.run", fail)
+    if said is None:
+        with pytest.raises(RuntimeError, match="a fault of ours"):
+            cli.main(["list"])
+    else:
+        assert cli.main(["list"]) == 2
+        assert capsys.readouterr().err == f"attnzoo: error: {said}"
+
+
+def test_info_of_weights_that_are_none(capsys):
+    assert cli.main(["info", "van_b0.x"]) == 2
+    assert capsys.readouterr().err == "attnzoo: error: van_b0 has no weights 'x'; allowed are none\n"
+    assert cli.main(["info", "resnet18.nothing"]) == 2
+    assert "resnet18 has no weights 'nothing'; allowed are a1_in1k, " in capsys.readouterr().err
+    assert cli.main(["info", "resnet18.a1_in1k"]) == 0

@@ -1,12 +1,13 @@
 """Configs by path and by name, and their errors."""
 
 import ast
+import sys
 from pathlib import Path
 
 import pytest
 
 from attnzoo.tools import config
-from attnzoo.tools.config_checks import _top, misspelt
+from attnzoo.tools.config_checks import _OF_HEADS, _top, misspelt
 from attnzoo.tools.errors import UserError
 
 
@@ -72,21 +73,42 @@ def test_bases_of_both_libraries(tmp_path, base, scope):
     assert config.load_config(path).model.type == scope
 
 
+def names_for_heads(tree):
+    """What the dicts hold that are given as `train_cfg` or `test_cfg`, but for those with a type."""
+    places = [
+        one.value for one in ast.walk(tree) if isinstance(one, ast.keyword) and one.arg in ("train_cfg", "test_cfg")
+    ]
+    names = set()
+    while places:
+        place = places.pop()
+        if isinstance(place, ast.List):
+            places += place.elts
+        own = {one.arg: one.value for one in getattr(place, "keywords", ()) if one.arg}
+        if "type" not in own:
+            names |= own.keys()
+            places += own.values()
+    return names
+
+
 def test_names_of_all_packaged_configs_and_of_the_libraries_pass():
     """By the names that are set at the top of each file; `_base_` brings none that are not there."""
     from importlib.util import find_spec
 
     libraries = [Path(find_spec(name).origin).parent / ".mim" / "configs" for name in ("mmdet", "mmseg")]
-    known, seen = _top(), set()
+    known, seen, of_heads = _top(), set(), set()
     for folder in (config.CONFIG_ROOT, *libraries):
         files = list(folder.rglob("*.py"))
         assert len(files) > 100
         for file in files:
-            for node in ast.parse(file.read_text()).body:
+            tree = ast.parse(file.read_text())
+            of_heads |= names_for_heads(tree)
+            for node in tree.body:
                 for target in getattr(node, "targets", ()):
                     seen |= {name.id for name in ast.walk(target) if isinstance(name, ast.Name)}
     assert {name: near for name in seen if (near := misspelt(name, known))} == {}
     assert len(seen & known) > 20 and len(seen - known) > 100
+    assert {name: near for name in of_heads if (near := misspelt(name, _OF_HEADS))} == {}
+    assert len(of_heads) > 70
 
 
 @pytest.mark.parametrize(
@@ -97,6 +119,44 @@ def test_names_of_all_packaged_configs_and_of_the_libraries_pass():
         ("default_hook = dict()", "did you mean default_hooks?"),
         ("load_form = 'x.pth'", "did you mean load_from?"),
         ("default_hooks = dict(chekpoint=dict())", "default_hooks.chekpoint is not read by anything"),
+        (
+            "auto_scale_lr = dict(enabled=True)",
+            "auto_scale_lr.enabled is not read by anything; did you mean auto_scale",
+        ),
+        (
+            "model = dict(test_cfg=dict(score_thrr=1))",
+            "model.test_cfg.score_thrr is not read by anything; did you mean",
+        ),
+        ("model = dict(train_cfg=dict(asigner=1))", "did you mean model.train_cfg.assigner?"),
+        (
+            "model = dict(test_cfg=dict(rcnn=[dict(max_per_imgs=1)]))",
+            "did you mean model.test_cfg.rcnn[0].max_per_img?",
+        ),
+        (
+            "model = dict(roi_head=dict(type='X', test_cfg=dict(nms_prre=1)))",
+            "did you mean model.roi_head.test_cfg.nms_pr",
+        ),
+        (
+            "train_dataloader = dict(dataset=dict(dataset=dict(type='X', filter_cfg=dict(filter_empty_gtt=True))))",
+            "did you mean train_dataloader.dataset.dataset.filter_cfg.filter_empty_gt?",
+        ),
+        (
+            "optim_wrapper = dict(paramwise_cfg=dict(custom_keys={'a.b': dict(lr_mul=1)}))",
+            "optim_wrapper.paramwise_cfg.custom_keys['a.b'].lr_mul is not read by anything; did you mean ",
+        ),
+        ("optim_wrapper = dict(clip_grad=dict(max_nrom=1))", "did you mean optim_wrapper.clip_grad.max_norm?"),
+        (
+            "optim_wrapper = dict(clip_grad=dict(limit=1))",
+            "optim_wrapper.clip_grad.limit is not taken by anything; allo",
+        ),
+        (
+            "default_hooks = dict(checkpoint=dict(type='CheckpointHook', intervall=1))",
+            "default_hooks.checkpoint.intervall is not taken by anything; did you mean interval?",
+        ),
+        (
+            "default_hooks = dict(checkpoint=dict(type='AtomicCheckpointHook', often=1))",
+            "default_hooks.checkpoint.often is not taken by anything; allowed are backend_args, ",
+        ),
         ("model = [1]", "model: a dict is needed, got list [1]"),
         ("model = dict(backbone=[])", "model.backbone: a dict is needed, got list []"),
         ("custom_hooks = [3]", "custom_hooks[0]: a dict is needed, got int 3"),
@@ -194,3 +254,22 @@ def test_the_line_of_a_base_that_raises_is_told(tmp_path):
     (tmp_path / "base.py").write_text("x = 1\ny = (\n")
     with pytest.raises(UserError, match=rf"SyntaxError.*\({tmp_path / 'base.py'}, line 2; --traceback"):
         config.load_config(tmp_path / "own.py")
+
+
+@pytest.mark.parametrize("in_file", [True, False])
+@pytest.mark.parametrize(
+    "name", ["custom_hooks", "default_hooks", "randomness", "env_cfg", "custom_imports", "find_unused_parameters"]
+)
+def test_none_is_what_is_not_there(tmp_path, name, in_file):
+    (tmp_path / "own.py").write_text(f"{name} = None\n" if in_file else "x = 1\n")
+    assert name not in config.load_config(tmp_path / "own.py", {} if in_file else {name: None})
+
+
+@pytest.mark.parametrize("in_file", [True, False])
+@pytest.mark.parametrize("scope", ["mmdeet", "__main__"])
+def test_a_scope_that_is_no_library(tmp_path, monkeypatch, scope, in_file):
+    # As where a script is run by its path.
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)
+    (tmp_path / "own.py").write_text(f"default_scope = {scope!r}\n" if in_file else "x = 1\n")
+    with pytest.raises(UserError, match=f"own.py: default_scope: needs {scope}, as mmdet or mmseg: pip install"):
+        config.load_config(tmp_path / "own.py", {} if in_file else {"default_scope": scope})

@@ -115,6 +115,7 @@ def test_model_that_keeps_the_traced_size_is_refused_and_may_be_static(tmp_path)
         (dict(out="model.pt"), "must end in .onnx"),
         (dict(opset=9), "--opset 9: allowed are 18 to 23"),
         (dict(size=(16, 64)), "at least 32"),
+        (dict(size=(64, 10**7)), "at most 16384"),
         (dict(image="text.txt"), "not a readable image"),
         (dict(checkpoint="text.txt"), "not a checkpoint"),
         (dict(checkpoint="none.pth"), "no checkpoint"),

@@ -170,6 +170,18 @@ def test_a_classifier_of_other_classes_is_left_out(tmp_path):
         build("test_resnet", tmp_path / "torn.pth")
 
 
+@pytest.mark.parametrize("shape", [(), (3,), (0, 0, 0, 0)])
+@pytest.mark.parametrize(
+    "name", ["vit_tiny_patch16_224", "convnext_atto", "swin_tiny_patch4_window7_224", "levit_128s"]
+)
+def test_shapes_that_timm_does_not_expect(name, shape, tmp_path):
+    with torch.device("meta"):
+        keys = timm.create_model(name).state_dict()
+    torch.save({"state_dict": dict.fromkeys(keys, torch.zeros(shape))}, tmp_path / "odd.pth")
+    with pytest.raises(UserError, match=r"odd\.pth: not (a checkpoint of this|weights of) "):
+        build(name, tmp_path / "odd.pth")
+
+
 def test_timms_own_weights(monkeypatch, tmp_path):
     state = timm.create_model("test_resnet").state_dict()
     torch.save(state, tmp_path / "weights.pth")
@@ -219,7 +231,10 @@ def test_several_backbones_make_a_table(folder, tmp_path, capsys):
         (["test_vit", "--digits", "--size", "50"], "test_vit does not take images of 50 x 50"),
         (["test_resnet", "--digits", "--epochs", "0"], "--epochs must be positive, got 0"),
         (["test_resnet", "--digits", "--size", "-1"], "--size must be positive, got -1"),
+        (["test_resnet", "--digits", "--size", "1000000"], "--size must be at most 16384, got 1000000"),
         (["test_resnet", "--digits", "--lr", "nan"], "--lr must be positive, got nan"),
+        (["test_resnet", "--digits", "--lr", "inf"], "--lr must be positive and finite, got inf"),
+        (["test_resnet", "--digits", "--seeds", "1", str(10**20)], f"--seeds must be at most {2**63 - 1}, got 1000"),
         (["test_resnet", "--digits", "--batch", "1"], "--batch must be 2 or more"),
         (["test_resnet", "--digits", "--seeds", "1", "1"], "no seed given twice"),
     ],

@@ -1,0 +1,78 @@
+"""Data sets whose files are named where they cannot be read, in the midst of a run and from a loader's worker too."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from mmengine.dataset import Compose
+
+from .config import one_line, place_of
+from .errors import UserError
+
+
+class NamingPipeline(Compose):
+    """A data set's pipeline, of which a step that fails says at which file, and which refuses labels without a class.
+
+    Args:
+        transforms: As of mmengine's.
+        labels: How many classes a segmentor's label maps have, and the labels that are allowed beside them; None where
+            they are not looked at.
+    """
+
+    def __init__(self, transforms: list[Any], labels: tuple[int, set[int]] | None = None) -> None:
+        super().__init__(transforms)
+        self.labels = labels
+
+    def __call__(self, data: dict) -> dict | None:
+        """Apply the steps.
+
+        Raises:
+            UserError: naming the file and the step that failed, or the label map and its labels.
+        """
+        image, labels = (data.get("img_path") or data.get("gt_path")), data.get("seg_map_path")
+        for step in self.transforms:
+            name = type(step).__name__
+            file = (labels if "Annotations" in name else None) or image
+            unread = "gt_seg_map" not in data
+            try:
+                data = step(data)
+            except UserError:
+                raise
+            except Exception as error:  # steps of any library, and of the user's own
+                raise UserError(f"{file}: {name} fails: {one_line(error)}{place_of(error)}") from error
+            if data is None:
+                return None
+            if self.labels and unread and "gt_seg_map" in data:
+                self._check_labels(file, data["gt_seg_map"], *self.labels)
+        return data
+
+    @staticmethod
+    def _check_labels(file: Any, found: np.ndarray, classes: int, others: set[int]) -> None:
+        if found.size and found.max() >= classes:
+            bad = [label for label in np.unique(found).tolist() if label >= classes and label not in others]
+            if bad:
+                raise UserError(
+                    f"{file}: labels {', '.join(map(str, bad[:5]))} as they are read: allowed are 0 to {classes - 1}, "
+                    f"and {', '.join(map(str, sorted(others)))} for no label"
+                )
+
+
+def name_files(dataset: Any) -> None:
+    """Let a data set, and those that it wraps, name the file that a step of their pipeline fails at."""
+    parts = [getattr(dataset, "dataset", None), getattr(dataset, "_dataset", None)]
+    several = getattr(dataset, "datasets", None)
+    for part in [*parts, *(several if isinstance(several, (list, tuple)) else ())]:
+        if part is not None:
+            name_files(part)
+    pipeline: Any = getattr(dataset, "pipeline", None)
+    if type(pipeline) is Compose:
+        dataset.pipeline = NamingPipeline(pipeline.transforms, _labels(dataset))
+
+
+def _labels(dataset: Any) -> tuple[int, set[int]] | None:
+    """What the label maps of a data set of mmseg may hold once they are read, None where that is not known."""
+    classes = len((getattr(dataset, "metainfo", None) or {}).get("classes") or ())
+    if not classes or not hasattr(dataset, "reduce_zero_label") or getattr(dataset, "label_map", None):
+        return None
+    return classes, {dataset.ignore_index} | ({255} if dataset.reduce_zero_label else set())
