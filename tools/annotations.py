@@ -448,7 +448,7 @@ def check_segment_maps(field: str, path: Path, content: Mapping[str, Any], folde
 
 
 def check_label_maps(field: str, dataset: Any) -> None:
-    """Check the label maps of a data set of mmseg: that each is there in its size, and what is in a number of them.
+    """Check the label maps of a data set of mmseg: that each is there, and size and content of a number of them.
 
     Args:
         field: Of the config, for the message.
@@ -470,11 +470,11 @@ def check_label_maps(field: str, dataset: Any) -> None:
         )
     classes = len(dataset.metainfo.get("classes") or ())
     first, last = (0, classes) if dataset.reduce_zero_label else (0, classes - 1)
-    step = max(1, math.ceil(len(entries) / _MAPS_READ))
+    step, of_header = (max(1, math.ceil(len(entries) / most)) for most in (_MAPS_READ, _HEADERS_READ))
     for index, entry in enumerate(entries):
         path, whole = entry["seg_map_path"], index % step == 0
         # Of a TIFF the header alone does not tell the size, and to decode all of them takes long.
-        if not whole and Path(entry["img_path"]).suffix.lower() in (".tif", ".tiff"):
+        if not whole and (index % of_header or Path(entry["img_path"]).suffix.lower() in (".tif", ".tiff")):
             continue
         try:
             with open_image(path) as opened:

@@ -44,7 +44,10 @@ class NamingPipeline(Compose):
             if data is None:
                 return None
             if self.labels and unread and "gt_seg_map" in data:
-                self._check_labels(file, data["gt_seg_map"], *self.labels)
+                found, size = data["gt_seg_map"], tuple(data.get("ori_shape") or ())
+                if size and found.shape != size:
+                    raise UserError(f"{file}: {found.shape}: allowed is {size}, as {image} has, one label a pixel")
+                self._check_labels(file, found, *self.labels)
         return data
 
     @staticmethod

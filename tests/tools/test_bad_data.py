@@ -82,6 +82,13 @@ def test_all_label_maps_have_the_size_of_their_images(many, tmp_path, capsys):
     assert f"{many.name}: (16, 32): allowed is 32 x 32, one label a pixel" in message
 
 
+def test_a_map_of_another_size_that_was_not_looked_at(many, trained, monkeypatch, capsys):
+    monkeypatch.setattr("attnzoo.tools.annotations._HEADERS_READ", 64)
+    Image.open(many).resize((32, 16)).save(many)
+    assert cli.main(["train", "segmentor.py", "--work-dir", "work"]) == 2
+    assert f"{many}: (16, 32): allowed is (32, 32), as " in last_line(capsys)
+
+
 def test_a_bad_label_that_was_not_looked_at(many, trained, capsys):
     labels = np.array(Image.open(many))
     labels[0, :3] = 200, 255, 9
