@@ -29,11 +29,17 @@ def one_of_each() -> list[str]:
     return chosen
 
 
+# By what is built: schedules of one model share it.
+_built: dict[str, torch.nn.Module] = {}
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_builds_at_full_size(name):
     cfg = config(name)
-    with torch.device("meta"):
-        model = build_model(cfg)
+    if repr(cfg.model) not in _built:
+        with torch.device("meta"):
+            _built[repr(cfg.model)] = build_model(cfg)
+    model = _built[repr(cfg.model)]
     assert isinstance(model.backbone, Backbone)
     if "out_indices" not in cfg.model.backbone:
         assert model.backbone.strides == (4, 8, 16, 32)

@@ -1,6 +1,7 @@
 """What every operator must bear: empty batches, strides, scales, dtypes, and PyTorch's modes one after the other."""
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -146,8 +147,11 @@ def test_one_number_expanded_over_everything(name):
     torch.testing.assert_close(case.call(*other), case.call(*plain), rtol=1e-9, atol=1e-10)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("scale", [0.0, -0.7, 1e-30, 20.0])
+@pytest.mark.parametrize(
+    ("dtype", "scale"),
+    [(torch.float32, 1e-30), *itertools.product(DTYPES, (0.0, -0.7, 20.0))],
+    ids=str,
+)
 @pytest.mark.parametrize("name", ATTENTION)
 def test_scales(name, scale, dtype):
     """A product scaled by zero writes nothing in some dtypes: new memory holds NaN here."""

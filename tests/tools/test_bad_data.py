@@ -24,8 +24,7 @@ def last_line(capsys):
     return message
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-@pytest.mark.parametrize("command", ["train", "test"])
+@pytest.mark.parametrize(("command", "workers"), [("train", 1), ("test", 0)])
 def test_an_image_that_cannot_be_read_in_the_midst_of_a_run(trained, place, capsys, monkeypatch, command, workers):
     # As one of so many that not all are looked at before.
     monkeypatch.setattr("attnzoo.tools.annotations._HEADERS_READ", 1)

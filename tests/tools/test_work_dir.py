@@ -1,5 +1,6 @@
 """What a training may write and remove in its work directory, and what it says where it stops."""
 
+import copy
 import errno
 import os
 import resource
@@ -17,9 +18,10 @@ from tools_helpers import DETECTOR, ENVIRONMENT, SEGMENTOR, write_config
 from attnzoo.tools import cli, files
 from attnzoo.tools.checkpoint import load_checkpoint
 from attnzoo.tools.config import load_config
+from attnzoo.tools.engine import wrong_state
 from attnzoo.tools.errors import UserError
 from attnzoo.tools.train import last_checkpoint, set_work_dir, train
-from attnzoo.tools.work_dir import checkpoint_folder, read_files, trainings
+from attnzoo.tools.work_dir import checkpoint_folder, own_checkpoint, read_files, trainings
 
 BEST = "\ntrain_cfg['val_interval'] = 1\ndefault_hooks['checkpoint'].update(save_best='mIoU', max_keep_ckpts=2)\n"
 
@@ -506,16 +508,16 @@ def test_a_checkpoint_names_no_files_of_the_users_for_removal(place):
     assert (work / "epoch_2.pth").is_file(), "whose ids are not trusted"
 
 
-@pytest.mark.parametrize("kind", ["folder", "file", "elsewhere"])
-def test_a_best_checkpoint_of_another_name_stays(place, kind):
+def test_a_best_checkpoint_of_another_name_stays(place):
     work = place / "work"
     for name in ("work/my_results/a.txt", "work/notes.txt", "elsewhere/notes.txt"):
         (place / name).parent.mkdir(exist_ok=True)
         (place / name).write_text("mine")
-    best = {"folder": work / "my_results", "file": work / "notes.txt", "elsewhere": place / "elsewhere/notes.txt"}[kind]
-    spoil(work / "epoch_2.pth", info=dict(best_ckpt=str(best), best_score=-1.0))
+    spoil(work / "epoch_2.pth", info=dict(best_ckpt=str(work / "my_results"), best_score=-1.0))
     assert on(place / "config.py", work) == 0
     assert [text for text in contents(place).values()].count(b"mine") == 3
+    for best in (work / "notes.txt", place / "elsewhere/notes.txt", "epoch_1.pth/../notes.txt"):
+        assert own_checkpoint(work, Path(best).name) is None and own_checkpoint(work, str(best)) is None
 
 
 def test_the_resumed_checkpoint_is_the_last_to_go(place):
@@ -595,22 +597,34 @@ def test_an_iteration_beyond_the_last_is_refused(place, capsys):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda state: state["param_groups"][0].update(lr="x"), "param_groups[0].lr is 'x'"),
         (lambda state: state["param_groups"][0].pop("betas"), "param_groups[0].betas is None"),
         (lambda state: state["state"][0].update(exp_avg=torch.zeros(2, 3)), "exp_avg is of shape (2, 3)"),
         (lambda state: state["state"][1].pop("exp_avg"), "not all parameters have exp_avg"),
         (lambda state: state["state"][0].update(step=torch.zeros(2, 3)), "step is tensor("),
+        (lambda state: None, None),
     ],
 )
-def test_a_damaged_state_of_the_optimizer_is_one_line(place, capsys, change, said):
+def test_what_cannot_be_the_state_of_an_optimizer(change, said):
+    layer = torch.nn.Linear(3, 4)
+    optimizer = torch.optim.AdamW(layer.parameters())
+    layer(torch.rand(2, 3)).sum().backward()
+    optimizer.step()
+    state, before = copy.deepcopy(optimizer.state_dict()), [dict(group) for group in optimizer.param_groups]
+    change(state)
+    optimizer.load_state_dict(state)
+    told = wrong_state(optimizer, before)
+    assert told is None if said is None else said in told
+
+
+def test_a_damaged_state_of_the_optimizer_is_one_line(place, capsys):
     path = place / "work/epoch_2.pth"
     content = load_checkpoint(path)
-    change(content["optimizer"])
+    content["optimizer"]["param_groups"][0]["lr"] = "x"
     torch.save(content, path)
     before = contents(place)
     assert on(place / "config.py", place / "work") == 2
-    told = message(capsys)
-    assert "epoch_2.pth: the state of the optimizer cannot be used: " in told and said in told
+    said = "epoch_2.pth: the state of the optimizer cannot be used: param_groups[0].lr is 'x'"
+    assert said in message(capsys)
     assert contents(place) == before
 
 
