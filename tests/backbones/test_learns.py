@@ -4,8 +4,9 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
+
+load_digits = pytest.importorskip("sklearn.datasets").load_digits
+train_test_split = pytest.importorskip("sklearn.model_selection").train_test_split
 
 BATCH, RATE = 32, 3e-3
 
