@@ -7,7 +7,7 @@ Importing this package changes outside of it what follows, and nothing else:
 - Registries of mmengine get a child of the scope `attnzoo` each, in which the names below stand for configs of every mm
   library.
 - `mmengine.runner.CheckpointLoader` reads files and links by attnzoo's reader of checkpoints, which runs no code.
-- `mmdet.structures.mask.structures.roi_align` is what mmdet could not import, if mmdet was imported before.
+- In modules of mmdet that were imported before, mmcv's operators are what mmdet could not import.
 
 No other code imports an mm library: neither `import attnzoo` nor its backbones and kernels. In an mmdet config:
 
@@ -23,7 +23,6 @@ No other code imports an mm library: neither `import attnzoo` nor its backbones 
 the names below raises an ImportError that says what to install.
 """
 
-import sys
 import warnings
 from importlib.util import find_spec
 from typing import NoReturn
@@ -31,16 +30,11 @@ from typing import NoReturn
 _missing = next((name for name in ("mmengine", "mmcv", "mmdet", "mmseg") if find_spec(name) is None), None)
 
 if _missing is None:
-    from .ops import install
+    from .ops import install, replace_fallbacks
 
     install()
 
-    # Imported without compiled operators, this module of mmdet puts a function that raises in place of roi_align.
-    masks = sys.modules.get("mmdet.structures.mask.structures")
-    if masks is not None:
-        from mmcv.ops.roi_align import roi_align
-
-        masks.roi_align = roi_align  # type: ignore[attr-defined]
+    replace_fallbacks()
 
     from .albumentations import Albumentations
     from .backbone import Backbone

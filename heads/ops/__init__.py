@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -19,7 +20,7 @@ from typing import Any, NoReturn
 
 from . import carafe, deform, focal, masked, nms, psamask, roi
 
-__all__ = ["OPERATORS", "install"]
+__all__ = ["OPERATORS", "install", "replace_fallbacks"]
 
 MODULE_NAME = "mmcv._ext"
 
@@ -85,3 +86,32 @@ def install() -> None:
     """Serves `mmcv._ext` from here on, unless a compiled one is installed. Calling it again changes nothing."""
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.append(_Finder())
+
+
+def replace_fallbacks() -> None:
+    """Puts mmcv's operators where mmdet, imported before `install`, has put what raises in their place."""
+    served: dict[str, Any] = {}
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] != "mmdet":
+            continue
+        for key, value in list(vars(module).items()):
+            if str(getattr(value, "__module__", None)).startswith("mmdet.") and _is_fallback(value):
+                served = served or _served()
+                # Some are imported under their name with an underscore before it.
+                if key.lstrip("_") in served:
+                    setattr(module, key, served[key.lstrip("_")])
+
+
+def _served() -> dict[str, Any]:
+    """All that the modules of `mmcv.ops` define, by name; it exports a part."""
+    ops = [import_module(name) for name in ("mmcv.ops", "mmcv.ops.merge_cells")]
+    modules = [module for name, module in list(sys.modules.items()) if name.startswith("mmcv.ops.")]
+    return {key: value for module in [*modules, *ops] for key, value in vars(module).items()}
+
+
+def _is_fallback(value: Any) -> bool:
+    """Whether it is a function or class of mmdet whose only message is that mmcv is not compiled."""
+    code = getattr(vars(value).get("__init__") if isinstance(value, type) else value, "__code__", None)
+    return any(
+        "requires mmcv to be compiled" in text for text in getattr(code, "co_consts", ()) if isinstance(text, str)
+    )

@@ -167,6 +167,8 @@ def test_compiled_neighborhood_attention_is_as_exact_as_the_eager_one(dtype, bia
 @pytest.mark.parametrize("name", CASES)
 def test_dtype_under_autocast_of_a_gpu(name, way, monkeypatch):
     """There autocast turns the results of sums and exponentials into float32; on tensors without memory."""
+    if torch.__version__ < "2.11" and not torch.cuda.is_available():
+        pytest.skip("PyTorch 2.9 looks for a GPU where such tensors are sliced")
     case = cases()[name]
     with FakeTensorMode(), contextlib.ExitStack() as stack:
         given = [torch.empty(x.shape, device="cuda", requires_grad=way == "trained") for x in case.tensors.values()]
