@@ -83,6 +83,13 @@ def check_classes(source: str | os.PathLike, names: Any) -> list[str]:
     return list(names)
 
 
+def _check_weights(state: dict[str, Any], model: nn.Module, path: str | os.PathLike) -> None:
+    try:
+        check_weights(state, model)
+    except CheckpointError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
 def load_into(
     model: nn.Module, path: str | os.PathLike, convert: Callable[[dict[str, Any]], dict[str, Any]] | None = None
 ) -> dict[str, Any]:
@@ -123,10 +130,7 @@ def load_into(
             f"{path}: not a checkpoint of this {type(model).__name__}: of {len(own)} keys {summary}"
             f"{_origin(checkpoint['meta'])}"
         )
-    try:
-        check_weights(state, model)
-    except CheckpointError as error:
-        raise UserError(f"{path}: {error}") from error
+    _check_weights(state, model, path)
     model.load_state_dict(state)
     return checkpoint
 
@@ -152,7 +156,4 @@ def check_start(model: nn.Module, path: str | os.PathLike) -> None:
             f"{path}: not one of its {len(state)} tensors ({_some(state)}) fits this {type(model).__name__} "
             f"({_some(own)}){_origin(checkpoint['meta'])}"
         )
-    try:
-        check_weights(fitting, model)
-    except CheckpointError as error:
-        raise UserError(f"{path}: {error}") from error
+    _check_weights(fitting, model, path)

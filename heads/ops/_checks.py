@@ -30,8 +30,8 @@ __all__ = [
 # Samples that torchvision lists for one region before it takes them; 2**31 are a crash.
 _MOST_SAMPLES = 2**27
 
-
-# Sizes, and letters of which each stands for one and the same size; the latter with spaces between them.
+# A size for each axis, or a letter, which stands for one and the same size wherever it stands; as a text with spaces
+# between them. Sizes that `torch.compile` leaves free must not be written into a text.
 Shape = str | Sequence[int | str]
 
 

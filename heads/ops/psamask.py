@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..arguments import check_choice, check_int
-from ._checks import check_tensors, check_whole
+from ._checks import Shape, check_tensors, check_whole
 
 __all__ = ["OPERATORS", "psamask_backward", "psamask_forward"]
 
@@ -43,15 +43,15 @@ def _check(
     w_mask: int,
     half_h_mask: int,
     half_w_mask: int,
-) -> tuple[str, str]:
-    """Check the numbers; returns the shapes of masks and of attention in the words of `check_tensors`."""
+) -> tuple[Shape, Shape]:
+    """Check the numbers; returns the shapes of masks and of attention for `check_tensors`."""
     check_choice(f"{operator}: psa_type", psa_type, (COLLECT, DISTRIBUTE))
     check_whole(operator, 0, num_=num_, h_feature=h_feature, w_feature=w_feature)
     check_whole(operator, 1, h_mask=h_mask, w_mask=w_mask)
     check_int(f"{operator}: half_h_mask", half_h_mask, 0, h_mask - 1)
     check_int(f"{operator}: half_w_mask", half_w_mask, 0, w_mask - 1)
-    size = f"{h_feature} {w_feature}"
-    return f"{num_} {h_mask * w_mask} {size}", f"{num_} {h_feature * w_feature} {size}"
+    size = (h_feature, w_feature)
+    return (num_, h_mask * w_mask, *size), (num_, h_feature * w_feature, *size)
 
 
 def _margins(h_feature: int, w_feature: int, h_mask: int, w_mask: int, half_h_mask: int, half_w_mask: int) -> list[int]:
