@@ -210,6 +210,23 @@ class _NamingRunner:
         return loader
 
 
+@contextmanager
+def _checked_state(runner: Any, filename: str) -> Iterator[None]:
+    """Check what the block loads for the optimizers of a Runner.
+
+    Raises:
+        UserError: naming the first value that is of another kind than before.
+    """
+    wrappers = getattr(runner.optim_wrapper, "optim_wrappers", {"": runner.optim_wrapper}).values()
+    # DeepSpeed's optimizers are of its own class.
+    optimizers = [wrapper.optimizer for wrapper in wrappers if isinstance(wrapper.optimizer, torch.optim.Optimizer)]
+    before = [[dict(group) for group in optimizer.param_groups] for optimizer in optimizers]
+    yield
+    for optimizer, groups in zip(optimizers, before, strict=True):
+        if wrong := wrong_state(optimizer, groups):
+            raise UserError(f"{filename}: the state of the optimizer cannot be used: {wrong}")
+
+
 class TerminalRunner(_NamingRunner, Runner):
     """mmengine's Runner, whose log lines go to the file alone where a bar is shown, and which replaces no config."""
 
@@ -218,18 +235,9 @@ class TerminalRunner(_NamingRunner, Runner):
         return _quiet(super().build_logger(*args, **kwargs))
 
     def resume(self, filename: str, *args: Any, **kwargs: Any) -> None:
-        """Resume as mmengine does, and check what has been loaded for the optimizer.
-
-        Raises:
-            UserError: naming the first value that is of another kind than before.
-        """
-        wrappers = getattr(self.optim_wrapper, "optim_wrappers", {"": self.optim_wrapper}).values()
-        optimizers = [wrapper.optimizer for wrapper in wrappers]
-        before = [[dict(group) for group in optimizer.param_groups] for optimizer in optimizers]
-        super().resume(filename, *args, **kwargs)
-        for optimizer, groups in zip(optimizers, before, strict=True):
-            if wrong := wrong_state(optimizer, groups):
-                raise UserError(f"{filename}: the state of the optimizer cannot be used: {wrong}")
+        """Resume as mmengine does, and check the state of the optimizer."""
+        with _checked_state(self, filename):
+            super().resume(filename, *args, **kwargs)
 
     def dump_config(self) -> None:
         """Write none: a training keeps its config when it begins, and the log folder has it."""
@@ -237,6 +245,11 @@ class TerminalRunner(_NamingRunner, Runner):
 
 class StrategyRunner(_NamingRunner, FlexibleRunner):
     """mmengine's FlexibleRunner, which replaces no config."""
+
+    def resume(self, filename: str, *args: Any, **kwargs: Any) -> None:
+        """Resume as mmengine does, and check the state of the optimizer."""
+        with _checked_state(self, filename):
+            super().resume(filename, *args, **kwargs)
 
     def dump_config(self) -> None:
         """Write none, see `TerminalRunner`."""

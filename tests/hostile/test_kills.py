@@ -11,12 +11,13 @@ import os
 import random
 import signal
 import sys
+import tempfile
 import time
+import traceback
 from pathlib import Path
 
 import campaign
 import numpy as np
-import pytest
 import torch
 from PIL import Image
 from tools_helpers import SEGMENTOR, make_data, write_config
@@ -71,6 +72,8 @@ def child(function, log, kill_at=None):
 
         sys.addaudithook(watch)
         code = function()
+    except BaseException:
+        traceback.print_exc()  # os._exit below would swallow it
     finally:
         sys.stdout.flush()
         os._exit(code)
@@ -98,15 +101,12 @@ def train(config, work_dir, *options):
     return cli.main(["train", str(config), "--work-dir", str(work_dir), *options])
 
 
-@pytest.fixture(scope="module")
-def references(tmp_path_factory):
+def references(folder):
     from attnzoo.tools import config
 
-    torch.set_num_threads(1)
     config.require_mm()
     import attnzoo.tools.engine  # noqa: F401  once, so that forked processes start quickly
 
-    folder = tmp_path_factory.mktemp("kills")
     make_data(folder / "data")
     made = []
     for name, loop in (("epochs", EPOCHS), ("iterations", ITERATIONS)):
@@ -291,18 +291,9 @@ def kill_predict(seed, references, root):
     return "ended before" if code == 0 else "killed"
 
 
-def test_one_killed_training(references, tmp_path):
-    """What the suite does of the campaign."""
-    kill_training(0, references, tmp_path)
-
-
-@pytest.mark.skipif(not campaign.WHOLE, reason="takes minutes: make test-hostile")
-def test_killed_trainings(references, tmp_path):
-    campaign.campaign("killed trainings", lambda seed: kill_training(seed, references, tmp_path), DRAWS, seconds=300)
-
-
-def test_killed_predictions(references, tmp_path):
-    campaign.campaign("killed predictions", lambda seed: kill_predict(seed, references, tmp_path), 100)
+def test_killed_runs():
+    """Trainings and predictions."""
+    campaign.in_own_interpreter(__file__)
 
 
 def test_killed_builds_of_the_data_set(tmp_path):
@@ -311,3 +302,15 @@ def test_killed_builds_of_the_data_set(tmp_path):
 
 def test_killed_writes(tmp_path):
     campaign.campaign("killed writes of a file", lambda seed: kill_write(seed, tmp_path), 500)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as name:
+        place = Path(name)
+        peaceful = references(place)
+        if campaign.WHOLE:
+            campaign.campaign("killed trainings", lambda seed: kill_training(seed, peaceful, place), DRAWS, seconds=300)
+        else:
+            kill_training(0, peaceful, place)
+        campaign.campaign("killed predictions", lambda seed: kill_predict(seed, peaceful, place), 100)

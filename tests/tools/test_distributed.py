@@ -97,6 +97,13 @@ def test_sharded_training_is_ddp(tmp_path, ddp, blocks):
     set_work_dir(cfg, str(tmp_path / "t"))
     assert evaluate(cfg, checkpoint) == pytest.approx(evaluate(cfg, expected), abs=0.1)
 
+    damaged = tmp_path / "damaged.pth"
+    content["optimizer"]["param_groups"][0]["lr"] = "x"
+    torch.save(content, damaged)
+    done = torchrun(tmp_path, *train, "--work-dir", tmp_path / "refused", "--resume", damaged)
+    assert done.returncode != 0
+    assert "damaged.pth: the state of the optimizer cannot be used: param_groups[0].lr is 'x'" in done.stderr
+
 
 @pytest.mark.parametrize(
     ("extra", "expected"),
