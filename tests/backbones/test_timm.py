@@ -1,9 +1,8 @@
 """Importing attnzoo leaves timm as it is, and takes a timm that changes."""
 
 import os
-import subprocess
-import sys
 
+import interpreters
 import pytest
 
 # Registries to which a model's registration adds by design; all else must be the same objects.
@@ -63,7 +62,7 @@ def imported(patch: str = "", check: str = "") -> dict:
 
     code = SNAPSHOT.replace("__PATCH__", patch).replace("__CHECK__", check)
     env = {**os.environ, "PYTHONWARNINGS": "ignore"}
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=env)
+    result = interpreters.run(code, env=env)
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout.splitlines()[0])
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 
+import interpreters
 import pytest
 import torch
 
@@ -164,9 +165,7 @@ def test_environment(value):
         "import torch\nfrom attnzoo.kernels import _dispatch\n"
         "print(_dispatch.use_triton('op', 'auto', (torch.zeros(1),), None, 1))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, "ATTNZOO_BACKEND": value}, capture_output=True, text=True
-    )
+    done = interpreters.run(code, env={**os.environ, "ATTNZOO_BACKEND": value})
     if value == "cuda":
         assert "ATTNZOO_BACKEND must be one of auto, triton, torch, got 'cuda'" in done.stderr
     else:
@@ -230,7 +229,7 @@ for setting in {list(settings)}:
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0, setting
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = interpreters.run(code)
     assert done.stdout.split() == list(settings.values()), done.stderr
 
 

@@ -2,9 +2,8 @@
 
 import json
 import shutil
-import subprocess
-import sys
 
+import interpreters
 import numpy as np
 import pytest
 import torch
@@ -63,7 +62,7 @@ def test_missing_libraries_are_named_with_the_extra(place, missing):
         "sys.exit(main(['train', 'detector.py']))"
     )
     before = listing(place)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT, timeout=120)
+    done = interpreters.run(code, env=ENVIRONMENT)
     assert done.returncode == 2, done.stderr
     assert f"needs {missing}" in done.stderr
     assert "pip install 'attnzoo[mm]'" in done.stderr

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import interpreters
 import pytest
 import torch
 from tools_helpers import ENVIRONMENT, attnzoo
@@ -20,7 +21,7 @@ def test_help_shows_every_command_and_imports_no_mm_library():
         "print('loaded', loaded & {'mmengine', 'mmcv', 'mmdet', 'mmseg', 'onnx', 'onnxruntime', 'sklearn'});"
         "sys.exit(code)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT, timeout=120)
+    done = interpreters.run(code, env=ENVIRONMENT)
     assert done.returncode == 0, done.stderr
     assert all(f"\n  {name} " in done.stdout for name in cli.COMMANDS)
     assert done.stdout.endswith("loaded set()\n")
@@ -107,7 +108,7 @@ def test_every_command_can_be_the_first_imported():
         "        vars(sys.modules['attnzoo.tools']).pop(loaded.split('.')[2], None)\n"
         "    importlib.import_module(f'attnzoo.tools.{module}')"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    done = interpreters.run(program)
     assert done.returncode == 0, done.stderr
 
 

@@ -1,9 +1,9 @@
 """Predict with a restoration model: image files made larger."""
 
-import subprocess
 import sys
 
 import golden_files
+import interpreters
 import numpy as np
 import pytest
 import timm
@@ -70,9 +70,7 @@ def test_tiles_without_an_mm_library(checkpoint, photo, tmp_path):
         "from attnzoo.tools.cli import main\n"
         f"sys.exit(main(['predict', {NAME!r}, {str(checkpoint)!r}, 'wide.png', '--tile', '32', '--out-dir', 'out']))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT, cwd=tmp_path, timeout=300
-    )
+    done = interpreters.run(code, env=ENVIRONMENT, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert Image.open(tmp_path / "out" / "wide_x2.png").size == (80, 36)
 
