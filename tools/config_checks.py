@@ -173,10 +173,10 @@ def check_names(cfg: Any) -> None:
         UserError: naming the field and what it is close to.
     """
     # The libraries read no `data_root` there: it is a variable, and so are names like it.
-    known = _top() - {"data_root"}
+    top = _top() - {"data_root"}
     for name in cfg:
-        if not _is_variable(cfg, name, known):
-            _check_name(cfg.filename, "", name, known)
+        if not _is_variable(cfg, name, top):
+            _check_name(cfg.filename, "", name, top)
     for field, part, known in _parts(cfg):
         for name in filter(lambda name: isinstance(name, str), part):
             _check_name(cfg.filename, f"{field}.", name, known)
@@ -250,10 +250,10 @@ def _top() -> set[str]:
 
 def misspelt(name: str, known: Iterable[str]) -> str | None:
     """The one of `known` that differs from `name` by a letter or two, if `name` is none of them."""
-    known = set(known)
-    if name in known or name.startswith("_"):
+    names = set(known)
+    if name in names or name.startswith("_"):
         return None
-    near = ((_distance(name, one), one) for one in sorted(known) if len(one) > 3 and abs(len(name) - len(one)) <= 2)
+    near = ((_distance(name, one), one) for one in sorted(names) if len(one) > 3 and abs(len(name) - len(one)) <= 2)
     near = ((far, one) for far, one in near if far <= (2 if len(one) >= 9 else 1) and _same_words(name, one))
     return min(near, default=(0, None))[1]
 
