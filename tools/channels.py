@@ -132,7 +132,7 @@ def check_classes(cfg: Any, model: nn.Module, modes: tuple[str, ...]) -> None:
 
     Raises:
         UserError: naming head, data set and both numbers, if the data of a training have labels that a head has not,
-            or mmdet's `NumClassCheckHook` is there and would stop the run.
+            or mmdet's `NumClassCheckHook` is there and would stop the run; or if a name of a class cannot be read.
     """
     # What a detector of that kind tells apart is said by texts.
     heads = [] if hasattr(model, "language_model") else list(_classifiers(model))
@@ -209,12 +209,13 @@ def _kinds(found: type | None) -> set[str]:
 
 def _may_change_labels(cfg: Any, model: nn.Module) -> bool:
     """Whether code that is not the libraries' is between the labels of the training data and the heads."""
-    parts = [
-        _class(part, registry)
-        for part in nested(cfg.get("train_dataloader"))
-        if "type" in part and isinstance(part.get("_scope_"), (str, type(None)))
-        for registry in (DATASETS, TRANSFORMS)
-    ]
+    with building(f"{cfg.filename}: train_dataloader.dataset"):
+        parts = [
+            _class(part, registry)
+            for part in nested(cfg.get("train_dataloader"))
+            if "type" in part and isinstance(part.get("_scope_"), (str, type(None)))
+            for registry in (DATASETS, TRANSFORMS)
+        ]
     parts += [type(model), type(getattr(model, "data_preprocessor", None))]
     bases = [base for part in parts for base in getattr(part, "__mro__", ()) if _root(base) not in _LIBRARIES]
     # A data set that brings names alone has no code.

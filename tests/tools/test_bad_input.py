@@ -515,6 +515,7 @@ HOOK = [dict(type="mmdet.NumClassCheckHook")]
         ({"model.bbox_head.num_classes": 1, "train_dataloader.dataset.type": Merging}, "attnzoo: warning: detector.py"),
         ({"train_dataloader.dataset.type": Named}, ""),  # `metainfo` of the config has two
         ({"train_dataloader.dataset.type": Named, "train_dataloader.dataset.metainfo": None}, "error: detector.py: bb"),
+        ({"train_dataloader.dataset.pipeline.0.type": ".x"}, "error: detector.py: train_dataloader.dataset: TypeErr"),
         ({"model.bbox_head.num_classes": 1, "train_dataloader": None}, "attnzoo: warning: detector.py: bbox_h"),
     ],
 )  # fmt: skip
