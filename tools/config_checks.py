@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -164,14 +165,18 @@ def _at(cfg: Any, field: str) -> Any:
 def check_names(cfg: Any) -> None:
     """Refuse names that are almost those that are read, as a misspelt one would leave the default in force unsaid.
 
-    Other unknown names are variables of the config's own, and pass; so do names that begin with an underscore. What
-    is handed on to a function that takes nothing else has no others.
+    Other unknown names are variables of the config's own, and pass; so do names that begin with an underscore. At the
+    top of a config those pass, too, that its text uses, and names with a number or a letter behind. What is handed on
+    to a function that takes nothing else has no others.
 
     Raises:
         UserError: naming the field and what it is close to.
     """
+    # The libraries read no `data_root` there: it is a variable, and so are names like it.
+    top = _top() - {"data_root"}
     for name in cfg:
-        _check_name(cfg.filename, "", name, _top())
+        if not _is_variable(cfg, name, top):
+            _check_name(cfg.filename, "", name, top)
     for field, part, known in _parts(cfg):
         for name in filter(lambda name: isinstance(name, str), part):
             _check_name(cfg.filename, f"{field}.", name, known)
@@ -223,12 +228,21 @@ def _check_name(filename: str, place: str, name: str, known: Iterable[str]) -> N
         )
 
 
+def _is_variable(cfg: Any, name: str, known: Iterable[str]) -> bool:
+    """Whether a name at the top of a config is one of several of a kind, such as `model_2`, or used in its text."""
+    numbered = re.fullmatch(r"(\w+?)(_?\d+|_[a-z]|(?<=model)s)", name)
+    if numbered and numbered[1] in known:
+        return True
+    # Where no `=` of an assignment or `:` of YAML follows.
+    return re.search(rf"\b{re.escape(name)}\b(?!['\"]?\s*(=(?!=)|:))", cfg.text) is not None
+
+
 def _top() -> set[str]:
     """The names at the top of a config that are read."""
     from mmengine.runner import FlexibleRunner, Runner
 
     known = {"custom_imports", "model_wrapper_cfg", "find_unused_parameters", "data_root", "tta_model", "sync_bn"}
-    known |= {"activation_checkpointing", "efficient_conv_bn_eval", "tta_pipeline"}
+    known |= {"activation_checkpointing", "compile", "efficient_conv_bn_eval", "tta_pipeline"}
     for runner in (Runner, FlexibleRunner):
         known |= inspect.signature(runner.__init__).parameters.keys()
     return known - {"self", "cfg"}
@@ -236,12 +250,19 @@ def _top() -> set[str]:
 
 def misspelt(name: str, known: Iterable[str]) -> str | None:
     """The one of `known` that differs from `name` by a letter or two, if `name` is none of them."""
-    known = set(known)
-    # A plural is a list of one's own: mmseg has `models`.
-    if name in known or name.startswith("_") or (name.endswith("s") and name[:-1] == "model"):
+    names = set(known)
+    if name in names or name.startswith("_"):
         return None
-    near = ((_distance(name, one), one) for one in sorted(known) if len(one) > 3 and abs(len(name) - len(one)) <= 2)
-    return min(((far, one) for far, one in near if far <= (2 if len(one) >= 9 else 1)), default=(0, None))[1]
+    near = ((_distance(name, one), one) for one in sorted(names) if len(one) > 3 and abs(len(name) - len(one)) <= 2)
+    near = ((far, one) for far, one in near if far <= (2 if len(one) >= 9 else 1) and _same_words(name, one))
+    return min(near, default=(0, None))[1]
+
+
+def _same_words(name: str, other: str) -> bool:
+    """Whether no short word of a name is another one: two letters make `ema` of `tta`."""
+    pairs = list(zip(name.split("_"), other.split("_"), strict=False))
+    apart = name.count("_") != other.count("_")
+    return apart or all(_distance(*pair) <= 1 or max(map(len, pair)) > 4 for pair in pairs)
 
 
 def _distance(one: str, other: str) -> int:
@@ -275,6 +296,8 @@ def check_options(cfg: Any, options: Mapping[str, Any]) -> None:
         parent: Any = cfg
         for name in key.split("."):
             inner = _entry(parent, name)
+            if inner is None and not place and name not in cfg and (near := misspelt(name, _top())):
+                raise UserError(f"--cfg-options: {name} is not in the config; did you mean {near}?")
             if place and inner is None and isinstance(parent, Mapping) and name not in parent:
                 taken = _parameters(parent.get("type"), cfg.get("default_scope"))
                 near = misspelt(name, {*parent, *taken, *_NAMES.get(".".join(place), ())})
@@ -291,15 +314,26 @@ def check_options(cfg: Any, options: Mapping[str, Any]) -> None:
 
 
 def _is_idle(parent: Any, place: Sequence[str], name: str) -> bool:
-    """Whether a name is new in a part of a config of which no class will say whether it takes it."""
+    """Whether a name is new at the top of a config, in a variable of its own, or in what is read by name alone."""
     if not (isinstance(parent, Mapping) or hasattr(parent, "filename")) or name in parent or name.startswith("_"):
         return False
     if not place:
         return name not in _top()
-    where = ".".join(place)
-    # A loop without a type gets one; the others hold names of the user's own choice.
-    built_or_free = where in _LOOPS or place[-1] in ("default_hooks", "custom_keys", "metainfo")
-    return not built_or_free and "type" not in parent and name not in _NAMES.get(where, ())
+    if "type" in parent:
+        return False
+    if place[0] not in _top():
+        return True
+    known = _read_by_name(place)
+    return known is not None and name not in known
+
+
+def _read_by_name(place: Sequence[str]) -> Iterable[str] | None:
+    """The names that are read from a part of a config, None where a class or a function takes or refuses all of it."""
+    inner = [name for name in place[1:] if name in _NESTED]
+    if inner:
+        return _NESTED[inner[-1]]
+    # Hooks have names of the user's own choice.
+    return None if place[0] == "default_hooks" else _NAMES.get(".".join(place))
 
 
 def _entry(parent: Any, name: str) -> Any:
