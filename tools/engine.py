@@ -157,7 +157,7 @@ def _log_error(handler: logging.Handler, record: logging.LogRecord) -> None:
         logging.Handler.handleError(handler, record)
 
 
-# What optimizers keep for each parameter in its shape.
+# What torch's optimizers keep for each parameter in its shape.
 _SHAPED = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "momentum_buffer", "square_avg", "grad_avg", "sum")
 
 
@@ -168,18 +168,22 @@ def wrong_state(optimizer: torch.optim.Optimizer, before: list[dict[str, Any]]) 
         optimizer: With the state that was loaded.
         before: Its `param_groups` before that.
     """
+    # What others keep is for them to know: it may depend on the shape, or be of another one.
+    known = type(optimizer).__module__.startswith("torch.optim.")
     for number, (group, old) in enumerate(zip(optimizer.param_groups, before, strict=True)):
-        for name in optimizer.defaults:
+        # Of the names from before, as a load puts others into the defaults that no group has.
+        for name in (name for name in optimizer.defaults if name in old):
             if name not in group or not _is_like(group[name], old[name]):
                 return f"param_groups[{number}].{name} is {group.get(name)!r:.60}"
-        names: set[str] | None = None
-        for parameter in group["params"]:
+        names: dict[int, set[str]] = {}
+        for parameter in group["params"] if known else ():
             state = optimizer.state.get(parameter)
             if not state:
                 continue
-            names = names or set(state)
-            if set(state) != names:
-                return f"not all parameters have {', '.join(sorted(set(state) ^ names))}"
+            # Adafactor factors matrices alone.
+            odd = set(state) ^ names.setdefault(parameter.dim(), set(state))
+            if odd:
+                return f"not all parameters have {', '.join(sorted(odd))}"
             for name, value in state.items():
                 shape = tuple(value.shape) if isinstance(value, torch.Tensor) else None
                 if name in _SHAPED and value is not None and shape != tuple(parameter.shape):
@@ -190,13 +194,15 @@ def wrong_state(optimizer: torch.optim.Optimizer, before: list[dict[str, Any]]) 
 
 
 def _is_like(value: Any, old: Any) -> bool:
-    """Whether a value is a number where the old one is, and so on for lists of them."""
+    """Whether a value is a number where the old one is, and so on for lists of them; a flag may not be set."""
+    if old is None or (value is None and isinstance(old, bool)):
+        return True
     if isinstance(old, tuple | list):
         same = isinstance(value, tuple | list) and len(value) == len(old)
         return same and all(map(_is_like, value, old))
     if isinstance(old, int | float):
-        return isinstance(value, int | float) and math.isfinite(value)
-    return isinstance(value, type(old)) or old is None
+        return isinstance(value, int | float) and (math.isfinite(value) or value == old)
+    return isinstance(value, type(old))
 
 
 class _NamingRunner:
