@@ -25,7 +25,7 @@ from .batches import NumberedBatches, number_batches
 from .errors import UserError
 from .files import atomic_path
 from .progress import bar
-from .work_dir import checkpoint_folder, last_checkpoint, own_checkpoint, step_of
+from .work_dir import checkpoint_folder, last_checkpoint, own_checkpoint, run_folders, step_of
 
 
 @register_backend("attnzoo", force=True)
@@ -201,7 +201,7 @@ def _is_finite(value: Any) -> bool:
 
 
 def _diverged(runner: Runner, what: str, iteration: int) -> UserError:
-    good = last_checkpoint(runner.work_dir)
+    good = last_checkpoint(*run_folders(runner.cfg))
     return UserError(
         f"the training has diverged: {what} at iteration {iteration} (epoch {runner.epoch + 1}); "
         f"the last good checkpoint is {good or 'none, as none was written'}; a lower learning rate, or "

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.optim.optimizer.builder import TORCH_OPTIMIZERS
 from mmengine.registry import HOOKS
@@ -22,7 +23,7 @@ from attnzoo.tools.checkpoint import load_checkpoint
 from attnzoo.tools.config import load_config
 from attnzoo.tools.engine import wrong_state
 from attnzoo.tools.errors import UserError
-from attnzoo.tools.train import last_checkpoint, set_work_dir, train
+from attnzoo.tools.train import _set_seed, last_checkpoint, set_work_dir, train
 from attnzoo.tools.work_dir import checkpoint_folder, own_checkpoint, read_files, trainings
 
 BEST = "\ntrain_cfg['val_interval'] = 1\ndefault_hooks['checkpoint'].update(save_best='mIoU', max_keep_ckpts=2)\n"
@@ -272,6 +273,32 @@ def test_checkpoints_in_another_folder(data, tmp_path, capsys):
     assert run(config, tmp_path / "work", "--cfg-options", place) == 2
     assert "store/work: holds an older training (epoch_1.pth)" in message(capsys)
     assert contents(tmp_path) == before
+    # Without the note, and with one that a kill has left empty.
+    for note in (None, ""):
+        if note is not None:
+            (tmp_path / "work" / "last_checkpoint").write_text(note)
+        assert run(config, tmp_path / "work", "--resume", "--cfg-options", place) == 0
+        assert f"trained 1 epochs, 4 iterations: {store / 'epoch_1.pth'}" in capsys.readouterr().out
+        assert contents(store) == {name[11:]: held for name, held in before.items() if name.startswith("store/work/")}
+
+
+def test_a_work_directory_of_a_path_is_the_folder_of_checkpoints(data, tmp_path, monkeypatch):
+    """By its absolute path alone, as for mmengine."""
+    monkeypatch.chdir(tmp_path)
+    for out_dir, folder in ((str(tmp_path / "work"), "work"), ("work", "work/work")):
+        cfg = load_config(write_config(tmp_path / "c.py", SEGMENTOR, data), {"default_hooks.checkpoint.out_dir": out_dir})
+        set_work_dir(cfg, "work")
+        assert checkpoint_folder(cfg) == Path(folder)
+
+
+def test_a_note_without_its_checkpoint_starts_nothing(place, capsys):
+    for path in place.glob("work/*.pth"):
+        path.unlink()
+    before = contents(place)
+    assert run(place / "config.py", place / "work", "--resume") == 2
+    said = f"last_checkpoint: is there, but not the checkpoint that it names ({place / 'work' / 'epoch_2.pth'})"
+    assert said in message(capsys)
+    assert contents(place) == before
 
 
 def test_published_checkpoints_are_whole(data, tmp_path):
@@ -353,7 +380,8 @@ def test_gradients_may_overflow_where_a_loss_scaler_answers_it(loss, norm, scale
     if scaled:
         wrapper.loss_scaler = object()
     hub = SimpleNamespace(log_scalars={"train/grad_norm": Scalar(norm)})
-    runner = SimpleNamespace(message_hub=hub, optim_wrapper=wrapper, iter=4, epoch=0, work_dir=tmp_path)
+    cfg = Config(dict(work_dir=str(tmp_path)))
+    runner = SimpleNamespace(message_hub=hub, optim_wrapper=wrapper, iter=4, epoch=0, cfg=cfg)
     outputs = {"loss": torch.tensor(loss), "loss_a": torch.tensor(loss), "acc": torch.tensor(float("nan"))}
     if stops:
         with pytest.raises(UserError, match=r"(loss_a|grad_norm) is inf at iteration 5"):
@@ -586,6 +614,32 @@ def test_a_place_that_no_training_has_is_refused(place, capsys, meta, said):
     assert on(place / "config.py", place / "work") == 2
     assert said in message(capsys)
     assert contents(place) == before
+
+
+@pytest.mark.parametrize(
+    ("own", "seed", "used", "said"),
+    [
+        ({}, 7, 7, None),
+        (dict(randomness=dict(seed=None, deterministic=True)), 7, 7, None),
+        (dict(randomness=dict(seed=7)), 7, 7, None),
+        (dict(randomness=dict(seed=8)), 7, 8, "warning: a.pth: was drawn with the seed 7, not 8"),
+        ({}, None, None, None),
+        ({}, "7", None, "meta.seed is '7'"),
+        ({}, 2**32, None, "meta.seed is 4294967296"),
+    ],
+)
+def test_a_resumed_run_has_the_seed_of_its_checkpoint_from_the_first(capsys, own, seed, used, said):
+    cfg = Config(dict(load_from="a.pth", **own))
+    if used is None and said:
+        with pytest.raises(UserError, match=said):
+            _set_seed(cfg, seed)
+        return
+    _set_seed(cfg, seed)
+    randomness = cfg.get("randomness", {})
+    assert randomness.get("seed") == used
+    assert randomness.get("deterministic") == own.get("randomness", {}).get("deterministic")
+    told = capsys.readouterr().err
+    assert said in told if said else not told
 
 
 def test_an_iteration_beyond_the_last_is_refused(place, capsys):
