@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import UserError, warn
+from .work_dir import is_checkpoint_hook
 
 _DICT = (Mapping, "a dict")
 _DICTS = ((Mapping, list, tuple), "a dict or a list of them")
@@ -176,7 +177,7 @@ def check_names(cfg: Any) -> None:
         for name in filter(lambda name: isinstance(name, str), part):
             _check_name(cfg.filename, f"{field}.", name, known)
     checkpoint = _at(cfg, "default_hooks.checkpoint") or {}
-    if checkpoint.get("type") in ("CheckpointHook", "AtomicCheckpointHook"):
+    if is_checkpoint_hook(checkpoint.get("type")):
         _check_closed(cfg, "default_hooks.checkpoint", {*_parameters("CheckpointHook", None), "type", "priority"})
     _check_closed(cfg, "optim_wrapper.clip_grad", _NAMES["optim_wrapper.clip_grad"])
 

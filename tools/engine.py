@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from mmengine._strategy import FSDPStrategy
 from mmengine.dist import is_main_process
+from mmengine.hooks import EMAHook
 from mmengine.logging import MMLogger
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import MODELS, OPTIMIZERS, STRATEGIES, init_default_scope
+from mmengine.registry import HOOKS, MODELS, OPTIMIZERS, STRATEGIES, Registry, init_default_scope
 from mmengine.runner import FlexibleRunner, Runner
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
@@ -103,14 +104,20 @@ def _check_strategy(cfg: Any) -> None:
             "strategy=dict(type='FSDPStrategy', model_wrapper=dict(...))"
         )
     strategy: Any = cfg.get("strategy") or {}
-    if strategy.get("type") == "FSDPStrategy":
+    if _is_class(STRATEGIES, strategy.get("type"), FSDPStrategy):
         if strategy.get("state_dict_cfg", "full") != "full":
             raise UserError(f"{cfg.filename}: strategy.state_dict_cfg must be 'full', got {strategy.state_dict_cfg!r}")
-        if any(hook.get("type") == "EMAHook" for hook in cfg.get("custom_hooks") or ()):
+        if any(_is_class(HOOKS, hook.get("type"), EMAHook) for hook in cfg.get("custom_hooks") or ()):
             raise UserError(f"{cfg.filename}: EMAHook averages whole parameters, which FSDPStrategy does not keep")
         strategy.type = "WholeFSDPStrategy"
     if strategy and cfg.launcher == "none":
         raise UserError(f"{cfg.filename}: strategy is for several processes: torchrun … --launcher pytorch")
+
+
+def _is_class(registry: Registry, kind: Any, base: type) -> bool:
+    """Whether a `type`, as a class or by whatever name it has in a registry, is a class or one made of it."""
+    found = registry.get(kind) if isinstance(kind, str) else kind
+    return isinstance(found, type) and issubclass(found, base)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from .config import add_config_options, load_config, parse_options
 from .errors import UserError, warn
 from .files import is_disk_error
-from .work_dir import check, check_note, last_checkpoint, opened, resumable, run_folders
+from .work_dir import check, check_note, is_checkpoint_hook, last_checkpoint, opened, resumable, run_folders
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -110,7 +110,7 @@ def _add_hooks(cfg: Config) -> None:
     # By assignment to the config, which makes dicts of its own kind of them.
     cfg.default_hooks = {"checkpoint": dict(type="CheckpointHook"), **(cfg.get("default_hooks") or {})}
     checkpoint = cfg.default_hooks.checkpoint
-    if checkpoint is not None and checkpoint.get("type") == "CheckpointHook":
+    if checkpoint is not None and is_checkpoint_hook(checkpoint.get("type")):
         checkpoint.type = "AtomicCheckpointHook"
     own = ("ReseedHook", "FiniteHook")
     others = [hook for hook in cfg.get("custom_hooks") or () if hook.get("type") not in own]

@@ -36,6 +36,14 @@ def checkpoint_folder(cfg: Any) -> Path:
     return Path(cfg.work_dir)
 
 
+def is_checkpoint_hook(kind: Any) -> bool:
+    """Whether a `type`, by whatever name or as a class, is mmengine's checkpoint hook, or the safe one in its place."""
+    from mmengine.hooks import CheckpointHook
+    from mmengine.registry import HOOKS
+
+    return kind == "AtomicCheckpointHook" or (HOOKS.get(kind) if isinstance(kind, str) else kind) is CheckpointHook
+
+
 def run_folders(cfg: Any) -> list[Path]:
     """The folders that a training writes into: its work directory, and that of its checkpoints where it is another."""
     return list(dict.fromkeys((Path(cfg.work_dir), checkpoint_folder(cfg))))
