@@ -317,7 +317,7 @@ class ProgressHook(Hook):
     """A bar over all training iterations with the loss, and one over each validation or test.
 
     Args:
-        begin: Is called when all parts of a training are built and it begins.
+        begin: Is called once, when the first iteration of a training has ended, and before anything is saved.
     """
 
     priority = "LOWEST"
@@ -330,7 +330,6 @@ class ProgressHook(Hook):
     def before_train(self, runner: Runner) -> None:
         """Open the bar where a resumed run stands."""
         self.started = True
-        self._begin()
         self._bars["train"] = bar(total=runner.max_iters, initial=runner.iter, title="train")
 
     def before_test(self, runner: Runner) -> None:
@@ -339,9 +338,18 @@ class ProgressHook(Hook):
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Advance, and show the loss."""
+        self._has_begun()
         if outputs and "loss" in outputs:
             self._bars["train"].set_postfix(loss=f"{float(outputs['loss'].detach()):.3f}", refresh=False)
         self._bars["train"].update()
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Begin where a resumed run saves the best of a validation before its first iteration."""
+        self._has_begun()
+
+    def _has_begun(self) -> None:
+        begin, self._begin = self._begin, lambda: None
+        begin()
 
     def after_train(self, runner: Runner) -> None:
         """Close the bar."""

@@ -62,7 +62,8 @@ def train(cfg: Config, overwrite: bool = False) -> Runner:
     Args:
         cfg: A config with `work_dir`. `resume=True` goes on from `load_from`, or else from the last checkpoint of
             the run in `work_dir`. It is changed: the checkpoint hook becomes the one that survives a kill.
-        overwrite: Remove an older training in `work_dir`, of which nothing but its checkpoints, logs and kept configs.
+        overwrite: Remove an older training in `work_dir` after the first iteration, of which nothing but its
+            checkpoints, logs and kept configs.
 
     Returns:
         The Runner, with the trained model.
@@ -176,8 +177,8 @@ def _set_seed(cfg: Config, seed: Any) -> None:
         cfg.randomness = {**randomness, "seed": seed}
     elif randomness["seed"] != seed:
         warn(
-            f"{cfg.load_from}: was drawn with the seed {seed}, not {randomness['seed']}: the resumed run is not what the "
-            "undisturbed one would have been"
+            f"{cfg.load_from}: was drawn with the seed {seed}, not {randomness['seed']}: the resumed run is not what "
+            "the undisturbed one would have been"
         )
 
 

@@ -85,8 +85,8 @@ def check_note(work_dir: str | os.PathLike) -> None:
     if note.is_file():
         text = note.read_bytes()[:1000].decode(errors="replace").strip()
         raise UserError(
-            f"{note}: is there, but not the checkpoint that it names ({text or 'none'}): --resume CKPT names the one to "
-            "go on from, --overwrite starts again"
+            f"{note}: is there, but not the checkpoint that it names ({text or 'none'}): --resume CKPT names the one "
+            "to go on from, --overwrite starts again"
         )
 
 
@@ -237,8 +237,9 @@ def opened(cfg: Any, overwrite: bool) -> Iterator[Callable[[], None]]:
     What killed runs have left there is removed. Folders that are still empty in the end go again.
 
     Yields:
-        What is to be called when the training begins: it removes an older one with `overwrite`, which stays where the
-        new one cannot be built, and keeps the config.
+        What is to be called when the training has begun, and before it saves anything: it removes an older one with
+        `overwrite`, which stays where the new one cannot be built or fails in its first iteration, and keeps the
+        config.
 
     Raises:
         UserError: as `check`, or if another training is at work there.

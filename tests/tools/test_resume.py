@@ -149,7 +149,7 @@ def weights_of(path):
     ids=["epochs", "iterations", "aspect ratios"],
 )
 def test_workers_that_persist_draw_the_same_in_a_resumed_run(data, tmp_path, extra, first, last):
-    """Whose number changes nothing: by epochs it is another one in the resumed run. Nor does a seed of its own choice."""
+    """Whose number changes nothing: by epochs it is another one in the resumed run. The seed is mmengine's own."""
     config = write_config(tmp_path / "config.py", DETECTOR, data, 3, WORKERS.format(workers=2) + extra)
     assert cli.main(["train", str(config), "--work-dir", str(tmp_path / "whole")]) == 0
     (tmp_path / "resumed").mkdir()

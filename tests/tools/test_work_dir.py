@@ -285,8 +285,9 @@ def test_checkpoints_in_another_folder(data, tmp_path, capsys):
 def test_a_work_directory_of_a_path_is_the_folder_of_checkpoints(data, tmp_path, monkeypatch):
     """By its absolute path alone, as for mmengine."""
     monkeypatch.chdir(tmp_path)
+    config = write_config(tmp_path / "config.py", SEGMENTOR, data)
     for out_dir, folder in ((str(tmp_path / "work"), "work"), ("work", "work/work")):
-        cfg = load_config(write_config(tmp_path / "c.py", SEGMENTOR, data), {"default_hooks.checkpoint.out_dir": out_dir})
+        cfg = load_config(config, {"default_hooks.checkpoint.out_dir": out_dir})
         set_work_dir(cfg, "work")
         assert checkpoint_folder(cfg) == Path(folder)
 
@@ -582,6 +583,45 @@ def test_overwrite_removes_nothing_for_a_training_that_cannot_be_built(place, ca
     assert run(place / "config.py", place / "work", "--overwrite", "--cfg-options", option) == 2
     message(capsys)
     assert contents(place) == before
+
+
+@HOOKS.register_module(force=True)
+class FailingHook(Hook):
+    """Fails in an iteration, counted from 1."""
+
+    def __init__(self, iteration):
+        self.iteration = iteration
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if runner.iter + 1 == self.iteration:
+            raise IndexError("Target 2 is out of bounds")
+
+
+@pytest.mark.parametrize("iteration", [1, 2])
+def test_overwrite_removes_after_the_first_iteration(place, iteration):
+    with (place / "config.py").open("a") as file:
+        file.write(f"\ncustom_hooks = [dict(type='FailingHook', iteration={iteration})]\n")
+    before = contents(place)
+    with pytest.raises(IndexError):
+        run(place / "config.py", place / "work", "--overwrite")
+    after = contents(place)
+    logs = {name for name in after if name.startswith("work/20")}
+    if iteration == 1:
+        assert after.items() >= before.items() and after.keys() - before.keys() <= logs
+    else:
+        assert after.keys() - logs == {"config.py", "work/config.py"} and not logs & before.keys()
+        assert "FailingHook" in after["work/config.py"].decode()
+
+
+def test_a_training_begins_before_it_saves():
+    """As a resumed one may, by a validation before its first iteration."""
+    from attnzoo.tools.hooks import ProgressHook
+
+    begun = []
+    hook = ProgressHook(lambda: begun.append(True))
+    for _ in range(2):
+        hook.before_save_checkpoint(None, {})
+        assert begun == [True]
 
 
 def test_predictions_that_a_metric_writes_replace_nothing_unasked(place, capsys):
