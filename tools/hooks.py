@@ -233,9 +233,10 @@ class ReseedHook(Hook):
     def before_train_epoch(self, runner: Runner) -> None:
         """Cover what is drawn before the first iteration, and number the batches of an epoch from there."""
         self._reseed(runner, runner.iter)
-        batches = runner.train_dataloader.batch_sampler
-        # A loop by iterations skips the first batches of the loader where it goes on.
-        if isinstance(batches, NumberedBatches) and not isinstance(runner.train_loop, IterBasedTrainLoop):
+        batches, loop = runner.train_dataloader.batch_sampler, runner.train_loop
+        # A loop by iterations skips the first batches of the loader where it goes on, unless it is to be quick.
+        skips = isinstance(loop, IterBasedTrainLoop) and not getattr(loop, "fast_forward_on_resume", False)
+        if isinstance(batches, NumberedBatches) and not skips:
             batches.count = runner.iter
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
