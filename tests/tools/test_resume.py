@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from mmengine.runner import IterBasedTrainLoop
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 from tools_helpers import DETECTOR, ENVIRONMENT, write_config
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
@@ -23,7 +23,7 @@ from attnzoo.tools import cli
 from attnzoo.tools.batches import NumberedBatches, number_batches
 from attnzoo.tools.checkpoint import load_checkpoint
 from attnzoo.tools.config import load_config
-from attnzoo.tools.hooks import ReseedHook
+from attnzoo.tools.hooks import ReseedHook, _inexact
 from attnzoo.tools.test import evaluate
 from attnzoo.tools.train import last_checkpoint, set_work_dir
 
@@ -126,6 +126,7 @@ train_dataloader["dataset"]["pipeline"].insert(
 train_dataloader.update(num_workers={workers}, persistent_workers={workers} > 0)
 train_cfg["val_interval"] = 100
 default_hooks["checkpoint"]["max_keep_ckpts"] = -1
+optim_wrapper["accumulative_counts"] = 3
 del randomness
 """
 BY_ITERATIONS = """
@@ -152,7 +153,10 @@ def weights_of(path):
     ids=["epochs", "iterations", "aspect ratios"],
 )
 def test_workers_that_persist_draw_the_same_in_a_resumed_run(data, tmp_path, extra, first, last):
-    """Whose number changes nothing: by epochs it is another one in the resumed run. The seed is mmengine's own."""
+    """Whose number changes nothing: by epochs it is another one in the resumed run. The seed is mmengine's own.
+
+    The checkpoint is of the midst of an accumulation.
+    """
     config = write_config(tmp_path / "config.py", DETECTOR, data, 3, WORKERS.format(workers=2) + extra)
     assert cli.main(["train", str(config), "--work-dir", str(tmp_path / "whole")]) == 0
     (tmp_path / "resumed").mkdir()
@@ -181,6 +185,21 @@ def test_items_are_seeded_by_their_place_alone():
     state = random.getstate()
     pickle.dumps(first[1])
     assert random.getstate() == state
+
+
+def test_what_a_resumed_run_has_lost_is_told():
+    loop = EpochBasedTrainLoop.__new__(EpochBasedTrainLoop)
+    loader = dict(dataset=dict(dataset=dict(pipeline=[dict(type="Resize"), dict(type="mmdet.CachedMixUp")])))
+
+    def told(path, count, gradients, loader):
+        wrapper = SimpleNamespace(_inner_count=count, _accumulative_counts=3, _max_counts=10)
+        cfg = SimpleNamespace(train_dataloader=loader)
+        runner = SimpleNamespace(optim_wrapper=wrapper, train_loop=loop, _load_from=path, cfg=cfg)
+        return [reason.partition(" ")[0] for reason in _inexact(runner, gradients)]
+
+    assert told("iter_5.pth", 5, False, loader) == ["the", "it", "CachedMixUp"]
+    assert told("epoch_1.pth", 5, True, {}) == told("epoch_1.pth", 6, False, {}) == []
+    assert told("epoch_1.pth", 10, False, {}) == [], "the last step takes what is left"
 
 
 class WholeBatches(Dataset):
