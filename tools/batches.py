@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -15,8 +14,7 @@ from torch.utils.data import DataLoader, Sampler
 from ..heads.albumentations import Albumentations
 
 
-@dataclass(frozen=True)
-class SeededBatch:
+class SeededBatch(list):
     """The indices of a batch; whoever iterates over them to load the items finds the generators seeded for each.
 
     Args:
@@ -24,22 +22,44 @@ class SeededBatch:
         place: Seed of the run, rank and number of the batch.
     """
 
-    indices: list[Any]
-    place: tuple[int, int, int]
-
-    def __len__(self) -> int:
-        return len(self.indices)
+    def __init__(self, indices: Iterable[Any], place: tuple[int, int, int]) -> None:
+        super().__init__(indices)
+        self.place = place
 
     def __iter__(self) -> Iterator[Any]:
-        Albumentations.seeded_by_sample = True
-        for position, index in enumerate(self.indices):
-            text = repr((*self.place, position)).encode()
-            seed = int.from_bytes(hashlib.blake2b(text, digest_size=4).digest(), "little")
-            random.seed(seed)
-            np.random.seed(seed)
-            # Not torch.manual_seed, which seeds every device, too, and is many times slower.
-            torch.default_generator.manual_seed(seed)
+        for position, index in enumerate(super().__iter__()):
+            self.seed(position)
             yield index
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A list's own iterates, and would seed the process that sends.
+        return SeededBatch, (self[:], self.place)
+
+    def seed(self, position: int) -> None:
+        """Seed the generators for the item of a position, or by -1 for the whole batch."""
+        Albumentations.seeded_by_sample = True
+        text = repr((*self.place, position)).encode()
+        seed = int.from_bytes(hashlib.blake2b(text, digest_size=4).digest(), "little")
+        random.seed(seed)
+        np.random.seed(seed)
+        # Not torch.manual_seed, which seeds every device, too, and is many times slower.
+        torch.default_generator.manual_seed(seed)
+
+
+class SeededItems:
+    """In the place of a data set's `__getitems__`, which need not iterate over the batch that it loads at once.
+
+    Args:
+        dataset: With such a method.
+    """
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __call__(self, batch: list[Any]) -> Any:
+        if isinstance(batch, SeededBatch):
+            batch.seed(-1)
+        return type(self.dataset).__getitems__(self.dataset, batch)
 
 
 class NumberedBatches(Sampler):
@@ -87,3 +107,5 @@ def number_batches(loader: DataLoader, seed: int, rank: int) -> None:
     if batches is not None and not isinstance(batches, NumberedBatches):
         # A loader refuses to have it set.
         vars(loader)["batch_sampler"] = NumberedBatches(batches, seed, rank)
+        if callable(getattr(type(loader.dataset), "__getitems__", None)):
+            vars(loader.dataset)["__getitems__"] = SeededItems(loader.dataset)

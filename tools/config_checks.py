@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from .errors import UserError, warn
+from .work_dir import is_checkpoint_hook
 
 _DICT = (Mapping, "a dict")
 _DICTS = ((Mapping, list, tuple), "a dict or a list of them")
 _LIST = ((list, tuple), "a list")
 _TEXT = (str, "a text")
 _TRUTH = (bool, "True or False")
+_NUMBER = ((int, float), "a number")
 # What commands and the Runner read from a config. None stands for what is not there.
 _TYPES: dict[str, tuple[Any, str]] = {
     "model": _DICT,
@@ -27,13 +29,17 @@ _TYPES: dict[str, tuple[Any, str]] = {
     **{f"{mode}_dataloader.{part}": _DICT for mode in ("train", "val", "test") for part in ("dataset", "sampler")},
     **{f"{mode}_cfg": _DICT for mode in ("train", "val", "test")},
     **{f"{mode}_evaluator": _DICTS for mode in ("val", "test")},
+    "train_cfg.val_interval": _NUMBER,
+    "train_cfg.val_begin": _NUMBER,
     "optim_wrapper": _DICT,
     "optim_wrapper.optimizer": _DICT,
     "optim_wrapper.paramwise_cfg": _DICT,
     "optim_wrapper.clip_grad": _DICT,
+    "optim_wrapper.clip_grad.max_norm": _NUMBER,
     "param_scheduler": _DICTS,
     "default_hooks": _DICT,
     **{f"default_hooks.{name}": _DICT for name in ("checkpoint", "logger", "timer", "param_scheduler")},
+    "default_hooks.checkpoint.interval": _NUMBER,
     "custom_hooks": _LIST,
     "custom_imports": _DICT,
     "data_preprocessor": _DICT,
@@ -109,6 +115,8 @@ def check_types(cfg: Any) -> None:
             for index, part in enumerate(value):
                 if not isinstance(part, Mapping):
                     raise UserError(f"{cfg.filename}: {field}[{index}]: a dict is needed, got {shown(part)}")
+    if cfg.get("val_dataloader") is not None and _at(cfg, "train_cfg.val_interval") == 0:
+        raise UserError(f"{cfg.filename}: train_cfg.val_interval: a number other than 0 is needed, got int 0")
     scope = cfg.get("default_scope")
     if scope is not None and not scope.isidentifier():
         raise UserError(f"{cfg.filename}: default_scope: the name of a library is needed, got {shown(scope)}")
@@ -181,7 +189,7 @@ def check_names(cfg: Any) -> None:
         for name in filter(lambda name: isinstance(name, str), part):
             _check_name(cfg.filename, f"{field}.", name, known)
     checkpoint = _at(cfg, "default_hooks.checkpoint") or {}
-    if checkpoint.get("type") in ("CheckpointHook", "AtomicCheckpointHook"):
+    if is_checkpoint_hook(checkpoint.get("type")):
         _check_closed(cfg, "default_hooks.checkpoint", {*_parameters("CheckpointHook", None), "type", "priority"})
     _check_closed(cfg, "optim_wrapper.clip_grad", _NAMES["optim_wrapper.clip_grad"])
 

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from mmengine._strategy import FSDPStrategy
 from mmengine.dist import is_main_process
+from mmengine.hooks import EMAHook
 from mmengine.logging import MMLogger
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import MODELS, OPTIMIZERS, STRATEGIES, init_default_scope
+from mmengine.registry import HOOKS, MODELS, OPTIMIZERS, STRATEGIES, Registry, init_default_scope
 from mmengine.runner import FlexibleRunner, Runner
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
@@ -103,14 +104,20 @@ def _check_strategy(cfg: Any) -> None:
             "strategy=dict(type='FSDPStrategy', model_wrapper=dict(...))"
         )
     strategy: Any = cfg.get("strategy") or {}
-    if strategy.get("type") == "FSDPStrategy":
+    if _is_class(STRATEGIES, strategy.get("type"), FSDPStrategy):
         if strategy.get("state_dict_cfg", "full") != "full":
             raise UserError(f"{cfg.filename}: strategy.state_dict_cfg must be 'full', got {strategy.state_dict_cfg!r}")
-        if any(hook.get("type") == "EMAHook" for hook in cfg.get("custom_hooks") or ()):
+        if any(_is_class(HOOKS, hook.get("type"), EMAHook) for hook in cfg.get("custom_hooks") or ()):
             raise UserError(f"{cfg.filename}: EMAHook averages whole parameters, which FSDPStrategy does not keep")
         strategy.type = "WholeFSDPStrategy"
     if strategy and cfg.launcher == "none":
         raise UserError(f"{cfg.filename}: strategy is for several processes: torchrun … --launcher pytorch")
+
+
+def _is_class(registry: Registry, kind: Any, base: type) -> bool:
+    """Whether a `type`, as a class or by whatever name it has in a registry, is a class or one made of it."""
+    found = registry.get(kind) if isinstance(kind, str) else kind
+    return isinstance(found, type) and issubclass(found, base)
 
 
 @contextmanager
@@ -157,7 +164,7 @@ def _log_error(handler: logging.Handler, record: logging.LogRecord) -> None:
         logging.Handler.handleError(handler, record)
 
 
-# What optimizers keep for each parameter in its shape.
+# What torch's optimizers keep for each parameter in its shape.
 _SHAPED = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "momentum_buffer", "square_avg", "grad_avg", "sum")
 
 
@@ -168,18 +175,22 @@ def wrong_state(optimizer: torch.optim.Optimizer, before: list[dict[str, Any]]) 
         optimizer: With the state that was loaded.
         before: Its `param_groups` before that.
     """
+    # What others keep is for them to know: it may depend on the shape, or be of another one.
+    known = type(optimizer).__module__.startswith("torch.optim.")
     for number, (group, old) in enumerate(zip(optimizer.param_groups, before, strict=True)):
-        for name in optimizer.defaults:
+        # Of the names from before, as a load puts others into the defaults that no group has.
+        for name in (name for name in optimizer.defaults if name in old):
             if name not in group or not _is_like(group[name], old[name]):
                 return f"param_groups[{number}].{name} is {group.get(name)!r:.60}"
-        names: set[str] | None = None
-        for parameter in group["params"]:
+        names: dict[int, set[str]] = {}
+        for parameter in group["params"] if known else ():
             state = optimizer.state.get(parameter)
             if not state:
                 continue
-            names = names or set(state)
-            if set(state) != names:
-                return f"not all parameters have {', '.join(sorted(set(state) ^ names))}"
+            # Adafactor factors matrices alone.
+            odd = set(state) ^ names.setdefault(parameter.dim(), set(state))
+            if odd:
+                return f"not all parameters have {', '.join(sorted(odd))}"
             for name, value in state.items():
                 shape = tuple(value.shape) if isinstance(value, torch.Tensor) else None
                 if name in _SHAPED and value is not None and shape != tuple(parameter.shape):
@@ -190,13 +201,15 @@ def wrong_state(optimizer: torch.optim.Optimizer, before: list[dict[str, Any]]) 
 
 
 def _is_like(value: Any, old: Any) -> bool:
-    """Whether a value is a number where the old one is, and so on for lists of them."""
+    """Whether a value is a number where the old one is, and so on for lists of them; a flag may not be set."""
+    if old is None or (value is None and isinstance(old, bool)):
+        return True
     if isinstance(old, tuple | list):
         same = isinstance(value, tuple | list) and len(value) == len(old)
         return same and all(map(_is_like, value, old))
     if isinstance(old, int | float):
-        return isinstance(value, int | float) and math.isfinite(value)
-    return isinstance(value, type(old)) or old is None
+        return isinstance(value, int | float) and (math.isfinite(value) or value == old)
+    return isinstance(value, type(old))
 
 
 class _NamingRunner:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmengine.dist import get_rank, is_main_process, master_only
+from mmengine.dist import get_rank, get_world_size, is_main_process, master_only
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.registry import HOOKS
@@ -22,10 +22,10 @@ from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from mmengine.runner.checkpoint import CheckpointLoader
 
 from .batches import NumberedBatches, number_batches
-from .errors import UserError
+from .errors import UserError, warn
 from .files import atomic_path
 from .progress import bar
-from .work_dir import checkpoint_folder, last_checkpoint, own_checkpoint, step_of
+from .work_dir import checkpoint_folder, last_checkpoint, nested, own_checkpoint, run_folders, step_of
 
 
 @register_backend("attnzoo", force=True)
@@ -201,7 +201,7 @@ def _is_finite(value: Any) -> bool:
 
 
 def _diverged(runner: Runner, what: str, iteration: int) -> UserError:
-    good = last_checkpoint(runner.work_dir)
+    good = last_checkpoint(*run_folders(runner.cfg))
     return UserError(
         f"the training has diverged: {what} at iteration {iteration} (epoch {runner.epoch + 1}); "
         f"the last good checkpoint is {good or 'none, as none was written'}; a lower learning rate, or "
@@ -214,10 +214,14 @@ class ReseedHook(Hook):
     """Seed every generator anew from the seed of the run and the iteration, and for the data from the batch.
 
     mmengine saves no generator states, least of all those of a loader's workers; with this hook a resumed run draws
-    what the undisturbed one draws, with any number of workers.
+    what the undisturbed one draws, with any number of workers. The hook also saves the gradients that one process has
+    accumulated since the last step. What keeps a resumed run from being exact all the same, a warning tells.
     """
 
     priority = "VERY_HIGH"
+
+    def __init__(self) -> None:
+        self._gradients: Any = None
 
     @staticmethod
     def _reseed(runner: Runner, iteration: int) -> None:
@@ -227,15 +231,36 @@ class ReseedHook(Hook):
         torch.manual_seed(seed)
 
     def before_train(self, runner: Runner) -> None:
-        """Cover what is drawn for the data."""
+        """Cover what is drawn for the data, and go on from what was accumulated."""
         number_batches(runner.train_dataloader, runner.seed, get_rank())
+        gradients, self._gradients = self._gradients, None
+        if not runner._resume:
+            return
+        for reason in _inexact(runner, isinstance(gradients, dict)):
+            warn(f"{runner._load_from}: the resumed run is not just what the undisturbed one would have been: {reason}")
+        if isinstance(gradients, dict) and _is_accumulating(runner):
+            for name, parameter in _plain_names(runner.model.named_parameters()).items():
+                value = gradients.get(name)
+                if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                    parameter.grad = value.to(parameter)
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Save what one process has accumulated; of several, each has its own."""
+        if _is_accumulating(runner) and get_world_size() == 1:
+            parameters = _plain_names(runner.model.named_parameters())
+            checkpoint["gradients"] = {name: one.grad for name, one in parameters.items() if one.grad is not None}
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Keep it until the training begins."""
+        self._gradients = checkpoint.get("gradients")
 
     def before_train_epoch(self, runner: Runner) -> None:
         """Cover what is drawn before the first iteration, and number the batches of an epoch from there."""
         self._reseed(runner, runner.iter)
-        batches = runner.train_dataloader.batch_sampler
-        # A loop by iterations skips the first batches of the loader where it goes on.
-        if isinstance(batches, NumberedBatches) and not isinstance(runner.train_loop, IterBasedTrainLoop):
+        batches, loop = runner.train_dataloader.batch_sampler, runner.train_loop
+        # A loop by iterations skips the first batches of the loader where it goes on, unless it is to be quick.
+        skips = isinstance(loop, IterBasedTrainLoop) and not getattr(loop, "fast_forward_on_resume", False)
+        if isinstance(batches, NumberedBatches) and not skips:
             batches.count = runner.iter
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
@@ -250,6 +275,29 @@ class ReseedHook(Hook):
         """The same where a validation has come between, in which more may be drawn; and note that it has."""
         self._reseed(runner, runner.iter)
         runner.message_hub.update_info("validated", _position(runner))
+
+
+def _is_accumulating(runner: Runner) -> bool:
+    """Whether gradients wait for later iterations before the optimizer makes its step."""
+    wrapper = runner.optim_wrapper
+    count = getattr(wrapper, "_inner_count", 0)
+    return count % getattr(wrapper, "_accumulative_counts", 1) != 0 and count != wrapper._max_counts
+
+
+def _inexact(runner: Runner, has_gradients: bool) -> Iterator[str]:
+    """What a resumed run has lost.
+
+    Args:
+        runner: Of the run.
+        has_gradients: Whether its checkpoint has those that were accumulated.
+    """
+    if _is_accumulating(runner) and not has_gradients:
+        yield "the gradients that were accumulated since the last step are lost"
+    if isinstance(runner.train_loop, EpochBasedTrainLoop) and "iter_" in Path(runner._load_from).name:
+        yield "it was saved by iterations, and its epoch begins again"
+    kinds = [str(part.get("type")).rpartition(".")[2] for part in nested(runner.cfg.train_dataloader)]
+    if cached := next((kind for kind in kinds if kind.startswith("Cached")), None):
+        yield f"{cached} has kept images, and begins anew"
 
 
 def _position(runner: Runner) -> int:
@@ -317,7 +365,7 @@ class ProgressHook(Hook):
     """A bar over all training iterations with the loss, and one over each validation or test.
 
     Args:
-        begin: Is called when all parts of a training are built and it begins.
+        begin: Is called once, when the first iteration of a training has ended, and before anything is saved.
     """
 
     priority = "LOWEST"
@@ -330,7 +378,6 @@ class ProgressHook(Hook):
     def before_train(self, runner: Runner) -> None:
         """Open the bar where a resumed run stands."""
         self.started = True
-        self._begin()
         self._bars["train"] = bar(total=runner.max_iters, initial=runner.iter, title="train")
 
     def before_test(self, runner: Runner) -> None:
@@ -339,9 +386,18 @@ class ProgressHook(Hook):
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Advance, and show the loss."""
+        self._has_begun()
         if outputs and "loss" in outputs:
             self._bars["train"].set_postfix(loss=f"{float(outputs['loss'].detach()):.3f}", refresh=False)
         self._bars["train"].update()
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Begin where a resumed run saves the best of a validation before its first iteration."""
+        self._has_begun()
+
+    def _has_begun(self) -> None:
+        begin, self._begin = self._begin, lambda: None
+        begin()
 
     def after_train(self, runner: Runner) -> None:
         """Close the bar."""

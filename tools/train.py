@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from .config import add_config_options, load_config, parse_options
 from .errors import UserError, warn
 from .files import is_disk_error
-from .work_dir import check, last_checkpoint, opened, resumable
+from .work_dir import check, check_note, is_checkpoint_hook, last_checkpoint, opened, resumable, run_folders
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -60,9 +60,10 @@ def train(cfg: Config, overwrite: bool = False) -> Runner:
     """Train as the config says, after checking that its model builds and its data are there.
 
     Args:
-        cfg: A config with `work_dir`. `resume=True` goes on from `load_from`, or else from the last checkpoint in
-            `work_dir`. It is changed: the checkpoint hook becomes the one that survives a kill.
-        overwrite: Remove an older training in `work_dir`, of which nothing but its checkpoints, logs and kept configs.
+        cfg: A config with `work_dir`. `resume=True` goes on from `load_from`, or else from the last checkpoint of
+            the run in `work_dir`. It is changed: the checkpoint hook becomes the one that survives a kill.
+        overwrite: Remove an older training in `work_dir` after the first iteration, of which nothing but its
+            checkpoints, logs and kept configs.
 
     Returns:
         The Runner, with the trained model.
@@ -101,7 +102,7 @@ def train(cfg: Config, overwrite: bool = False) -> Runner:
                 raise
             raise UserError(
                 f"{error.filename or cfg.work_dir}: {error.strerror}: the training has stopped; the last complete "
-                f"checkpoint is {last_checkpoint(cfg.work_dir) or 'none'}, from which --resume goes on"
+                f"checkpoint is {last_checkpoint(*run_folders(cfg)) or 'none'}, from which --resume goes on"
             ) from error
     return runner
 
@@ -110,7 +111,7 @@ def _add_hooks(cfg: Config) -> None:
     # By assignment to the config, which makes dicts of its own kind of them.
     cfg.default_hooks = {"checkpoint": dict(type="CheckpointHook"), **(cfg.get("default_hooks") or {})}
     checkpoint = cfg.default_hooks.checkpoint
-    if checkpoint is not None and checkpoint.get("type") == "CheckpointHook":
+    if checkpoint is not None and is_checkpoint_hook(checkpoint.get("type")):
         checkpoint.type = "AtomicCheckpointHook"
     own = ("ReseedHook", "FiniteHook")
     others = [hook for hook in cfg.get("custom_hooks") or () if hook.get("type") not in own]
@@ -123,7 +124,9 @@ def _set_start(cfg: Config, model: Any) -> None:
 
     if cfg.get("resume") and cfg.get("load_from") is None:
         content = None
-        for path in (found := list(resumable(cfg.work_dir))):
+        if not (found := list(resumable(*run_folders(cfg)))):
+            check_note(cfg.work_dir)
+        for path in found:
             try:
                 content = load_into(model, path)
             except UserError as error:
@@ -144,6 +147,7 @@ def _set_start(cfg: Config, model: Any) -> None:
         content = load_into(model, cfg.load_from)
     if cfg.get("resume") and content is not None:
         _check_state(cfg, content)
+        _set_seed(cfg, content["meta"].get("seed"))
 
 
 def _check_state(cfg: Config, content: dict[Any, Any]) -> None:
@@ -160,6 +164,22 @@ def _check_state(cfg: Config, content: dict[Any, Any]) -> None:
         if type(value) is not int or not 0 <= value <= (2**31 if most is None else most):
             end = 2**31 if most is None else f"train_cfg.{name} ({most})"
             raise UserError(f"{cfg.load_from}: meta.{key} is {value!r:.60}, and must be a whole number from 0 to {end}")
+
+
+def _set_seed(cfg: Config, seed: Any) -> None:
+    """Give a resumed run the seed of its checkpoint from the first: mmengine's loaders would have another one."""
+    if seed is None:
+        return
+    if type(seed) is not int or not 0 <= seed < 2**32:
+        raise UserError(f"{cfg.load_from}: meta.seed is {seed!r:.60}, and must be a whole number from 0 to {2**32 - 1}")
+    randomness = cfg.get("randomness") or {}
+    if randomness.get("seed") is None:
+        cfg.randomness = {**randomness, "seed": seed}
+    elif randomness["seed"] != seed:
+        warn(
+            f"{cfg.load_from}: was drawn with the seed {seed}, not {randomness['seed']}: the resumed run is not what "
+            "the undisturbed one would have been"
+        )
 
 
 def _can_be_read(path: Path) -> bool:
@@ -198,7 +218,7 @@ def run(args: argparse.Namespace) -> int:
     with distributed(cfg, args.launcher):
         runner = train(cfg, args.overwrite)
         if runner.rank == 0:
-            print(f"trained {runner.epoch} epochs, {runner.iter} iterations: {last_checkpoint(cfg.work_dir)}")
+            print(f"trained {runner.epoch} epochs, {runner.iter} iterations: {last_checkpoint(*run_folders(cfg))}")
     return 0
 
 

@@ -30,30 +30,64 @@ def checkpoint_folder(cfg: Any) -> Path:
     """Where the checkpoints of a config go: its work directory, or one of that name in the hook's `out_dir`."""
     hook = (cfg.get("default_hooks") or {}).get("checkpoint") or {}
     out_dir = str(hook.get("out_dir") or "")
-    if out_dir and "://" not in out_dir and out_dir != cfg.work_dir:
-        return Path(out_dir, Path(cfg.work_dir).absolute().name)
+    work_dir = os.path.abspath(cfg.work_dir)
+    if out_dir and "://" not in out_dir and out_dir != work_dir:
+        return Path(out_dir, os.path.basename(work_dir))
     return Path(cfg.work_dir)
 
 
-def resumable(work_dir: str | os.PathLike) -> Iterator[Path]:
-    """The checkpoints to go on from, the newest first."""
-    folder, noted = Path(work_dir), None
+def is_checkpoint_hook(kind: Any) -> bool:
+    """Whether a `type`, by whatever name or as a class, is mmengine's checkpoint hook, or the safe one in its place."""
+    from mmengine.hooks import CheckpointHook
+    from mmengine.registry import HOOKS
+
+    return kind == "AtomicCheckpointHook" or (HOOKS.get(kind) if isinstance(kind, str) else kind) is CheckpointHook
+
+
+def run_folders(cfg: Any) -> list[Path]:
+    """The folders that a training writes into: its work directory, and that of its checkpoints where it is another."""
+    return list(dict.fromkeys((Path(cfg.work_dir), checkpoint_folder(cfg))))
+
+
+def resumable(*folders: str | os.PathLike) -> Iterator[Path]:
+    """The checkpoints to go on from, the newest first.
+
+    Args:
+        *folders: Of the run, as of `run_folders`: the first is the work directory, which has the note of the last one.
+    """
+    places, noted = [Path(folder) for folder in folders], None
     with suppress(OSError, UnicodeDecodeError):
-        text = (folder / _NOTE).read_text(encoding="utf-8").strip()
+        text = (places[0] / _NOTE).read_text(encoding="utf-8").strip()
         # By its name first: the note is outdated where the work directory was moved or copied.
-        noted = next((path for path in (folder / Path(text).name, Path(text)) if text and path.is_file()), None)
+        paths = [*(folder / Path(text).name for folder in reversed(places)), Path(text)]
+        noted = next((path for path in paths if text and path.is_file()), None)
     if noted is not None:
         yield noted
     # The note is written in place: a kill can leave it empty.
-    others = [path for place in {folder, noted.parent if noted else folder} for path in _steps(place)]
-    for path in sorted(others, key=_order, reverse=True):
+    places = [*places, noted.parent] if noted else places
+    for path in sorted((path for place in dict.fromkeys(places) for path in _steps(place)), key=_order, reverse=True):
         if path != noted:
             yield path
 
 
-def last_checkpoint(work_dir: str | os.PathLike) -> Path | None:
-    """The newest complete checkpoint of a run, or None where there is none yet."""
-    return next(resumable(work_dir), None)
+def last_checkpoint(*folders: str | os.PathLike) -> Path | None:
+    """The newest complete checkpoint of a run, by its folders as of `resumable`; None where there is none yet."""
+    return next(resumable(*folders), None)
+
+
+def check_note(work_dir: str | os.PathLike) -> None:
+    """Check that no checkpoint has been written, where none was found to go on from.
+
+    Raises:
+        UserError: if the note of the last one is there, as of a run whose checkpoints are on another machine.
+    """
+    note = Path(work_dir, _NOTE)
+    if note.is_file():
+        text = note.read_bytes()[:1000].decode(errors="replace").strip()
+        raise UserError(
+            f"{note}: is there, but not the checkpoint that it names ({text or 'none'}): --resume CKPT names the one "
+            "to go on from, --overwrite starts again"
+        )
 
 
 def _steps(folder: Path) -> list[Path]:
@@ -155,7 +189,7 @@ def check(cfg: Any, overwrite: bool) -> None:
         UserError: if the data are there, if an older training is and neither to go on with it nor to remove it was
             asked for, or if what would be removed is read.
     """
-    work_dir, resume, start = Path(cfg.work_dir), bool(cfg.get("resume")), cfg.get("load_from")
+    resume, start = bool(cfg.get("resume")), cfg.get("load_from")
     if resume and start is None and overwrite:
         raise UserError("--resume goes on with what --overwrite removes: give one of them")
     hook = (cfg.get("default_hooks") or {}).get("checkpoint") or {}
@@ -164,7 +198,7 @@ def check(cfg: Any, overwrite: bool) -> None:
             f"{cfg.filename}: default_hooks.checkpoint.filename_tmpl: checkpoints are known by their names, "
             "epoch_{}.pth or iter_{}.pth: leave it out"
         )
-    for folder in dict.fromkeys((work_dir, checkpoint_folder(cfg))):
+    for folder in run_folders(cfg):
         check_outputs([folder], data_paths(cfg), folders=True)
         if (folder / _NOTE).is_symlink():
             raise UserError(f"{folder / _NOTE}: is a link, which a training would write through: move it away")
@@ -203,8 +237,9 @@ def opened(cfg: Any, overwrite: bool) -> Iterator[Callable[[], None]]:
     What killed runs have left there is removed. Folders that are still empty in the end go again.
 
     Yields:
-        What is to be called when the training begins: it removes an older one with `overwrite`, which stays where the
-        new one cannot be built, and keeps the config.
+        What is to be called when the training has begun, and before it saves anything: it removes an older one with
+        `overwrite`, which stays where the new one cannot be built or fails in its first iteration, and keeps the
+        config.
 
     Raises:
         UserError: as `check`, or if another training is at work there.
@@ -212,7 +247,7 @@ def opened(cfg: Any, overwrite: bool) -> Iterator[Callable[[], None]]:
     if not is_first_process(cfg):
         yield lambda: None
         return
-    folders = list(dict.fromkeys((Path(cfg.work_dir), checkpoint_folder(cfg))))
+    folders = run_folders(cfg)
     with new_folders(*folders), ExitStack() as locks:
         for folder in folders:
             locks.enter_context(locked(folder / LOCK, str(folder)))

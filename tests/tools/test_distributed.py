@@ -111,6 +111,7 @@ def test_sharded_training_is_ddp(tmp_path, ddp, blocks):
         ("strategy = dict(type='FSDPStrategy')", "strategy is for several processes"),
         ("strategy = dict(type='FSDPStrategy', state_dict_cfg='local')", "must be 'full', got 'local'"),
         ("strategy = dict(type='FSDPStrategy'); custom_hooks = [dict(type='EMAHook')]", "EMAHook averages whole"),
+        ("strategy = dict(type='mmengine.FSDPStrategy'); custom_hooks = [dict(type='mmengine.EMAHook')]", "EMAHook"),
         ("model_wrapper_cfg = dict(type='MMFullyShardedDataParallel')", "write strategy=dict(type='FSDPStrategy'"),
     ],
 )

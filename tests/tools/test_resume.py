@@ -10,17 +10,20 @@ import shutil
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 from tools_helpers import DETECTOR, ENVIRONMENT, write_config
-from torch.utils.data import BatchSampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 from attnzoo.tools import cli
-from attnzoo.tools.batches import NumberedBatches
+from attnzoo.tools.batches import NumberedBatches, number_batches
 from attnzoo.tools.checkpoint import load_checkpoint
 from attnzoo.tools.config import load_config
+from attnzoo.tools.hooks import ReseedHook, _inexact
 from attnzoo.tools.test import evaluate
 from attnzoo.tools.train import last_checkpoint, set_work_dir
 
@@ -123,6 +126,8 @@ train_dataloader["dataset"]["pipeline"].insert(
 train_dataloader.update(num_workers={workers}, persistent_workers={workers} > 0)
 train_cfg["val_interval"] = 100
 default_hooks["checkpoint"]["max_keep_ckpts"] = -1
+optim_wrapper["accumulative_counts"] = 3
+del randomness
 """
 BY_ITERATIONS = """
 train_cfg = dict(type="IterBasedTrainLoop", max_iters=12, val_interval=100)
@@ -148,7 +153,10 @@ def weights_of(path):
     ids=["epochs", "iterations", "aspect ratios"],
 )
 def test_workers_that_persist_draw_the_same_in_a_resumed_run(data, tmp_path, extra, first, last):
-    """Whose number changes nothing: by epochs it is another one in the resumed run."""
+    """Whose number changes nothing: by epochs it is another one in the resumed run. The seed is mmengine's own.
+
+    The checkpoint is of the midst of an accumulation.
+    """
     config = write_config(tmp_path / "config.py", DETECTOR, data, 3, WORKERS.format(workers=2) + extra)
     assert cli.main(["train", str(config), "--work-dir", str(tmp_path / "whole")]) == 0
     (tmp_path / "resumed").mkdir()
@@ -172,3 +180,63 @@ def test_items_are_seeded_by_their_place_alone():
     assert len(set(values)) == 12 and [len(batches), batches.batch_size] == [3, 2]
     other = NumberedBatches(batches.batches, seed=1, rank=1)
     assert not set(values) & {item[1:] for batch in other for item in drawn(batch)}
+    # To be sent to a worker, a batch seeds nothing here.
+    random.seed(0)
+    state = random.getstate()
+    pickle.dumps(first[1])
+    assert random.getstate() == state
+
+
+def test_what_a_resumed_run_has_lost_is_told():
+    loop = EpochBasedTrainLoop.__new__(EpochBasedTrainLoop)
+    loader = dict(dataset=dict(dataset=dict(pipeline=[dict(type="Resize"), dict(type="mmdet.CachedMixUp")])))
+
+    def told(path, count, gradients, loader):
+        wrapper = SimpleNamespace(_inner_count=count, _accumulative_counts=3, _max_counts=10)
+        cfg = SimpleNamespace(train_dataloader=loader)
+        runner = SimpleNamespace(optim_wrapper=wrapper, train_loop=loop, _load_from=path, cfg=cfg)
+        return [reason.partition(" ")[0] for reason in _inexact(runner, gradients)]
+
+    assert told("iter_5.pth", 5, False, loader) == ["the", "it", "CachedMixUp"]
+    assert told("epoch_1.pth", 5, True, {}) == told("epoch_1.pth", 6, False, {}) == []
+    assert told("epoch_1.pth", 10, False, {}) == [], "the last step takes what is left"
+
+
+class WholeBatches(Dataset):
+    """Loads a batch at once, for which torch gives a list, and draws once for all of it."""
+
+    def __getitem__(self, index):
+        return index
+
+    def __len__(self):
+        return 6
+
+    def __getitems__(self, indices):
+        assert isinstance(indices, list)
+        random.shuffle(order := list(range(len(indices))))
+        return [(indices[place], random.random()) for place in order]
+
+
+def test_batches_that_are_loaded_at_once_are_seeded_by_their_place_alone():
+    def loaded(workers, first=0):
+        loader = DataLoader(WholeBatches(), batch_size=2, num_workers=workers, collate_fn=list)
+        number_batches(loader, seed=1, rank=0)
+        loader.batch_sampler.count = first
+        return list(pickle.loads(pickle.dumps(loader.dataset)).__getitems__([4, 5])), list(loader)
+
+    alone, batches = loaded(0)
+    assert sorted(index for batch in batches for index, _ in batch) == list(range(6)) and len(alone) == 2
+    random.seed(5)
+    assert loaded(2)[1] == batches
+    assert loaded(0, first=3)[1] != batches
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_batches_that_are_not_skipped_are_counted(quick):
+    """As those that are skipped are by the loop."""
+    loop = IterBasedTrainLoop.__new__(IterBasedTrainLoop)
+    loop.fast_forward_on_resume = quick
+    loader = DataLoader(range(6), batch_size=2)
+    number_batches(loader, seed=1, rank=0)
+    ReseedHook().before_train_epoch(SimpleNamespace(seed=1, iter=5, train_dataloader=loader, train_loop=loop))
+    assert loader.batch_sampler.count == (5 if quick else 0)

@@ -10,9 +10,10 @@ from tools_helpers import DETECTOR, SEGMENTOR, write_config
 from attnzoo.tools import cli
 from attnzoo.tools.checkpoint import load_checkpoint
 from attnzoo.tools.config import load_config
+from attnzoo.tools.errors import UserError
 from attnzoo.tools.files import atomic_path, write_json
 from attnzoo.tools.test import evaluate
-from attnzoo.tools.train import last_checkpoint, set_work_dir
+from attnzoo.tools.train import _add_hooks, last_checkpoint, set_work_dir
 
 
 @pytest.mark.parametrize("name", ["detector", "segmentor"])
@@ -63,6 +64,31 @@ def test_options_reach_the_run_and_the_best_checkpoint_is_kept(data, tmp_path):
     assert content["optimizer"]["param_groups"][0]["initial_lr"] == 0.003
     best = content["message_hub"]["runtime_info"]["best_ckpt"]
     assert {str(path) for path in (tmp_path / "w").glob("*.pth")} == {best, str(tmp_path / "w" / "epoch_3.pth")}
+
+
+@pytest.mark.parametrize(
+    ("kind", "safe"),
+    [
+        ("CheckpointHook", True),
+        ("'mmengine.CheckpointHook'", True),
+        ("'mmengine.hooks.CheckpointHook'", True),
+        ("'OwnCheckpointHook'", False),
+    ],
+)
+def test_a_checkpoint_hook_by_any_name_is_the_safe_one(data, tmp_path, kind, safe):
+    """But for one of the user's own."""
+    hook = "\ndefault_hooks['checkpoint'] = dict(type={}, {}=2)\n"
+    imports = "from mmengine.hooks import CheckpointHook\n"
+
+    def loaded(name):
+        cfg = load_config(write_config(tmp_path / "a.py", imports + DETECTOR, data, 1, hook.format(kind, name)))
+        _add_hooks(cfg)
+        return cfg.default_hooks.checkpoint
+
+    assert (loaded("interval").type == "AtomicCheckpointHook") == safe
+    if safe:
+        with pytest.raises(UserError, match=r"checkpoint\.max_keep_ckpt is not taken by anything; did you mean max"):
+            loaded("max_keep_ckpt")
 
 
 def test_resume_with_nothing_to_resume_starts(data, tmp_path):

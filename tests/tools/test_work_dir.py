@@ -2,6 +2,7 @@
 
 import copy
 import errno
+import inspect
 import os
 import resource
 import shutil
@@ -11,7 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.hooks import Hook
+from mmengine.optim.optimizer.builder import TORCH_OPTIMIZERS
 from mmengine.registry import HOOKS
 from tools_helpers import DETECTOR, ENVIRONMENT, SEGMENTOR, write_config
 
@@ -20,7 +23,7 @@ from attnzoo.tools.checkpoint import load_checkpoint
 from attnzoo.tools.config import load_config
 from attnzoo.tools.engine import wrong_state
 from attnzoo.tools.errors import UserError
-from attnzoo.tools.train import last_checkpoint, set_work_dir, train
+from attnzoo.tools.train import _set_seed, last_checkpoint, set_work_dir, train
 from attnzoo.tools.work_dir import checkpoint_folder, own_checkpoint, read_files, trainings
 
 BEST = "\ntrain_cfg['val_interval'] = 1\ndefault_hooks['checkpoint'].update(save_best='mIoU', max_keep_ckpts=2)\n"
@@ -270,6 +273,33 @@ def test_checkpoints_in_another_folder(data, tmp_path, capsys):
     assert run(config, tmp_path / "work", "--cfg-options", place) == 2
     assert "store/work: holds an older training (epoch_1.pth)" in message(capsys)
     assert contents(tmp_path) == before
+    # Without the note, and with one that a kill has left empty.
+    for note in (None, ""):
+        if note is not None:
+            (tmp_path / "work" / "last_checkpoint").write_text(note)
+        assert run(config, tmp_path / "work", "--resume", "--cfg-options", place) == 0
+        assert f"trained 1 epochs, 4 iterations: {store / 'epoch_1.pth'}" in capsys.readouterr().out
+        assert contents(store) == {name[11:]: held for name, held in before.items() if name.startswith("store/work/")}
+
+
+def test_a_work_directory_of_a_path_is_the_folder_of_checkpoints(data, tmp_path, monkeypatch):
+    """By its absolute path alone, as for mmengine."""
+    monkeypatch.chdir(tmp_path)
+    config = write_config(tmp_path / "config.py", SEGMENTOR, data)
+    for out_dir, folder in ((str(tmp_path / "work"), "work"), ("work", "work/work")):
+        cfg = load_config(config, {"default_hooks.checkpoint.out_dir": out_dir})
+        set_work_dir(cfg, "work")
+        assert checkpoint_folder(cfg) == Path(folder)
+
+
+def test_a_note_without_its_checkpoint_starts_nothing(place, capsys):
+    for path in place.glob("work/*.pth"):
+        path.unlink()
+    before = contents(place)
+    assert run(place / "config.py", place / "work", "--resume") == 2
+    said = f"last_checkpoint: is there, but not the checkpoint that it names ({place / 'work' / 'epoch_2.pth'})"
+    assert said in message(capsys)
+    assert contents(place) == before
 
 
 def test_published_checkpoints_are_whole(data, tmp_path):
@@ -351,7 +381,8 @@ def test_gradients_may_overflow_where_a_loss_scaler_answers_it(loss, norm, scale
     if scaled:
         wrapper.loss_scaler = object()
     hub = SimpleNamespace(log_scalars={"train/grad_norm": Scalar(norm)})
-    runner = SimpleNamespace(message_hub=hub, optim_wrapper=wrapper, iter=4, epoch=0, work_dir=tmp_path)
+    cfg = Config(dict(work_dir=str(tmp_path)))
+    runner = SimpleNamespace(message_hub=hub, optim_wrapper=wrapper, iter=4, epoch=0, cfg=cfg)
     outputs = {"loss": torch.tensor(loss), "loss_a": torch.tensor(loss), "acc": torch.tensor(float("nan"))}
     if stops:
         with pytest.raises(UserError, match=r"(loss_a|grad_norm) is inf at iteration 5"):
@@ -554,6 +585,45 @@ def test_overwrite_removes_nothing_for_a_training_that_cannot_be_built(place, ca
     assert contents(place) == before
 
 
+@HOOKS.register_module(force=True)
+class FailingHook(Hook):
+    """Fails in an iteration, counted from 1."""
+
+    def __init__(self, iteration):
+        self.iteration = iteration
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if runner.iter + 1 == self.iteration:
+            raise IndexError("Target 2 is out of bounds")
+
+
+@pytest.mark.parametrize("iteration", [1, 2])
+def test_overwrite_removes_after_the_first_iteration(place, iteration):
+    with (place / "config.py").open("a") as file:
+        file.write(f"\ncustom_hooks = [dict(type='FailingHook', iteration={iteration})]\n")
+    before = contents(place)
+    with pytest.raises(IndexError):
+        run(place / "config.py", place / "work", "--overwrite")
+    after = contents(place)
+    logs = {name for name in after if name.startswith("work/20")}
+    if iteration == 1:
+        assert after.items() >= before.items() and after.keys() - before.keys() <= logs
+    else:
+        assert after.keys() - logs == {"config.py", "work/config.py"} and not logs & before.keys()
+        assert "FailingHook" in after["work/config.py"].decode()
+
+
+def test_a_training_begins_before_it_saves():
+    """As a resumed one may, by a validation before its first iteration."""
+    from attnzoo.tools.hooks import ProgressHook
+
+    begun = []
+    hook = ProgressHook(lambda: begun.append(True))
+    for _ in range(2):
+        hook.before_save_checkpoint(None, {})
+        assert begun == [True]
+
+
 def test_predictions_that_a_metric_writes_replace_nothing_unasked(place, capsys):
     mine = place / "mine.bbox.json"
     mine.write_text("mine")
@@ -586,6 +656,32 @@ def test_a_place_that_no_training_has_is_refused(place, capsys, meta, said):
     assert contents(place) == before
 
 
+@pytest.mark.parametrize(
+    ("own", "seed", "used", "said"),
+    [
+        ({}, 7, 7, None),
+        (dict(randomness=dict(seed=None, deterministic=True)), 7, 7, None),
+        (dict(randomness=dict(seed=7)), 7, 7, None),
+        (dict(randomness=dict(seed=8)), 7, 8, "warning: a.pth: was drawn with the seed 7, not 8"),
+        ({}, None, None, None),
+        ({}, "7", None, "meta.seed is '7'"),
+        ({}, 2**32, None, "meta.seed is 4294967296"),
+    ],
+)
+def test_a_resumed_run_has_the_seed_of_its_checkpoint_from_the_first(capsys, own, seed, used, said):
+    cfg = Config(dict(load_from="a.pth", **own))
+    if used is None and said:
+        with pytest.raises(UserError, match=said):
+            _set_seed(cfg, seed)
+        return
+    _set_seed(cfg, seed)
+    randomness = cfg.get("randomness", {})
+    assert randomness.get("seed") == used
+    assert randomness.get("deterministic") == own.get("randomness", {}).get("deterministic")
+    told = capsys.readouterr().err
+    assert said in told if said else not told
+
+
 def test_an_iteration_beyond_the_last_is_refused(place, capsys):
     spoil(place / "work/epoch_2.pth", meta=dict(iter=13))
     with (place / "config.py").open("a") as file:
@@ -599,21 +695,57 @@ def test_an_iteration_beyond_the_last_is_refused(place, capsys):
     [
         (lambda state: state["param_groups"][0].pop("betas"), "param_groups[0].betas is None"),
         (lambda state: state["state"][0].update(exp_avg=torch.zeros(2, 3)), "exp_avg is of shape (2, 3)"),
-        (lambda state: state["state"][1].pop("exp_avg"), "not all parameters have exp_avg"),
+        (lambda state: state["state"][3].pop("exp_avg"), "not all parameters have exp_avg"),
         (lambda state: state["state"][0].update(step=torch.zeros(2, 3)), "step is tensor("),
         (lambda state: None, None),
     ],
 )
 def test_what_cannot_be_the_state_of_an_optimizer(change, said):
-    layer = torch.nn.Linear(3, 4)
-    optimizer = torch.optim.AdamW(layer.parameters())
-    layer(torch.rand(2, 3)).sum().backward()
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 4))
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.rand(2, 3)).sum().backward()
     optimizer.step()
     state, before = copy.deepcopy(optimizer.state_dict()), [dict(group) for group in optimizer.param_groups]
     change(state)
     optimizer.load_state_dict(state)
     told = wrong_state(optimizer, before)
     assert told is None if said is None else said in told
+
+
+class OwnOptimizer(torch.optim.Optimizer):
+    """Keeps of matrices what it does not keep of vectors, under a name of torch's but in no parameter's shape."""
+
+    def __init__(self, params, lr, limit=float("inf"), flag=True):
+        super().__init__(params, dict(lr=lr, limit=limit, flag=flag))
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for parameter in self.param_groups[0]["params"]:
+            self.state[parameter]["exp_avg" if parameter.dim() > 1 else "mine"] = parameter.grad.mean()
+
+
+# But for those that want sparse gradients, or a closure.
+OPTIMIZERS = [vars(torch.optim)[name] for name in TORCH_OPTIMIZERS if name not in ("SparseAdam", "LBFGS", "Optimizer")]
+
+
+@pytest.mark.parametrize("kind", [OwnOptimizer, *OPTIMIZERS])
+def test_every_optimizer_can_be_resumed(kind):
+    def made(**options):
+        model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.Linear(16, 2))
+        names = [name for name in options if name in inspect.signature(kind).parameters]
+        matrices = kind is getattr(torch.optim, "Muon", None)
+        parameters = [value for value in model.parameters() if value.dim() == 2 or not matrices]
+        return model, kind(parameters, lr=1e-3, **{name: options[name] for name in names})
+
+    model, optimizer = made(flag=None)
+    model(torch.rand(2, 3, 4, 4)).sum().backward()
+    optimizer.step()
+    _, resumed = made(foreach=False)
+    before = [dict(group) for group in resumed.param_groups]
+    resumed.load_state_dict(optimizer.state_dict())
+    assert wrong_state(resumed, before) is None
+    resumed.param_groups[0]["lr"] = None
+    assert "param_groups[0].lr is None" in wrong_state(resumed, before)
 
 
 def test_a_damaged_state_of_the_optimizer_is_one_line(place, capsys):
