@@ -44,6 +44,7 @@ def evaluate(cfg: Config, checkpoint: str) -> dict[str, float]:
     Raises:
         UserError: if the data, the config or the checkpoint are not what they should be.
     """
+    from .channels import check_classes
     from .checkpoint import load_into
     from .data import check_data, check_scale
     from .engine import ProgressHook, build_model, build_runner, starting
@@ -55,6 +56,7 @@ def evaluate(cfg: Config, checkpoint: str) -> dict[str, float]:
     check_data(cfg, ("test",))
     model = build_model(cfg)
     check_scale(cfg, model, ("test",))
+    check_classes(cfg, model, ("test",))
     load_into(model, checkpoint)
 
     cfg.load_from, cfg.resume = None, False

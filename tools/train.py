@@ -72,6 +72,7 @@ def train(cfg: Config, overwrite: bool = False) -> Runner:
         UserError: if a check fails, an older or a running training in `work_dir` among them; nothing has been written
             then. Later if the training diverges, or the disk is full.
     """
+    from .channels import check_classes
     from .data import check_data, check_scale
     from .engine import ProgressHook, build_model, build_runner, check_optimizer, starting
 
@@ -82,6 +83,7 @@ def train(cfg: Config, overwrite: bool = False) -> Runner:
     check_data(cfg, ("train", "val"))
     model = build_model(cfg)
     check_scale(cfg, model, ("train", "val"))
+    check_classes(cfg, model, ("train", "val"))
     check_optimizer(cfg)
     _add_hooks(cfg)
     # So that the config that is kept in the work directory names what it uses.

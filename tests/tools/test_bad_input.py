@@ -470,6 +470,7 @@ def test_damaged_label_maps(place, capsys, damage):
             ["model.decode_head.in_channels", "allowed is [32, 48]"],
         ),
         ("segmentor", "model.decode_head.in_index=[0,5]", ["model.decode_head.in_index", "0 to 1 are allowed"]),
+        ("detector", "model.bbox_head.num_classes=1", ["bbox_head (RetinaHead) has num_classes=1", "has 2 classes"]),
     ],
 )
 def test_a_model_that_does_not_fit(place, capsys, config, option, expected):
