@@ -150,7 +150,7 @@ def _check_dataset(field: str, dataset: Any) -> Iterator[tuple[Path, CocoNeeds, 
     ann_file = _join(root, dataset["ann_file"])
     if not os.path.isfile(ann_file):
         raise UserError(f"{field}.ann_file: no file {str(ann_file)!r}")
-    kind = _kind(_class(dataset))
+    kind = _kind(class_of(dataset))
     if kind:
         segments = prefixes.get("seg") if kind == "panoptic" else None
         yield ann_file, _needs(dataset, kind), (prefixes.get("img", Path(root or "")), segments)
@@ -170,7 +170,7 @@ def _built(field: str, dataset: Any) -> Any:
         return DATASETS.build(dataset)
 
 
-def _class(part: Any, registry: Any = None) -> type | None:
+def class_of(part: Any, registry: Any = None) -> type | None:
     """The class of a data set or a metric, None where it is not known (which is told when it is built)."""
     from mmengine.registry import DATASETS
 
@@ -186,7 +186,7 @@ def _classes(dataset: Any) -> tuple[str, ...]:
     from mmengine.fileio import list_from_file
 
     # As mmengine has it: what is given replaces the names of the class entry by entry.
-    names = {**getattr(_class(dataset), "METAINFO", {}), **(dataset.get("metainfo") or {})}.get("classes") or ()
+    names = {**getattr(class_of(dataset), "METAINFO", {}), **(dataset.get("metainfo") or {})}.get("classes") or ()
     if isinstance(names, str) and os.path.isfile(names):
         names = list_from_file(names)
     return tuple(names) if isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names) else ()
@@ -196,14 +196,14 @@ def _classes(dataset: Any) -> tuple[str, ...]:
 _NAMINGS = {"LVISV1Dataset": "coco_url", "LVISV05Dataset": "short"}
 
 
-def _names(found: type | None) -> set[str]:
+def class_names(found: type | None) -> set[str]:
     """The names of a class and its bases."""
     return {base.__name__ for base in getattr(found, "__mro__", ())}
 
 
 def _kind(found: type | None) -> str | None:
     """Which kind of COCO file a data set or a metric reads, None for none."""
-    names = _names(found)
+    names = class_names(found)
     if names & {"CocoPanopticDataset", "CocoPanopticMetric"}:
         return "panoptic"
     if names & {"CocoCaptionDataset", "COCOCaptionMetric"}:
@@ -214,13 +214,13 @@ def _kind(found: type | None) -> str | None:
 def _needs(dataset: Any, kind: str) -> CocoNeeds:
     from mmdet.datasets import CocoDataset
 
-    found: Any = _class(dataset)
+    found: Any = class_of(dataset)
     return CocoNeeds(
         kind=kind,
         classes=_classes(dataset),
         ordered=kind == "instances" and getattr(found, "load_data_list", None) is CocoDataset.load_data_list,
         masks=_reads_masks(dataset.get("pipeline")),
-        naming=next((naming for base, naming in _NAMINGS.items() if base in _names(found)), "file_name"),
+        naming=next((naming for base, naming in _NAMINGS.items() if base in class_names(found)), "file_name"),
     )
 
 
@@ -246,7 +246,7 @@ def _evaluated(cfg: Any, mode: str, classes: tuple[str, ...]) -> Iterator[tuple[
             yield from _evaluated({f"{mode}_evaluator": metric["metrics"]}, mode, classes)
             continue
         _check_scope(metric, field)
-        found, ann_file = _class(metric, METRICS), metric.get("ann_file")
+        found, ann_file = class_of(metric, METRICS), metric.get("ann_file")
         kind = _kind(found)
         if kind is None or ann_file is None or not _is_local(metric):
             continue
@@ -255,7 +255,7 @@ def _evaluated(cfg: Any, mode: str, classes: tuple[str, ...]) -> Iterator[tuple[
         chosen = metric.get("metric", "bbox")
         masks = "segm" in (chosen if isinstance(chosen, (list, tuple)) else [chosen])
         # LVIS has a library of its own, which needs less.
-        evaluated = kind == "instances" and "LVISMetric" not in _names(found)
+        evaluated = kind == "instances" and "LVISMetric" not in class_names(found)
         naming = "file_name" if kind == "panoptic" else None
         segments = metric.get("seg_prefix") if kind == "panoptic" else None
         folders = None, Path(segments) if isinstance(segments, (str, Path)) else None
