@@ -127,10 +127,13 @@ def check_coco(
     _check_annotations(wrong, told, annotations, sizes, categories, needs)
     if not told.count:
         return names, None
-    what = (
-        "count as missed or not at all" if needs.reader == "metric" else "are left out, or parts of them, as mmdet does"
-    )
-    return names, f"{field}: {path}: {told.count} of {len(annotations)} annotations {what}: {told.first}"
+    what = "are left out, or parts of them, as mmdet does"
+    if needs.reader == "metric":
+        what = "count as missed or not at all"
+    total = f"{len(annotations)} annotations"
+    if needs.kind == "panoptic":
+        total = f"{sum(len(entry['segments_info']) for entry in annotations)} segments"
+    return names, f"{field}: {path}: {told.count} of {total} {what}: {told.first}"
 
 
 Wrong = Callable[[str, Any, str], UserError]
@@ -266,20 +269,19 @@ def _check_annotations(
             if not known or needs.reader == "other" or (index == len(annotations) - 1 and astray == len(annotations)):
                 raise wrong(f"annotations[{index}].image_id", image_id, "the id of one of images")
             told.add(f"annotations[{index}].image_id", image_id, "not the id of one of images")
-            # Its index is made all the same.
-            if type(entry.get("category_id")) is not int and needs.kind != "panoptic":
-                raise wrong(f"annotations[{index}].category_id", entry.get("category_id"), "an id of categories")
+            # They come into the index of categories all the same.
             if needs.kind == "panoptic":
                 _check_segments(wrong, _Told(), index, entry, (_SIDE, _SIDE), categories, needs)
+            elif type(entry.get("category_id")) is not int:
+                raise wrong(f"annotations[{index}].category_id", entry.get("category_id"), "an id of categories")
             continue
         if needs.kind == "panoptic":
             _check_segments(wrong, told, index, entry, size, categories, needs)
             continue
-        before = told.count
         fault = _fault(told, f"annotations[{index}]", entry, size, categories, needs)
         if fault is None and needs.evaluated and "iscrowd" not in entry:
             fault = "iscrowd", "0 or 1, without which predictions cannot be compared"
-        if fault is None and needs.masks and _needs_mask(entry, size, categories, needs, told.count > before):
+        if fault is None and needs.masks and _needs_mask(entry, size, categories, needs):
             mask = entry.get("segmentation")
             polygons = mask if needs.reader == "data set" and type(mask) is list else ()
             odd = [one for one in polygons if _is_odd(one)]
@@ -348,8 +350,8 @@ def _fault(
     if type(crowd) not in (int, float, bool) or crowd not in (0, 1):
         return "iscrowd", "0 or 1"
     if needs.reader != "other" and (useless := _useless(box, area, size, needs.kind)):
-        # Nobody misses what is to be ignored.
-        if not entry.get("ignore"):
+        # Nobody misses what is to be ignored, or of a class that is not taken.
+        if not entry.get("ignore") and (not needs.classes or categories[category] in needs.classes):
             told.add(f"{place}.{useless[0]}", entry[useless[0]], useless[1])
         return None
     width, height = size
@@ -378,19 +380,14 @@ def _useless(box: list[float], area: float, size: tuple[int, int], kind: str) ->
     return ("bbox", "smaller than a pixel") if w < 1 or h < 1 else None
 
 
-def _needs_mask(
-    entry: dict[str, Any], size: tuple[int, int], categories: dict[int, str], needs: CocoNeeds, useless: bool
-) -> bool:
+def _needs_mask(entry: dict[str, Any], size: tuple[int, int], categories: dict[int, str], needs: CocoNeeds) -> bool:
     """Whether the segmentation of an annotation is read."""
     of_class = not needs.classes or categories[entry["category_id"]] in needs.classes
+    taken = of_class and not _useless(entry["bbox"], entry["area"], size, needs.kind) and not entry.get("ignore")
     if needs.reader == "data set":
-        return of_class and not useless and not entry.get("ignore")
+        return taken
     # pycocotools reads those of all that it compares.
-    if needs.evaluated and of_class:
-        return True
-    return bool(entry.get("segmentation")) or (
-        of_class and not _useless(entry["bbox"], entry["area"], size, needs.kind)
-    )
+    return taken or (of_class and needs.evaluated) or bool(entry.get("segmentation"))
 
 
 def _is_odd(polygon: Any) -> bool:

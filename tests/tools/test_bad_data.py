@@ -211,6 +211,17 @@ def test_maps_of_segments(panoptic, damage, said):
     assert said in str(raised.value)
 
 
+def test_segments_that_mmdet_leaves_out_are_told(panoptic, place, capsys):
+    cfg, _ = panoptic
+    content = json.loads((place / "data" / "train.json").read_text())
+    content["annotations"][3]["segments_info"][1]["area"] = 0
+    content["annotations"].append({**content["annotations"][4], "image_id": 99})
+    (place / "data" / "train.json").write_text(json.dumps(content))
+    check_data(cfg, ("train",))
+    said = capsys.readouterr().err
+    assert "2 of 18 segments are left out" in said and "annotations[3].segments_info[1].area: 0: not positive" in said
+
+
 def test_maps_of_segments_that_a_metric_reads(panoptic):
     cfg, folder = panoptic
     (folder / "3.png").unlink()
