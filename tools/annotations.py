@@ -22,13 +22,18 @@ _MAPS_READ, _HEADERS_READ = 64, 1000
 _SIDE, _PIXELS = 2**20, 2**30
 # Boxes and polygons may stick out of their image, by so many times its longer side, and must come as near as a pixel.
 _REACH, _NEAR = 10, 1
-_AREA = 1e15
+# Sums and products of such numbers are finite.
+_LARGEST = 1e15
 # pycocotools holds every pixel of an outline in memory, forty bytes each.
 _OUTLINE = 10_000_000
 _NUMBERS = {int, float}
 # Ids of images are compared only; those of annotations and categories are counted with.
 _INT64 = 2**63
 _CODE = re.compile(r"[0-o]+")
+# Levels of lists and entries in what pycocotools copies, which fails where there are very many.
+_LEVELS = 50
+# Rows of a map of segments that are looked at together: eight bytes a pixel.
+_BAND = 256
 
 
 @dataclass(frozen=True)
@@ -36,21 +41,40 @@ class CocoNeeds:
     """What a COCO file is used for.
 
     Attributes:
-        kind: `instances`, `panoptic` (annotations list segments) or `captions` (no boxes).
+        kind: `instances`, or `panoptic` (annotations list segments).
+        reader: `data set` for mmdet's own, which leaves out what is nothing to train on; `metric`, which compares
+            predictions with it; `other` for a class of one's own, of which it is not known what it leaves out.
+        annotated: Whether there must be annotations.
         classes: Names that the data set takes; empty for any.
         ordered: Whether the data set numbers its labels by the order of the file, as mmdet's does.
         masks: Whether segmentations are read.
         evaluated: Whether pycocotools compares predictions with it.
-        naming: What names the files of images: `file_name`, `short` for what LVIS 0.5 makes of it, or `coco_url` as in
-            LVIS 1; None if no file is read.
+        naming: What names the files of images: `file_name`, `short` for what LVIS 0.5 makes of it, `last_folder` for
+            what Objects365 v2 makes of it, or `coco_url` as in LVIS 1; None if no file is read.
+        unread: Names of images that the data set leaves out.
     """
 
     kind: str = "instances"
+    reader: str = "other"
+    annotated: bool = True
     classes: tuple[str, ...] = ()
     ordered: bool = False
     masks: bool = False
     evaluated: bool = False
     naming: str | None = "file_name"
+    unread: frozenset[str] = frozenset()
+
+
+class _Told:
+    """Entries that are not refused and not used either: how many, and the first."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.first = ""
+
+    def add(self, place: str, value: Any, why: str) -> None:
+        self.count += 1
+        self.first = self.first or f"{place}: {_shown(value)}: {why}"
 
 
 def _some(values: Collection[Any]) -> str:
@@ -58,10 +82,13 @@ def _some(values: Collection[Any]) -> str:
     return ", ".join(shown) + (", …" if len(values) > 5 else "")
 
 
-def check_coco(field: str, path: Path, content: Mapping[str, Any], needs: CocoNeeds) -> list[str]:
+def check_coco(
+    field: str, path: Path, content: Mapping[str, Any], needs: CocoNeeds
+) -> tuple[list[str | None], str | None]:
     """Check the entries of a COCO file.
 
-    Everything that pycocotools and mmdet use is looked at; other fields may be whatever they are.
+    Everything that pycocotools and mmdet use is looked at; other fields may be whatever they are. What would crash, or
+    be trained on or compared wrongly, is refused; what mmdet leaves out by itself is told.
 
     Args:
         field: Of the config, for the message.
@@ -70,7 +97,8 @@ def check_coco(field: str, path: Path, content: Mapping[str, Any], needs: CocoNe
         needs: What it is used for.
 
     Returns:
-        The file names of the images, below their folder.
+        The file names of the images, below their folder, None for one that is left out; and how many annotations are
+        left out, with the first of them, None if none is.
 
     Raises:
         UserError: naming file, entry and what is allowed, for the first entry that is wrong.
@@ -79,18 +107,33 @@ def check_coco(field: str, path: Path, content: Mapping[str, Any], needs: CocoNe
     def wrong(place: str, value: Any, allowed: str) -> UserError:
         return UserError(f"{field}: {path}: {place}: {_shown(value)}: allowed is {allowed}")
 
-    for key in ("images", "annotations", "categories"):
-        if type(content.get(key)) is not list:
-            raise wrong(key, type(content.get(key)).__name__, "a list of entries")
-        if key == "categories" and needs.kind == "captions":
-            continue
-        for index, entry in enumerate(content[key]):
+    parts: dict[str, Any] = {key: content.get(key) for key in ("images", "annotations", "categories")}
+    # As in COCO's files for the test server.
+    if "annotations" not in content and not needs.annotated:
+        parts["annotations"] = []
+    for key, entries in parts.items():
+        if type(entries) is not list:
+            raise wrong(key, type(entries).__name__, "a list of entries")
+        for index, entry in enumerate(entries):
             if type(entry) is not dict:
                 raise wrong(f"{key}[{index}]", entry, "an entry with named fields")
-    names, sizes = _check_images(wrong, content["images"], needs)
-    categories = {} if needs.kind == "captions" else _check_categories(wrong, content["categories"], needs)
-    _check_annotations(wrong, content["annotations"], sizes, categories, needs)
-    return names
+    for key in ("info", "categories") if needs.evaluated else ():
+        if not _is_shallow(content.get(key), _LEVELS):
+            raise wrong(key, "…", f"values in no more than {_LEVELS} levels")
+    images, annotations, listed = parts.values()
+    names, sizes = _check_images(wrong, images, needs)
+    categories = _check_categories(wrong, listed, needs)
+    told = _Told()
+    _check_annotations(wrong, told, annotations, sizes, categories, needs)
+    if not told.count:
+        return names, None
+    what = "are left out, or parts of them, as mmdet does"
+    if needs.reader == "metric":
+        what = "count as missed or not at all"
+    total = f"{len(annotations)} annotations"
+    if needs.kind == "panoptic":
+        total = f"{sum(len(entry['segments_info']) for entry in annotations)} segments"
+    return names, f"{field}: {path}: {told.count} of {total} {what}: {told.first}"
 
 
 Wrong = Callable[[str, Any, str], UserError]
@@ -104,18 +147,26 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 80 else text[:79] + "…"
 
 
+def _is_shallow(value: Any, levels: int) -> bool:
+    parts = value.values() if type(value) is dict else value if type(value) is list else ()
+    return levels >= 0 and all(_is_shallow(part, levels - 1) for part in parts)
+
+
 def _check_images(
     wrong: Wrong, images: list[dict[str, Any]], needs: CocoNeeds
-) -> tuple[list[str], dict[Any, tuple[int, int]]]:
+) -> tuple[list[str | None], dict[Any, tuple[int, int]]]:
     """The names of the images, and width and height by their id."""
-    names: list[str] = []
+    names: list[str | None] = []
+    # Without masks, mmdet and pycocotools compare sizes only.
+    whole = {int} if needs.masks or needs.kind == "panoptic" else _NUMBERS
     sizes: dict[Any, tuple[int, int]] = {}
     kind = None
     for index, image in enumerate(images):
         place = f"images[{index}]"
         for key in ("width", "height"):
-            if type(image.get(key)) is not int or not 1 <= image[key] <= _SIDE:
-                raise wrong(f"{place}.{key}", image.get(key), f"a positive number of pixels, at most {_SIDE}")
+            side: Any = image.get(key)
+            if type(side) not in whole or not 1 <= side <= _SIDE or side != int(side):
+                raise wrong(f"{place}.{key}", side, f"a positive number of pixels, at most {_SIDE}")
         size: tuple[int, int] = image["width"], image["height"]
         if size[0] * size[1] > _PIXELS:
             raise wrong(f"{place}.height", image["height"], f"no more than {_PIXELS} pixels in all")
@@ -127,7 +178,8 @@ def _check_images(
             raise wrong(f"{place}.id", number, "an id that no other image has")
         sizes[number] = size
         if needs.naming:
-            names.append(_name_of(wrong, place, image, needs.naming))
+            name = _name_of(wrong, place, image, needs.naming)
+            names.append(None if name in needs.unread else name)
     return names, sizes
 
 
@@ -140,6 +192,9 @@ def _name_of(wrong: Wrong, place: str, image: dict[str, Any], naming: str) -> st
         name = name.replace("http://images.cocodataset.org/", "")
     if not _is_below(name):
         raise wrong(f"{place}.{key}", name, "a path below the folder of images, without '..'")
+    if naming == "last_folder":
+        folder, file = os.path.split(name)
+        return os.path.join(os.path.basename(folder), file)
     # COCO's names of 2014 become those of 2017.
     return name[-16:] if naming == "short" and name.startswith("COCO") else name
 
@@ -189,6 +244,7 @@ def _check_categories(wrong: Wrong, categories: list[dict[str, Any]], needs: Coc
 
 def _check_annotations(
     wrong: Wrong,
+    told: _Told,
     annotations: list[dict[str, Any]],
     sizes: dict[Any, tuple[int, int]],
     categories: dict[int, str],
@@ -196,32 +252,47 @@ def _check_annotations(
 ) -> None:
     seen: set[int] = set()
     codes: list[tuple[int, bytes, int]] = []
+    astray = 0
     for index, entry in enumerate(annotations):
         image_id, number = entry.get("image_id"), entry.get("id")
-        size = sizes.get(image_id) if type(image_id) in (int, str) else None
+        if needs.kind != "panoptic":
+            if type(number) is not int or not -_INT64 <= number < _INT64:
+                raise wrong(f"annotations[{index}].id", number, "a number")
+            if number in seen:
+                raise wrong(f"annotations[{index}].id", number, "an id that no other annotation has")
+            seen.add(number)
+        known = type(image_id) in (int, str)
+        size = sizes.get(image_id) if known else None
         if size is None:
-            raise wrong(f"annotations[{index}].image_id", image_id, "the id of one of images")
+            astray += 1
+            # Where it is so with all, they are of other images.
+            if not known or needs.reader == "other" or (index == len(annotations) - 1 and astray == len(annotations)):
+                raise wrong(f"annotations[{index}].image_id", image_id, "the id of one of images")
+            told.add(f"annotations[{index}].image_id", image_id, "not the id of one of images")
+            # They come into the index of categories all the same.
+            if needs.kind == "panoptic":
+                _check_segments(wrong, _Told(), index, entry, (_SIDE, _SIDE), categories, needs)
+            elif type(entry.get("category_id")) is not int:
+                raise wrong(f"annotations[{index}].category_id", entry.get("category_id"), "an id of categories")
+            continue
         if needs.kind == "panoptic":
-            _check_segments(wrong, f"annotations[{index}]", entry, size, categories)
+            _check_segments(wrong, told, index, entry, size, categories, needs)
             continue
-        if type(number) is not int or not -_INT64 <= number < _INT64:
-            raise wrong(f"annotations[{index}].id", number, "a number")
-        if number in seen:
-            raise wrong(f"annotations[{index}].id", number, "an id that no other annotation has")
-        seen.add(number)
-        if needs.kind == "captions":
-            continue
-        fault = _fault(entry, size, categories)
+        fault = _fault(told, f"annotations[{index}]", entry, size, categories, needs)
         if fault is None and needs.evaluated and "iscrowd" not in entry:
             fault = "iscrowd", "0 or 1, without which predictions cannot be compared"
-        if fault is None and needs.masks:
+        if fault is None and needs.masks and _needs_mask(entry, size, categories, needs):
             mask = entry.get("segmentation")
-            if mask or _is_taken(entry, size, categories, needs.classes):
-                allowed = _mask_fault(mask, *size)
-                if allowed:
-                    fault = "segmentation", allowed
-                elif type(mask) is dict and type(mask["counts"]) is str:
-                    codes.append((index, mask["counts"].encode("ascii"), size[0] * size[1]))
+            polygons = mask if needs.reader == "data set" and type(mask) is list else ()
+            odd = [one for one in polygons if _is_odd(one)]
+            if odd:
+                told.add(f"annotations[{index}].segmentation", odd[0], "not 6 or more numbers, x and y in turn")
+                mask = [one for one in polygons if not _is_odd(one)]
+            allowed = _mask_fault(mask, *size) if mask or not odd else None
+            if allowed:
+                fault = "segmentation", allowed
+            elif type(mask) is dict and type(mask["counts"]) is str:
+                codes.append((index, mask["counts"].encode("ascii"), size[0] * size[1]))
         if fault is not None:
             key, allowed = fault
             raise wrong(f"annotations[{index}].{key}", entry.get(key), allowed)
@@ -233,10 +304,16 @@ def _check_annotations(
 
 
 def _check_segments(
-    wrong: Wrong, place: str, entry: dict[str, Any], size: tuple[int, int], categories: dict[int, str]
+    wrong: Wrong,
+    told: _Told,
+    number: int,
+    entry: dict[str, Any],
+    size: tuple[int, int],
+    categories: dict[int, str],
+    needs: CocoNeeds,
 ) -> None:
     """Check an annotation of a panoptic file: the file with the ids of its segments, and these."""
-    name, segments = entry.get("file_name"), entry.get("segments_info")
+    place, name, segments = f"annotations[{number}]", entry.get("file_name"), entry.get("segments_info")
     if type(name) is not str or not _is_below(name):
         raise wrong(f"{place}.file_name", name, "the path of a file below the folder of segments, without '..'")
     if type(segments) is not list:
@@ -245,20 +322,38 @@ def _check_segments(
         inner = f"{place}.segments_info[{index}]"
         if type(segment) is not dict or type(segment.get("id")) is not int:
             raise wrong(inner, segment, "a segment with the number that it has in the file")
-        fault = _fault(segment, size, categories)
+        fault = _fault(told, inner, segment, size, categories, needs)
         if fault is not None:
             raise wrong(f"{inner}.{fault[0]}", segment.get(fault[0]), fault[1])
 
 
-def _fault(entry: dict[str, Any], size: tuple[int, int], categories: dict[int, str]) -> tuple[str, str] | None:
-    """The field of an annotation that is wrong, and what is allowed there; None if none is."""
+def _fault(
+    told: _Told,
+    place: str,
+    entry: dict[str, Any],
+    size: tuple[int, int],
+    categories: dict[int, str],
+    needs: CocoNeeds,
+) -> tuple[str, str] | None:
+    """The field of an annotation that is wrong, and what is allowed there; None if none is, or if it is told."""
     category = entry.get("category_id")
     if type(category) is not int or category not in categories:
         return "category_id", f"an id of categories: {_some(categories)}"
     box = entry.get("bbox")
-    if type(box) is not list or len(box) != 4 or not {*map(type, box)} <= _NUMBERS:
-        return "bbox", "four finite numbers: x, y, width, height"
     # Values so large that a sum of them overflows, and NaN, fail here.
+    if type(box) is not list or len(box) != 4 or not {*map(type, box)} <= _NUMBERS or not all(map(_is_moderate, box)):
+        return "bbox", "four finite numbers: x, y, width, height"
+    area: Any = entry.get("area")
+    if type(area) not in _NUMBERS or not _is_moderate(area) or (area < 0 and needs.reader == "other"):
+        return "area", "a finite number of pixels, not negative"
+    crowd = entry.get("iscrowd", 0)
+    if type(crowd) not in (int, float, bool) or crowd not in (0, 1):
+        return "iscrowd", "0 or 1"
+    if needs.reader != "other" and (useless := _useless(box, area, size, needs.kind)):
+        # Nobody misses what is to be ignored, or of a class that is not taken.
+        if not entry.get("ignore") and (not needs.classes or categories[category] in needs.classes):
+            told.add(f"{place}.{useless[0]}", entry[useless[0]], useless[1])
+        return None
     width, height = size
     reach = _REACH * max(size)
     x, y, w, h = box
@@ -268,23 +363,37 @@ def _fault(entry: dict[str, Any], size: tuple[int, int], categories: dict[int, s
         return "bbox", f"a width and height not negative, and less than {reach} pixels outside of {width} x {height}"
     if x > width + _NEAR or y > height + _NEAR or x + w < -_NEAR or y + h < -_NEAR:
         return "bbox", f"a box that is in its image, of {width} x {height} pixels"
-    area: Any = entry.get("area")
-    if type(area) not in _NUMBERS or not 0 <= area <= _AREA:
-        return "area", "a finite number of pixels, not negative"
-    crowd = entry.get("iscrowd", 0)
-    if type(crowd) not in (int, float, bool) or crowd not in (0, 1):
-        return "iscrowd", "0 or 1"
     return None
 
 
-def _is_taken(
-    entry: dict[str, Any], size: tuple[int, int], categories: dict[int, str], classes: Collection[str]
-) -> bool:
-    """Whether mmdet makes an instance of an annotation; it leaves out what is empty, ignored or of another class."""
-    x, y, w, h = entry["bbox"]
-    inside = min(x + w, size[0]) > max(x, 0) and min(y + h, size[1]) > max(y, 0)
-    of_class = not classes or categories[entry["category_id"]] in classes
-    return inside and of_class and entry["area"] > 0 and w >= 1 and h >= 1 and not entry.get("ignore")
+def _is_moderate(number: float) -> bool:
+    return -_LARGEST <= number <= _LARGEST
+
+
+def _useless(box: list[float], area: float, size: tuple[int, int], kind: str) -> tuple[str, str] | None:
+    """The field for which mmdet leaves out an annotation, and why; None if it takes it."""
+    x, y, w, h = box
+    if kind != "panoptic" and not (min(x + w, size[0]) > max(x, 0) and min(y + h, size[1]) > max(y, 0)):
+        return "bbox", f"no part of the image of {size[0]} x {size[1]} pixels"
+    if area <= 0:
+        return "area", "not positive"
+    return ("bbox", "smaller than a pixel") if w < 1 or h < 1 else None
+
+
+def _needs_mask(entry: dict[str, Any], size: tuple[int, int], categories: dict[int, str], needs: CocoNeeds) -> bool:
+    """Whether the segmentation of an annotation is read."""
+    of_class = not needs.classes or categories[entry["category_id"]] in needs.classes
+    taken = of_class and not _useless(entry["bbox"], entry["area"], size, needs.kind) and not entry.get("ignore")
+    if needs.reader == "data set":
+        return taken
+    # pycocotools reads those of all that it compares.
+    return taken or (of_class and needs.evaluated) or bool(entry.get("segmentation"))
+
+
+def _is_odd(polygon: Any) -> bool:
+    """Whether mmdet leaves out a polygon, as it has too few corners or half of one."""
+    numbers = type(polygon) is list and {*map(type, polygon)} <= _NUMBERS
+    return numbers and (len(polygon) < 6 or len(polygon) % 2 == 1)
 
 
 def _mask_fault(mask: Any, width: int, height: int) -> str | None:
@@ -373,38 +482,60 @@ def _first_bad_code(codes: list[tuple[int, bytes, int]]) -> int | None:
     return codes[int(bad.argmax())][0] if bad.any() else None
 
 
-def check_sizes(field: str, path: Path, images: list[dict[str, Any]], files: list[str]) -> None:
+def _stored_size(path: str) -> tuple[int, int]:
+    with open_image(path) as image:
+        return image.size
+
+
+def _size(path: str, read: Callable[[str], tuple[int, int]] = image_size) -> tuple[int, int] | None:
+    """Width and height of an image as Pillow tells them; None of one that Pillow does not read and OpenCV may.
+
+    Raises:
+        UserError: for what is no image to either.
+    """
+    import cv2
+
+    if Path(path).suffix.lower() not in SUFFIXES:
+        return None
+    try:
+        return read(path)
+    except UserError:
+        # Of floats, for instance, or of a format that the name does not tell: the run shows whether it can.
+        if os.path.isfile(path) and cv2.haveImageReader(path):
+            return None
+        raise
+
+
+def check_sizes(field: str, path: Path, images: list[dict[str, Any]], files: list[str | None]) -> None:
     """Compare the sizes that a COCO file tells with those of the images themselves, of a number of them.
 
     Args:
         field: Of the config, for the message.
         path: The COCO file, for the message.
         images: Its entries, checked.
-        files: Of each, where it is.
+        files: Of each, where it is, or None.
 
     Raises:
         UserError: naming the entry, its size and that of the file, or a file that is no image.
     """
     for index in range(0, len(files), max(1, math.ceil(len(files) / _HEADERS_READ))):
-        # Of others OpenCV may read what Pillow does not.
-        if Path(files[index]).suffix.lower() not in SUFFIXES:
+        file = files[index]
+        if file is None:
             continue
         told = images[index]["width"], images[index]["height"]
         try:
-            with open_image(files[index]) as opened:
-                found = opened.size
+            found = _size(file, _stored_size)
             # As the pixels lie in the file, or as its EXIF data turn them.
-            if told not in (found, found[::-1]) or (told != found and told != image_size(files[index])):
+            if found is not None and told != found and (told != found[::-1] or told != _size(file)):
                 raise UserError(
-                    f"width and height {told[0]} x {told[1]}: allowed is {found[0]} x {found[1]}, which "
-                    f"{files[index]} has"
+                    f"width and height {told[0]} x {told[1]}: allowed is {found[0]} x {found[1]}, which {file} has"
                 )
         except UserError as error:
             raise UserError(f"{field}: {path}: images[{index}]: {error}") from error
 
 
 def check_segment_maps(field: str, path: Path, content: Mapping[str, Any], folder: Path) -> None:
-    """Check the maps of a panoptic COCO file: that each is there and of its image's size, and the ids in some of them.
+    """Check the maps of a panoptic COCO file: that each is there, and size and ids of a number of them.
 
     Args:
         field: Of the config, for the message.
@@ -417,7 +548,7 @@ def check_segment_maps(field: str, path: Path, content: Mapping[str, Any], folde
     """
     segments: dict[Any, set[int]] = {image["id"]: set() for image in content["images"]}
     for entry in content["annotations"]:
-        segments[entry["image_id"]] |= {segment["id"] for segment in entry["segments_info"]}
+        segments.get(entry["image_id"], set()).update(segment["id"] for segment in entry["segments_info"])
     # As mmdet names them, whatever the annotations say.
     files = [os.path.join(folder, image["file_name"].replace(".jpg", ".png")) for image in content["images"]]
     missing = [file for file in files if not os.path.isfile(file)]
@@ -425,34 +556,71 @@ def check_segment_maps(field: str, path: Path, content: Mapping[str, Any], folde
         raise UserError(
             f"{field}: {path}: {len(missing)} of {len(files)} maps of segments are missing: {_some(missing)}"
         )
-    step = max(1, math.ceil(len(files) / _MAPS_READ))
+    step, of_header = _steps_of(files)
     for index, (image, file) in enumerate(zip(content["images"], files, strict=True)):
+        if index % step and index % of_header:
+            continue
         try:
             with open_image(file) as opened:
-                size = opened.size
-                pixels = np.array(opened.convert("RGB") if index % step == 0 else (), np.int64)
+                size, expected = opened.size, (image["width"], image["height"])
+                found = _segments(opened) if size == expected and index % step == 0 else set()
         except UserError as error:
             raise UserError(f"{field}: {path}: no map of segments that can be read ({error})") from error
-        if size != (image["width"], image["height"]):
+        if size != expected:
             raise UserError(
-                f"{field}: {path}: {file}: {size[0]} x {size[1]}: allowed is {image['width']} x {image['height']}, as "
+                f"{field}: {path}: {file}: {size[0]} x {size[1]}: allowed is {expected[0]} x {expected[1]}, as "
                 f"images[{index}] has"
             )
-        if index % step == 0:
-            bad = np.setdiff1d(pixels @ (1, 256, 256**2), [0, *segments[image["id"]]])
-            if len(bad):
-                raise UserError(
-                    f"{field}: {path}: {file}: segments {_some(bad.tolist())}: allowed are those of its annotation, "
-                    f"{_some(sorted(segments[image['id']]))}, and 0 for none"
-                )
+        if bad := found - segments[image["id"]] - {0}:
+            raise UserError(
+                f"{field}: {path}: {file}: segments {_some(sorted(bad))}: allowed are those of its annotation, "
+                f"{_some(sorted(segments[image['id']]))}, and 0 for none"
+            )
 
 
-def check_label_maps(field: str, dataset: Any) -> None:
+def _steps_of(entries: Collection[Any]) -> tuple[int, int]:
+    """Each how many of the entries a map is read for its values, and for its header."""
+    values, headers = (max(1, math.ceil(len(entries) / most)) for most in (_MAPS_READ, _HEADERS_READ))
+    return values, headers
+
+
+def _segments(image: Any) -> set[int]:
+    """The ids in an open map of segments, of which a large one must not take much more memory than its pixels."""
+    coloured = image if image.mode == "RGB" else image.convert("RGB")
+    found: set[int] = set()
+    for top in range(0, image.height, _BAND):
+        band = np.asarray(coloured.crop((0, top, image.width, min(top + _BAND, image.height))))
+        red, green, blue = (band[..., channel].astype(np.uint32) for channel in range(3))
+        found.update(np.unique(red | green << 8 | blue << 16).tolist())
+    return found
+
+
+@dataclass(frozen=True)
+class LabelMaps:
+    """How the label maps of a data set, and its images, are read.
+
+    Attributes:
+        images: Whether images are read as Pillow sees them, so that their size can be compared.
+        upright: Whether they are turned as their EXIF data say.
+        maps: Whether maps are read as they are.
+        labels: Whether what is in them reaches the model, up to the changes that the data set itself describes.
+        ignored: Labels that heads and metrics leave out, beside that of the data set.
+    """
+
+    images: bool = True
+    upright: bool = True
+    maps: bool = True
+    labels: bool = True
+    ignored: frozenset[int] = frozenset()
+
+
+def check_label_maps(field: str, dataset: Any, reading: LabelMaps) -> None:
     """Check the label maps of a data set of mmseg: that each is there, and size and content of a number of them.
 
     Args:
         field: Of the config, for the message.
         dataset: A `BaseSegDataset`.
+        reading: How its maps are read.
 
     Raises:
         UserError: naming the field, the map and what is allowed, if there is no image or a map is missing, no image,
@@ -468,32 +636,37 @@ def check_label_maps(field: str, dataset: Any) -> None:
             f"{field}.data_prefix.seg_map_path: {len(missing)} of {len(entries)} label maps are missing: "
             f"{_some(missing)}"
         )
+    if not reading.maps:
+        return
     classes = len(dataset.metainfo.get("classes") or ())
     first, last = (0, classes) if dataset.reduce_zero_label else (0, classes - 1)
-    step, of_header = (max(1, math.ceil(len(entries) / most)) for most in (_MAPS_READ, _HEADERS_READ))
+    others = sorted({dataset.ignore_index, *reading.ignored})
+    allowed = [*range(first, last + 1), *others]
+    step, of_header = _steps_of(entries)
     for index, entry in enumerate(entries):
         path, whole = entry["seg_map_path"], index % step == 0
         # Of a TIFF the header alone does not tell the size, and to decode all of them takes long.
         if not whole and (index % of_header or Path(entry["img_path"]).suffix.lower() in (".tif", ".tiff")):
             continue
+        if Path(path).suffix.lower() not in SUFFIXES:
+            continue
+        expected = _size(entry["img_path"], image_size if reading.upright else _stored_size) if reading.images else None
         try:
             with open_image(path) as opened:
                 size, bands = opened.size, opened.getbands()
-                labels = np.array(opened if whole else ())
+                fits = len(bands) == 1 and expected in (None, size)
+                looked_at = fits and whole and reading.labels and not dataset.label_map and classes
+                bad = np.setdiff1d(np.asarray(opened) if looked_at else (), allowed)
         except UserError as error:
             raise UserError(f"{field}: {path}: no label map that can be read ({error})") from error
-        expected = image_size(entry["img_path"])
-        if size != expected or len(bands) > 1:
+        if not fits:
             shape = (size[1], size[0], len(bands))[: 2 + (len(bands) > 1)]
-            raise UserError(
-                f"{field}: {path}: {shape}: allowed is {expected[1]} x {expected[0]}, one label a pixel, as "
-                f"{entry['img_path']} has"
+            place = (
+                f"{expected[1]} x {expected[0]}, one label a pixel, as {entry['img_path']} has" if expected else None
             )
-        if not whole:
-            continue
-        bad = np.setdiff1d(labels, [*range(first, last + 1), dataset.ignore_index])
-        if classes and not dataset.label_map and len(bad):
+            raise UserError(f"{field}: {path}: {shape}: allowed is {place or 'one label a pixel'}")
+        if len(bad):
             raise UserError(
                 f"{field}: {path}: labels {_some(bad.tolist())}: allowed are {first} to {last}, and "
-                f"{dataset.ignore_index} for no label"
+                f"{', '.join(map(str, others))} for no label"
             )

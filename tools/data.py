@@ -6,16 +6,30 @@ import gc
 import json
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .annotations import CocoNeeds, check_coco, check_label_maps, check_segment_maps, check_sizes
+from .annotations import CocoNeeds, LabelMaps, check_coco, check_label_maps, check_segment_maps, check_sizes
 from .config import PICKLES, building, one_line, plain_files
 from .config_checks import shown
-from .errors import UserError
+from .errors import UserError, warn
+from .work_dir import nested
 
-# Where the images of a COCO file are, and the maps of its segments, as far as they are read.
-_Folders = tuple[Path | None, Path | None]
+
+@dataclass(frozen=True)
+class _Folders:
+    """Where the images of a COCO file are, and the maps of its segments, as far as they are read.
+
+    Attributes:
+        images: Their folder.
+        segments: That of the maps.
+        measured: Whether images are read as they are, so that their size can be compared.
+    """
+
+    images: Path | None = None
+    segments: Path | None = None
+    measured: bool = False
 
 
 def _datasets(cfg: Any, field: str) -> Iterator[tuple[str, Any]]:
@@ -85,6 +99,8 @@ def check_data(cfg: Any, modes: tuple[str, ...]) -> None:
         cfg: The config.
         modes: Whose loaders to check, of `train`, `val` and `test`.
 
+    One line a file warns of annotations that are left out.
+
     Raises:
         UserError: naming the field and the file, if an annotation file or a folder is missing, a COCO file is not
             JSON, or images that it lists are missing; the file and the entry that is wrong in a COCO file or in label
@@ -94,6 +110,7 @@ def check_data(cfg: Any, modes: tuple[str, ...]) -> None:
 
     init_default_scope(cfg.get("default_scope") or "mmengine")
     coco: dict[Path, dict[tuple[CocoNeeds, _Folders], str]] = {}
+    ignored = ignored_labels(cfg)
     for mode in modes:
         loader = cfg.get(f"{mode}_dataloader")
         if loader is None:
@@ -106,7 +123,7 @@ def check_data(cfg: Any, modes: tuple[str, ...]) -> None:
         for field, dataset in _datasets(loader["dataset"], f"{mode}_dataloader.dataset"):
             classes = _classes(dataset)
             if _is_local(dataset):
-                for path, needs, folders in _check_dataset(field, dataset):
+                for path, needs, folders in _check_dataset(field, dataset, mode, ignored):
                     coco.setdefault(path, {}).setdefault((needs, folders), f"{field}.ann_file")
         for field, path, needs, folders in _evaluated(cfg, mode, classes) if mode != "train" else ():
             coco.setdefault(path, {}).setdefault((needs, folders), field)
@@ -134,7 +151,15 @@ def _is_local(part: Any) -> bool:
     return isinstance(chosen, Mapping) and chosen.get("backend", "local") in ("local", "attnzoo")
 
 
-def _check_dataset(field: str, dataset: Any) -> Iterator[tuple[Path, CocoNeeds, _Folders]]:
+def ignored_labels(cfg: Any) -> frozenset[int]:
+    """The labels that the heads and metrics of a segmentor leave out, beside those of its data sets."""
+    parts = nested([cfg.get("model"), cfg.get("val_evaluator"), cfg.get("test_evaluator")])
+    return frozenset(label for part in parts if type(label := part.get("ignore_index")) is int)
+
+
+def _check_dataset(
+    field: str, dataset: Any, mode: str, ignored: frozenset[int]
+) -> Iterator[tuple[Path, CocoNeeds, _Folders]]:
     """Check folders and label maps; yield the COCO file, if there is one, with its use and the folders."""
     root = dataset.get("data_root")
     prefixes = {key: _join(root, folder) for key, folder in (dataset.get("data_prefix") or {}).items() if folder}
@@ -143,17 +168,19 @@ def _check_dataset(field: str, dataset: Any) -> Iterator[tuple[Path, CocoNeeds, 
             raise UserError(f"{field}.data_prefix.{key}: no folder {str(folder)!r}")
     if str(dataset.get("type")).startswith("attnzoo."):
         _check_itself(field, dataset)
-    elif "seg_map_path" in prefixes:
-        check_label_maps(field, _built(field, dataset))
+    elif "seg_map_path" in prefixes and _is_segmentation(class_of(dataset)):
+        check_label_maps(field, _built(field, dataset), _label_maps(dataset, ignored))
     if not dataset.get("ann_file"):
         return
     ann_file = _join(root, dataset["ann_file"])
     if not os.path.isfile(ann_file):
         raise UserError(f"{field}.ann_file: no file {str(ann_file)!r}")
-    kind = _kind(_class(dataset))
+    kind = _kind(class_of(dataset))
     if kind:
         segments = prefixes.get("seg") if kind == "panoptic" else None
-        yield ann_file, _needs(dataset, kind), (prefixes.get("img", Path(root or "")), segments)
+        measured = _loader(dataset, "mmcv.LoadImageFromFile") is not None
+        folders = _Folders(prefixes.get("img", Path(root or "")), segments, measured)
+        yield ann_file, _needs(dataset, kind, mode), folders
 
 
 def _check_itself(field: str, dataset: Any) -> None:
@@ -170,7 +197,7 @@ def _built(field: str, dataset: Any) -> Any:
         return DATASETS.build(dataset)
 
 
-def _class(part: Any, registry: Any = None) -> type | None:
+def class_of(part: Any, registry: Any = None) -> type | None:
     """The class of a data set or a metric, None where it is not known (which is told when it is built)."""
     from mmengine.registry import DATASETS
 
@@ -186,49 +213,92 @@ def _classes(dataset: Any) -> tuple[str, ...]:
     from mmengine.fileio import list_from_file
 
     # As mmengine has it: what is given replaces the names of the class entry by entry.
-    names = {**getattr(_class(dataset), "METAINFO", {}), **(dataset.get("metainfo") or {})}.get("classes") or ()
+    names = {**getattr(class_of(dataset), "METAINFO", {}), **(dataset.get("metainfo") or {})}.get("classes") or ()
     if isinstance(names, str) and os.path.isfile(names):
         names = list_from_file(names)
     return tuple(names) if isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names) else ()
 
 
+_LIBRARIES = ("mmengine", "mmcv", "mmseg", "mmdet", "attnzoo")
 # Where a data set of mmdet takes the files' names from.
-_NAMINGS = {"LVISV1Dataset": "coco_url", "LVISV05Dataset": "short"}
+_NAMINGS = {"LVISV1Dataset": "coco_url", "LVISV05Dataset": "short", "Objects365V2Dataset": "last_folder"}
 
 
-def _names(found: type | None) -> set[str]:
+def class_names(found: type | None) -> set[str]:
     """The names of a class and its bases."""
     return {base.__name__ for base in getattr(found, "__mro__", ())}
 
 
 def _kind(found: type | None) -> str | None:
     """Which kind of COCO file a data set or a metric reads, None for none."""
-    names = _names(found)
+    names = class_names(found)
     if names & {"CocoPanopticDataset", "CocoPanopticMetric"}:
         return "panoptic"
-    if names & {"CocoCaptionDataset", "COCOCaptionMetric"}:
-        return "captions"
     return "instances" if names & {"CocoDataset", "CocoMetric"} else None
 
 
-def _needs(dataset: Any, kind: str) -> CocoNeeds:
-    from mmdet.datasets import CocoDataset
+def is_own(found: type | None) -> bool:
+    """Whether a class is one of the user's own, of which it is not known what it does."""
+    return found is not None and found.__module__.partition(".")[0] not in _LIBRARIES
 
-    found: Any = _class(dataset)
+
+def _is_segmentation(found: type | None) -> bool:
+    """Whether a data set is one of mmseg's, with their `label_map` and `reduce_zero_label`."""
+    bases = getattr(found, "__mro__", ())
+    return any(base.__name__ == "BaseSegDataset" and base.__module__.startswith("mmseg.") for base in bases)
+
+
+def _needs(dataset: Any, kind: str, mode: str) -> CocoNeeds:
+    from mmdet.datasets import CocoDataset
+    from mmdet.datasets.objects365 import objv2_ignore_list
+
+    found: Any = class_of(dataset)
+    readers = [getattr(found, name) for name in ("load_data_list", "parse_data_info")]
+    known = all(reader.__module__.startswith("mmdet.") for reader in readers)
+    naming = next((naming for base, naming in _NAMINGS.items() if base in class_names(found)), "file_name")
     return CocoNeeds(
         kind=kind,
+        reader="data set" if known else "other",
+        annotated=mode == "train",
         classes=_classes(dataset),
-        ordered=kind == "instances" and getattr(found, "load_data_list", None) is CocoDataset.load_data_list,
-        masks=_reads_masks(dataset.get("pipeline")),
-        naming=next((naming for base, naming in _NAMINGS.items() if base in _names(found)), "file_name"),
+        ordered=kind == "instances" and readers[0] is CocoDataset.load_data_list,
+        masks=any(step.get("with_mask") for step in _steps(dataset.get("pipeline"))),
+        naming=naming,
+        unread=frozenset(objv2_ignore_list if naming == "last_folder" else ()),
     )
 
 
-def _reads_masks(pipeline: Any) -> bool:
+def _steps(pipeline: Any) -> Iterator[Any]:
+    """The steps of a pipeline, and those that they wrap."""
     if isinstance(pipeline, (list, tuple)):
-        return any(map(_reads_masks, pipeline))
-    return isinstance(pipeline, Mapping) and bool(
-        pipeline.get("with_mask") or any(map(_reads_masks, (pipeline.get("transforms"), pipeline.get("transform"))))
+        for part in pipeline:
+            yield from _steps(part)
+    elif isinstance(pipeline, Mapping):
+        yield pipeline
+        yield from _steps([pipeline.get("transforms"), pipeline.get("transform")])
+
+
+def _loader(dataset: Any, name: str) -> Any:
+    """The step of a pipeline that has exactly this class, None where files are read by another."""
+    from mmengine.registry import TRANSFORMS
+
+    for step in _steps(dataset.get("pipeline")):
+        found = class_of(step, TRANSFORMS)
+        if found is not None and f"{found.__module__.partition('.')[0]}.{found.__name__}" == name:
+            return step
+    return None
+
+
+def _label_maps(dataset: Any, ignored: frozenset[int]) -> LabelMaps:
+    from mmengine.registry import TRANSFORMS
+
+    images, maps = _loader(dataset, "mmcv.LoadImageFromFile"), _loader(dataset, "mmseg.LoadAnnotations")
+    return LabelMaps(
+        images=images is not None,
+        upright=images is not None and images.get("color_type", "color") in ("color", "grayscale"),
+        maps=maps is not None and maps.get("imdecode_backend", "pillow") in ("pillow", "cv2", None),
+        labels=not any(is_own(class_of(step, TRANSFORMS)) for step in _steps(dataset.get("pipeline"))),
+        ignored=ignored,
     )
 
 
@@ -246,41 +316,49 @@ def _evaluated(cfg: Any, mode: str, classes: tuple[str, ...]) -> Iterator[tuple[
             yield from _evaluated({f"{mode}_evaluator": metric["metrics"]}, mode, classes)
             continue
         _check_scope(metric, field)
-        found, ann_file = _class(metric, METRICS), metric.get("ann_file")
+        found, ann_file = class_of(metric, METRICS), metric.get("ann_file")
         kind = _kind(found)
         if kind is None or ann_file is None or not _is_local(metric):
             continue
         if not isinstance(ann_file, (str, Path)) or not os.path.isfile(ann_file):
             raise UserError(f"{field}.ann_file: no file {ann_file!r:.160}")
         chosen = metric.get("metric", "bbox")
-        masks = "segm" in (chosen if isinstance(chosen, (list, tuple)) else [chosen])
+        compared = not metric.get("format_only")
+        masks = compared and "segm" in (chosen if isinstance(chosen, (list, tuple)) else [chosen])
         # LVIS has a library of its own, which needs less.
-        evaluated = kind == "instances" and "LVISMetric" not in _names(found)
+        evaluated = compared and kind == "instances" and "LVISMetric" not in class_names(found)
         naming = "file_name" if kind == "panoptic" else None
         segments = metric.get("seg_prefix") if kind == "panoptic" else None
-        folders = None, Path(segments) if isinstance(segments, (str, Path)) else None
-        yield f"{field}.ann_file", Path(ann_file), CocoNeeds(kind, classes, False, masks, evaluated, naming), folders
+        folders = _Folders(segments=Path(segments) if compared and isinstance(segments, (str, Path)) else None)
+        needs = CocoNeeds(kind, "metric", compared, classes, False, masks, evaluated, naming)
+        yield f"{field}.ann_file", Path(ann_file), needs, folders
 
 
 def _check_coco(ann_file: Path, uses: dict[tuple[CocoNeeds, _Folders], str]) -> None:
     """Read a COCO file once and check it for each of its uses, and that its images are there."""
     content: Any = None
-    for (needs, (folder, segments)), field in uses.items():
+    odd = []
+    for (needs, folders), field in uses.items():
         if content is None:
             content = _parsed(field, ann_file)
-        names = check_coco(field, ann_file, content, needs)
-        if segments is not None:
-            check_segment_maps(field, ann_file, content, segments)
-        if folder is None:
+        names, told = check_coco(field, ann_file, content, needs)
+        odd += [told] if told else []
+        if folders.segments is not None and "annotations" in content:
+            check_segment_maps(field, ann_file, content, folders.segments)
+        if folders.images is None:
             continue
-        missing = [name for name in names if not os.path.isfile(os.path.join(folder, name))]
+        files = [None if name is None else os.path.join(folders.images, name) for name in names]
+        missing = [name for name, file in zip(names, files, strict=True) if file and not os.path.isfile(file)]
         if missing:
-            first = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
+            first = ", ".join(map(str, missing[:3])) + (", …" if len(missing) > 3 else "")
             raise UserError(
                 f"{field}: {len(missing)} of the {len(names)} images in {str(ann_file)!r} are missing "
-                f"from {str(folder)!r}: {first}"
+                f"from {str(folders.images)!r}: {first}"
             )
-        check_sizes(field, ann_file, content["images"], [os.path.join(folder, name) for name in names])
+        if folders.measured:
+            check_sizes(field, ann_file, content["images"], files)
+    for line in odd[:1]:
+        warn(line)
 
 
 def _parsed(field: str, ann_file: Path) -> dict[str, Any]:

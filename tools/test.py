@@ -10,7 +10,7 @@ from .config import load_config, parse_options
 from .errors import UserError
 from .files import check_outputs, naming, write_json
 from .train import add_run_arguments, set_work_dir
-from .work_dir import data_paths, nested, read_files
+from .work_dir import data_paths, read_files
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -27,16 +27,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", help="a config file, or the short name of a packaged one")
     parser.add_argument("checkpoint", help="a .pth or .safetensors file")
     parser.add_argument("--out", metavar="FILE.json", help="write the metrics there, too")
-    parser.add_argument("--overwrite", action="store_true", help="replace the file of --out if it is there already")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace files that are there: of --out and of the metrics"
+    )
     add_run_arguments(parser)
 
 
-def evaluate(cfg: Config, checkpoint: str) -> dict[str, float]:
+def evaluate(cfg: Config, checkpoint: str, overwrite: bool = False) -> dict[str, float]:
     """Evaluate a checkpoint on `cfg.test_dataloader` by `cfg.test_evaluator`.
 
     Args:
         cfg: A config with `work_dir`, where the log goes.
         checkpoint: A file that fits the model exactly.
+        overwrite: Whether the metrics may replace files with their predictions.
 
     Returns:
         The metrics by name, e.g. `coco/bbox_mAP_50` (fraction) or `mIoU` (percent), as the metric defines them.
@@ -48,12 +51,14 @@ def evaluate(cfg: Config, checkpoint: str) -> dict[str, float]:
     from .checkpoint import load_into
     from .data import check_data, check_scale
     from .engine import ProgressHook, build_model, build_runner, starting
+    from .outputs import check_evaluator
 
     for field in ("work_dir", "test_dataloader", "test_cfg", "test_evaluator"):
         if cfg.get(field) is None:
             raise UserError(f"{cfg.filename}: {field} is missing, nothing can be tested")
     check_outputs([cfg.work_dir], data_paths(cfg), folders=True)
     check_data(cfg, ("test",))
+    check_evaluator(cfg, "test", overwrite, [checkpoint])
     model = build_model(cfg)
     check_scale(cfg, model, ("test",))
     check_classes(cfg, model, ("test",))
@@ -69,19 +74,12 @@ def evaluate(cfg: Config, checkpoint: str) -> dict[str, float]:
     return {name: float(value) for name, value in metrics.items()}
 
 
-def _dumped(cfg: Config) -> list[str]:
-    """Files that the metrics of a config may write their predictions into."""
-    prefixes = [part.get("outfile_prefix") for part in nested(cfg.get("test_evaluator"))]
-    kinds = ("bbox", "segm", "proposal", "keypoints", "panoptic")
-    return [f"{prefix}.{kind}.json" for prefix in prefixes if isinstance(prefix, str) for kind in kinds]
-
-
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
     cfg = load_config(args.config, parse_options(args.cfg_options))
     set_work_dir(cfg, args.work_dir)
-    outputs = [*([args.out] if args.out else ()), *_dumped(cfg)]
-    check_outputs(outputs, [args.checkpoint, *read_files(cfg)], overwrite=args.overwrite)
+    if args.out:
+        check_outputs([args.out], [args.checkpoint, *read_files(cfg)], overwrite=args.overwrite)
     # Strategies shard a training; to evaluate, each process holds the model.
     cfg.strategy = None
     from mmengine.dist import is_main_process
@@ -89,14 +87,14 @@ def run(args: argparse.Namespace) -> int:
     from .engine import distributed
 
     with distributed(cfg, args.launcher):
-        metrics = evaluate(cfg, args.checkpoint)
+        metrics = evaluate(cfg, args.checkpoint, args.overwrite)
         if not is_main_process():
             return 0
     width = max(map(len, metrics), default=0)
     for name, value in metrics.items():
         print(f"{name:<{width}}  {value:10.4f}")
     if not metrics:
-        print("no metrics: nothing was predicted")
+        print("no metrics: the config asks for none, or nothing was predicted")
     if args.out:
         write_json(args.out, metrics)
     return 0

@@ -75,12 +75,14 @@ def train(cfg: Config, overwrite: bool = False) -> Runner:
     from .channels import check_classes
     from .data import check_data, check_scale
     from .engine import ProgressHook, build_model, build_runner, check_optimizer, starting
+    from .outputs import check_evaluator
 
     for field in ("work_dir", "train_dataloader", "train_cfg", "optim_wrapper"):
         if cfg.get(field) is None:
             raise UserError(f"{cfg.filename}: {field} is missing, nothing can be trained")
     check(cfg, overwrite)
     check_data(cfg, ("train", "val"))
+    check_evaluator(cfg, "val", overwrite)
     model = build_model(cfg)
     check_scale(cfg, model, ("train", "val"))
     check_classes(cfg, model, ("train", "val"))

@@ -12,6 +12,7 @@ import numpy as np
 from campaign import campaign
 from pycocotools import mask as masks
 from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from attnzoo.tools.annotations import CocoNeeds, check_coco
 from attnzoo.tools.data import _parsed
@@ -112,7 +113,7 @@ def targeted(rng: random.Random, content: dict) -> None:
         return
     entry = rng.choice(content["annotations"])
     other = rng.choice(content["annotations"])
-    how = rng.randrange(8)
+    how = rng.randrange(11)
     if how == 0:
         entry["segmentation"] = {"size": [2**31, 2**31], "counts": rng.choice(["abc", [2**62], [2**31, 5], "0" * 40])}
     elif how == 1:
@@ -133,29 +134,71 @@ def targeted(rng: random.Random, content: dict) -> None:
             entry["segmentation"]["counts"] = rng.choice([counts[:-1], counts * 2, "".join(letters), ""])
         else:
             counts[rng.randrange(len(counts))] += rng.choice([1, -1, 2**31, 2**32, -(2**33)])
+    elif how == 7:
+        # What mmdet leaves out by itself.
+        box = rng.choice([[-500, 3, 4, 5], [5e14, 0, 1e15, 1], [9, 9, -4, 3], [1, 1, 0.4, 2], [-1e15, 0, 1e15, 9]])
+        key, value = rng.choice([("bbox", box), ("area", -1), ("area", 0), ("image_id", "gone"), ("image_id", 77)])
+        entry[key] = value
+        if rng.random() < 0.5:
+            entry["segmentation"] = rng.choice([None, [], "x", entry["segmentation"]])
+    elif how == 8:
+        if isinstance(entry["segmentation"], list):
+            odd = [[1, 2, 3, 4], [1, 2, 3, 4, 5, 6, 7], [], [1, "a"], "text", 7, None]
+            entry["segmentation"].insert(rng.randrange(2), rng.choice(odd))
+        rng.choice(content["images"])["width"] = rng.choice([64.0, 5.5, 2.0**40])
+    elif how == 9:
+        nested: list = []
+        for _ in range(rng.choice([40, 200, 900])):
+            nested = [nested]
+        rng.choice([content["info"], rng.choice(content["categories"]), entry])["x"] = nested
     else:
         rng.shuffle(content["categories"])
 
 
-def reads(path: Path, content: dict) -> None:
-    """Let pycocotools index the file and decode its masks, and let mmdet make its entries."""
+def reads(path: Path, content: dict, reader: str) -> None:
+    """Let pycocotools index the file, decode its masks and compare, and let mmdet make its entries and their masks."""
     from mmdet.datasets import CocoDataset
+    from mmdet.datasets.transforms import LoadAnnotations
 
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO(str(path))
+        assert len(coco.imgs) == len(content["images"])
+        assert len(coco.anns) == len(content["annotations"])
+        if reader == "metric":
+            compares(coco)
+            return
         options = dict(metainfo={"classes": CLASSES}, data_prefix={"img": "a"}, test_mode=True, serialize_data=False)
         data = CocoDataset(ann_file=str(path), **options)
-    assert len(coco.imgs) == len(content["images"]) == len(data)
-    assert len(coco.anns) == len(content["annotations"])
-    for entry in coco.anns.values():
-        if entry.get("segmentation"):
-            image = coco.imgs[entry["image_id"]]
-            mask = coco.annToMask(entry)
-            assert mask.shape == (image["height"], image["width"]) and mask.max(initial=0) <= 1
+    assert len(coco.imgs) == len(data)
+    if reader == "other":
+        for entry in coco.anns.values():
+            if entry.get("segmentation"):
+                image = coco.imgs[entry["image_id"]]
+                mask = coco.annToMask(entry)
+                assert mask.shape == (image["height"], image["width"]) and mask.max(initial=0) <= 1
+    load = LoadAnnotations(with_bbox=True, with_mask=True)
     for index in range(len(data)):
-        for instance in data.get_data_info(index)["instances"]:
+        info = data.get_data_info(index)
+        for instance in info["instances"]:
             assert np.isfinite(np.array(instance["bbox"], np.float32)).all()
             assert 0 <= instance["bbox_label"] < len(CLASSES) and "mask" in instance
+        size = info["height"], info["width"]
+        found = load({**info, "ori_shape": size, "img_shape": size})
+        assert found["gt_masks"].masks.shape == (len(info["instances"]), *size)
+
+
+def compares(coco: COCO) -> None:
+    """Compare one prediction with the file, by boxes and by masks."""
+    if not coco.imgs or not coco.cats:
+        return
+    image = next(iter(coco.imgs.values()))
+    mask = masks.encode(np.ones((image["height"], image["width"]), np.uint8, order="F"))
+    one = {"image_id": image["id"], "category_id": next(iter(coco.cats)), "score": 0.5}
+    for kind, more in (("bbox", {"bbox": [0, 0, 1, 1]}), ("segm", {"segmentation": mask})):
+        evaluation = COCOeval(coco, coco.loadRes([{**one, **more}]), kind)
+        evaluation.params.areaRng, evaluation.params.areaRngLbl = evaluation.params.areaRng[:1], ["all"]
+        evaluation.evaluate()
+        assert all(np.isfinite(np.array(found)).all() for found in evaluation.ious.values())
 
 
 def draw_content(rng: random.Random) -> dict:
@@ -181,18 +224,20 @@ def test_drawn_files(tmp_path):
         whole = rng.random() < 0.1
         path = tmp_path / f"{seed}.json"
         path.write_text(json.dumps(good_file(rng)) if whole else draw_text(rng, draw_content(rng)), encoding="utf-8")
-        needs = CocoNeeds(classes=CLASSES, ordered=True, masks=True, evaluated=True)
+        reader = rng.choice(["data set", "metric", "other"])
+        needs = CocoNeeds(reader=reader, classes=CLASSES, ordered=True, masks=True, evaluated=reader != "data set")
         try:
             found = _parsed("ann_file", path)
-            names = check_coco("ann_file", path, found, needs)
+            names, told = check_coco("ann_file", path, found, needs)
         except UserError as error:
             assert not whole, error
             assert str(path) in str(error) and len(str(error)) < 1000 and "\n" not in str(error)
             return "refused"
+        assert told is None or (reader != "other" and len(told) < 1000 and "\n" not in told)
         assert len(names) == len(found["images"])
         assert not any(name.startswith("/") or ".." in name.split("/") for name in names)
         if all(image["width"] * image["height"] <= 2**24 for image in found["images"]):
-            reads(path, found)
+            reads(path, found, reader)
         return "a good file, accepted" if whole else "accepted, and read whole"
 
     campaign("COCO files", draw, 2000, seconds=60)
