@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from numbers import Integral, Real
 from typing import Any
 
+import numpy as np
+
 __all__ = [
     "check_body",
     "check_divisible",
@@ -86,11 +88,12 @@ def check_rates(**values: Any) -> None:
             raise ValueError(f"{name}={value!r}: a number of at least 0 and below 1 is needed")
 
 
-def check_flags(**values: Any) -> None:
-    """Raises unless each value is True or False."""
+def check_flags(**values: Any) -> dict[str, bool]:
+    """The values as True and False; raises unless each is one of them, or 1 or 0, or NumPy's."""
     for name, value in values.items():
-        if not isinstance(value, bool):
+        if not isinstance(value, bool | np.bool_) and not (is_integer(value) and value in (0, 1)):
             raise ValueError(f"{name}={value!r}: True or False is needed")
+    return {name: bool(value) for name, value in values.items()}
 
 
 def flags_of(make: Callable[..., Any], values: dict[str, Any]) -> dict[str, Any]:

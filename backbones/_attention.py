@@ -6,7 +6,13 @@ import torch
 import torch.nn.functional as F
 from timm.layers import register_notrace_function
 
-from ..kernels._derivatives import backward_is_differentiated, gradients, is_transformed, written_out
+from ..kernels._derivatives import (
+    attend_transformed,
+    backward_is_differentiated,
+    gradients,
+    is_transformed,
+    written_out,
+)
 
 __all__ = ["softmax_attention"]
 
@@ -34,7 +40,7 @@ def softmax_attention(
     else:
         if is_transformed():
             # The fused kernel knows no forward mode, and `torch.func.grad` differentiates every argument.
-            return _literal(q, k, v, bias)
+            return attend_transformed(q, k, v, bias, q.shape[-1] ** -0.5)
         if not _is_eager_training(q, k, v, bias):
             return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         if bias is not None and bias.requires_grad:

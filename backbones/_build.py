@@ -40,14 +40,17 @@ def build(
     """
     features_only = kwargs.get("features_only", False)
     # Libraries on top of timm give None for no weights.
-    check_flags(pretrained=pretrained or False, features_only=features_only, **flags_of(model_cls, kwargs))
+    pretrained = False if pretrained is None else pretrained
+    kwargs |= check_flags(pretrained=pretrained, features_only=features_only, **flags_of(model_cls, kwargs))
     out_indices = kwargs.pop("out_indices", None)
-    if out_indices is None:
-        out_indices = tuple(range(levels)) if default is None else default
+    if out_indices is not None:
+        out_indices = _checked_out_indices(variant, out_indices, levels)
+    elif default is not None:
+        out_indices = default
     else:
-        _check_out_indices(variant, out_indices, levels)
+        out_indices = tuple(range(levels))
     return build_model_with_cfg(
-        model_cls, variant, pretrained, feature_cfg=dict(feature_cfg or {}, out_indices=out_indices), **kwargs
+        model_cls, variant, feature_cfg=dict(feature_cfg or {}, out_indices=out_indices), **kwargs
     )
 
 
@@ -57,13 +60,14 @@ def levels_of(kwargs: dict[str, Any], default: int, name: str = "depths") -> int
     return len(depths) if isinstance(depths, tuple | list) and depths else default
 
 
-def _check_out_indices(variant: str, out_indices: Any, levels: int) -> None:
+def _checked_out_indices(variant: str, out_indices: Any, levels: int) -> int | tuple[int, ...]:
+    """In Python's integers: timm knows no others."""
     if is_integer(out_indices) and 1 <= out_indices <= levels:
-        return
+        return int(out_indices)
     if isinstance(out_indices, tuple | list) and all(is_integer(i) and -levels <= i < levels for i in out_indices):
         counted = [i + levels if i < 0 else i for i in out_indices]
         if counted and counted == sorted(set(counted)):
-            return
+            return tuple(int(i) for i in out_indices)
     raise ValueError(
         f"out_indices={out_indices!r}: {variant} has {levels} levels, so a number of the last ones, 1 to {levels}, or "
         f"increasing indices from {-levels} to {levels - 1} are needed"

@@ -89,7 +89,7 @@ class PyramidBackbone(nn.Module):
         super().__init__()
         self.num_classes = num_classes
         self.in_chans = in_chans
-        self.num_features = self.head_hidden_size = dims[-1]
+        self.num_features = dims[-1]
         self.feature_info = [
             dict(
                 num_chs=dim,
@@ -103,6 +103,7 @@ class PyramidBackbone(nn.Module):
         self.stages = nn.Sequential(*stages)
         self.norm = norm
         self.head = PyramidHead(dims[-1], num_classes, global_pool, drop_rate, device=device, dtype=dtype)
+        self.head_hidden_size = self.num_features * self.head.global_pool.feat_mult()
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
@@ -137,7 +138,10 @@ class PyramidBackbone(nn.Module):
         if global_pool is not None:
             check_pool(global_pool)
         self.num_classes = num_classes
+        # Pruning may have changed it.
+        self.head.in_features = self.num_features
         self.head.reset(num_classes, global_pool)
+        self.head_hidden_size = self.num_features * self.head.global_pool.feat_mult()
 
     def forward_intermediates(
         self,
@@ -188,7 +192,7 @@ class PyramidBackbone(nn.Module):
         shortened = max_index < len(self.stages) - 1
         self.stages = self.stages[: max_index + 1]
         if shortened:
-            self.num_features = self.head_hidden_size = self.feature_info[max_index]["num_chs"]
+            self.num_features = self.feature_info[max_index]["num_chs"]
         if prune_norm or shortened:
             self.norm = nn.Identity()
         if prune_head or shortened:

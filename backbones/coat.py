@@ -440,6 +440,8 @@ class CoaT(TimmsCoaT):
             layer = partial(ParallelBlock, embed_dims[1], (crpes[1], crpes[2], crpes[3]), mlp_ratios[1], **blocks)
             self.parallel_blocks = nn.ModuleList(layer() for _ in range(parallel_depth))
         classifies, joins = not return_interm_layers, not return_interm_layers and parallel_depth > 0
+        # Scales whose maps are whole, by their indices: pruning leaves fewer.
+        self.whole_scales = [0, 1, 2, 3]
         self.norm2: nn.Module | None = norm_layer(embed_dims[1], **dd) if joins else None
         self.norm3: nn.Module | None = norm_layer(embed_dims[2], **dd) if joins else None
         self.norm4: nn.Module | None = norm_layer(embed_dims[3], **dd) if classifies else None
@@ -558,20 +560,37 @@ class CoaT(TimmsCoaT):
         return x
 
     def _last(self, xs: list[torch.Tensor]) -> torch.Tensor | list[torch.Tensor]:
-        """What the head takes: tokens of the last scale, or of the last three behind parallel blocks."""
+        """What the head takes: tokens of the last scale, or of those of the last three that are whole."""
         if len(xs) < 4:
             return xs[-1]
         if self.parallel_blocks is not None:
-            return [self._norm(xs[1], 1), self._norm(xs[2], 2), self._norm(xs[3], 3)]
+            last: list[torch.Tensor] = []
+            for i in self.whole_scales:
+                if i > 0:
+                    last.append(self._norm(xs[i], i))
+            return last
         return self._norm(xs[3], 3)
 
     def _named_maps(self, xs: list[torch.Tensor], sizes: list[tuple[int, int]]) -> dict[str, torch.Tensor]:
-        """The maps that timm's `return_interm_layers` and `out_features` ask for."""
-        maps = {f"x{i + 1}_nocls": _map(x, size) for i, (x, size) in enumerate(zip(xs, sizes, strict=True))}
-        return {name: x for name, x in maps.items() if name in (self.out_features or ())}
+        """The maps that timm's `return_interm_layers` and `out_features` ask for, less those pruned."""
+        names = {f"x{i + 1}_nocls": i for i in self.whole_scales}
+        return {name: _map(xs[i], sizes[i]) for name, i in names.items() if name in (self.out_features or ())}
+
+    def _taken(self, indices: int | list[int] | None) -> tuple[list[int], int]:
+        """The indices of scales as a list, and the last of them.
+
+        Raises:
+            ValueError: for a scale that has been pruned.
+        """
+        left = self.whole_scales
+        take_indices, max_index = feature_take_indices(left[-1] + 1, left if indices is None else indices)
+        for i in take_indices:
+            if i not in left:
+                raise ValueError(f"indices={indices}: scale {i} has been pruned, some of {left} are needed")
+        return take_indices, max_index
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor | list[torch.Tensor]:
-        """(B, in_chans, H, W) -> tokens (B, 1 + h * w, C), a list of three behind parallel blocks."""
+        """(B, in_chans, H, W) -> tokens (B, 1 + h * w, C), behind parallel blocks a list of three less those pruned."""
         xs, sizes = self._scales(x, 4)
         if not torch.jit.is_scripting() and self.return_interm_layers:
             return self._named_maps(xs, sizes)  # type: ignore[return-value]
@@ -590,18 +609,18 @@ class CoaT(TimmsCoaT):
 
         Args:
             x: (B, in_chans, H, W).
-            indices: the last n scales if an int, all if None, else the scales listed.
+            indices: the last n scales if an int, all that are left if None, else the scales listed.
             norm: apply the final norms of the scales that have one.
             stop_early: stop after the last scale that is asked for; parallel blocks need all but the first.
             output_fmt: `"NCHW"`.
             intermediates_only: return the list alone.
 
         Raises:
-            ValueError: for another `output_fmt`.
+            ValueError: for another `output_fmt`, or a scale that has been pruned.
         """
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt must be 'NCHW', got {output_fmt}")
-        take_indices, max_index = feature_take_indices(4, indices)
+        take_indices, max_index = self._taken(indices)
         early = stop_early and (self.parallel_blocks is None or max_index == 0)
         xs, sizes = self._scales(x, max_index + 1 if early else 4)
         maps: list[torch.Tensor] = []
@@ -622,8 +641,11 @@ class CoaT(TimmsCoaT):
 
         Parallel blocks need all scales: but for the first scale alone only the last of them loses the MLPs that none of
         `indices` asks for, together with the classifier.
+
+        Raises:
+            ValueError: for a scale that has been pruned before.
         """
-        take_indices, max_index = feature_take_indices(4, indices)
+        take_indices, max_index = self._taken(indices)
         shortened = max_index < 3 and (self.parallel_blocks is None or max_index == 0)
         if shortened:
             self.parallel_blocks = None
@@ -631,6 +653,7 @@ class CoaT(TimmsCoaT):
                 for name in ("patch_embed", "cls_token", "cpe", "crpe", "serial_blocks"):
                     setattr(self, f"{name}{i}", None)
             self.num_features = self.head_hidden_size = self.feature_info[max_index]["num_chs"]
+            self.whole_scales = [i for i in self.whole_scales if i <= max_index]
         if prune_norm or shortened:
             for name in ("norm2", "norm3", "norm4"):
                 if getattr(self, name) is not None:
@@ -640,6 +663,8 @@ class CoaT(TimmsCoaT):
             self.reset_classifier(0)
             if self.parallel_blocks is not None:
                 cast(ParallelBlock, self.parallel_blocks[-1]).prune([i + 1 for i in take_indices])
+                # Parallel blocks pass the first scale through.
+                self.whole_scales = sorted({0, *take_indices})
         return take_indices
 
     def forward_head(self, x: torch.Tensor | list[torch.Tensor], pre_logits: bool = False) -> torch.Tensor:

@@ -90,11 +90,54 @@ def attend(
         return F.scaled_dot_product_attention(q, k, v, mask, scale=scale)
     else:
         if is_transformed():
-            return written_out(q, k, v, mask, scale)
+            return attend_transformed(q, k, v, mask, scale)
         out = F.scaled_dot_product_attention(q, k, v, mask, scale=scale)
         if torch.compiler.is_compiling() or leaves_sizes_free() or not out.requires_grad:
             return out
         return twice(out, functools.partial(written_out, scale=scale), q, k, v, mask)
+
+
+def attend_transformed(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, scale: float
+) -> torch.Tensor:
+    """`scaled_dot_product_attention` under a transform: PyTorch's where nothing is differentiated, as by `vmap` alone.
+
+    Args:
+        q: (B, heads, N, D).
+        k: (B, heads, M, D).
+        v: (B, heads, M, D).
+        mask: (1 or B, 1 or heads, N, M).
+        scale: of the products.
+    """
+    if torch.compiler.is_compiling() or torch.is_grad_enabled() or forward_ad._current_level >= 0:
+        return written_out(q, k, v, mask, scale)
+    return _Folded.apply(q, k, v, mask, scale)
+
+
+class _Folded(torch.autograd.Function):
+    """PyTorch's fused attention, in which `vmap` makes one batch of many; by itself it calls the kernel for each."""
+
+    @staticmethod
+    def forward(q, k, v, mask, scale):
+        return F.scaled_dot_product_attention(q, k, v, mask, scale=scale)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def vmap(info, in_dims, q, k, v, mask, scale):
+        many = info.batch_size
+
+        def fold(x: torch.Tensor, dim: int | None) -> torch.Tensor:
+            x = x.expand(many, *x.shape) if dim is None else x.movedim(dim, 0)
+            return x.flatten(0, 1)
+
+        q, k, v = (fold(x, dim) for x, dim in zip((q, k, v), in_dims, strict=False))
+        if mask is not None and (in_dims[3] is not None or mask.shape[0] > 1):
+            one = mask if in_dims[3] is None else mask.movedim(in_dims[3], 1)
+            mask = fold(one.expand(q.shape[0] // many, *one.shape[1:]), None if in_dims[3] is None else 1)
+        return _Folded.apply(q, k, v, mask, scale).unflatten(0, (many, -1)), 0
 
 
 def written_out(

@@ -9,7 +9,7 @@ the published code does not take, the last repetition is cut.
 import math
 import threading
 import weakref
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -81,6 +81,14 @@ class PKCAM(Plugin):
         return x * (1 + scale.transpose(1, 2).unsqueeze(3))
 
 
+class _Descriptor(NamedTuple):
+    """What one PKCAM leaves for those behind it."""
+
+    means: torch.Tensor
+    # Whether it was made in the forward pass of an autograd function, as by reentrant checkpointing: it has no graph.
+    inside: bool
+
+
 class Row:
     """What the PKCAMs of one model know of each other: how many they are, and what the pass under way has left so far.
 
@@ -99,15 +107,15 @@ class Row:
         self.entries: set[weakref.ref[_Entry]] = set()
 
     @property
-    def passing(self) -> list[torch.Tensor]:
+    def passing(self) -> list[_Descriptor]:
         """Descriptors that this thread's pass has left so far."""
         return getattr(self.of_thread, "passing", [])
 
     @passing.setter
-    def passing(self, descriptors: list[torch.Tensor]) -> None:
+    def passing(self, descriptors: list[_Descriptor]) -> None:
         self.of_thread.passing = descriptors
 
-    def within(self, step: tuple[int, int]) -> list[torch.Tensor]:
+    def within(self, step: tuple[int, int]) -> list[_Descriptor]:
         """The same of a pass that one step of a backward pass makes, as in a hook; it ends with the backward pass.
 
         Args:
@@ -136,7 +144,7 @@ class _Entry:
         previous: those of the earlier ones. They lie before the entry in the graph, so that it holds no circle.
     """
 
-    def __init__(self, position: int, own: torch.Tensor, previous: list[torch.Tensor]):
+    def __init__(self, position: int, own: torch.Tensor, previous: list[_Descriptor]):
         self.position = position
         self.own = own
         self.previous = previous
@@ -159,10 +167,11 @@ class Remembering(nn.Module):
     """A PKCAM in a row of layers: it reads what those before it left in the same pass, and leaves its own descriptor.
 
     Gradient checkpointing runs a layer again in the backward pass, when other passes may have come between: it then
-    finds what it was given by its own descriptor, which is the same again. Checkpointing of parts of a model with
-    `use_reentrant=True` builds no graph in the forward pass, and is refused. A backward pass may also run the whole
-    row, as hooks and the checkpointing of a whole model do: that is a pass of its own. The row is held outside of
-    PyTorch's module tree: `torch.nn.DataParallel` and TorchScript are not served.
+    finds what it was given by its own descriptor, which is the same again. Checkpointing of a part of the row with
+    `use_reentrant=True` builds no graph of its descriptors in the forward pass: where they are to be differentiated,
+    the backward pass refuses it. A backward pass may also run the whole row, as hooks and the checkpointing of a whole
+    model do: that is a pass of its own. The row is held outside of PyTorch's module tree: `torch.nn.DataParallel` and
+    TorchScript are not served.
 
     Args:
         module: made for as many earlier layers as `position` says.
@@ -181,55 +190,87 @@ class Remembering(nn.Module):
 
         Raises:
             RuntimeError: if the layers before it have not run in this pass, or it is run again in a backward pass and
-                its own pass is not found.
+                its own pass is not found, or had no graph of what others read of it.
         """
         own = x.mean((2, 3))
         step = None if torch.compiler.is_compiling() else _backward_step()
         if step is None:
             previous = self._passed(own)
         else:
+            self._check_graph(own)
             passed = self.row.within(step)
             if self.position == 0:
                 passed.clear()
             if len(passed) != self.position:
                 return self.module(x, self._again(own.detach()))
             previous = list(passed)
-            passed.append(own)
-        out = self.module(x, previous or None)
+            passed.append(_Descriptor(own, _is_inside_function()))
+        out = self.module(x, _means(previous))
         # Under a transform of `torch.func` nothing is recomputed.
         if out.requires_grad and self.position > 0 and not torch.compiler.is_compiling() and not is_transformed():
             out = _Keep.apply(out, self._entry(own.detach(), previous))
         return out
 
-    def _passed(self, own: torch.Tensor) -> list[torch.Tensor]:
+    def _passed(self, own: torch.Tensor) -> list[_Descriptor]:
         """What those before it left in the forward pass under way, where it leaves its own for those behind."""
         if self.position == 0:
             self.row.passing = []
         previous = self.row.passing
         if len(previous) != self.position:
             raise RuntimeError(f"PKCAM {self.position} of a row needs those before it in the same pass, in their order")
-        self.row.passing = [*previous, own] if self.position + 1 < self.row.length else []
+        left = _Descriptor(own, _is_inside_function())
+        self.row.passing = [*previous, left] if self.position + 1 < self.row.length else []
         return previous
 
-    def _entry(self, own: torch.Tensor, previous: list[torch.Tensor]) -> _Entry:
+    def _entry(self, own: torch.Tensor, previous: list[_Descriptor]) -> _Entry:
         entry = _Entry(self.position, own, previous)
         self.row.entries.add(weakref.ref(entry, self.row.entries.discard))
         return entry
 
-    def _again(self, own: torch.Tensor) -> list[torch.Tensor]:
+    def _check_graph(self, own: torch.Tensor) -> None:
+        """Refuses a recomputation that others read, beyond what is recomputed, without a graph."""
+        if not own.requires_grad:
+            return
+        for entry in self._entries():
+            if entry.position > self.position:
+                read = entry.previous[self.position]
+                if read.inside and _difference(read.means, own.detach()) < math.inf:
+                    raise _no_graph()
+
+    def _again(self, own: torch.Tensor) -> list[torch.Tensor] | None:
         """What was given in the pass that is recomputed: the one whose descriptor is nearest."""
         found, least = None, math.inf
-        for reference in list(self.row.entries):
-            entry = reference()
-            if entry is not None and entry.position == self.position and entry.own.shape == own.shape:
-                far, size = _largest(entry.own - own), _largest(own)
-                # Recomputed on a GPU it may differ in the last bits.
-                if far <= 0.01 * size and far < least:
+        for entry in self._entries():
+            if entry.position == self.position:
+                far = _difference(entry.own, own)
+                if far < least:
                     found, least = entry, far
         if found is None:
-            raise RuntimeError("PKCAM is run again in a backward pass, and the forward pass left no graph: "
-                               "checkpointing needs use_reentrant=False")  # fmt: skip
-        return found.previous
+            raise _no_graph()
+        return _means(found.previous)
+
+    def _entries(self) -> list[_Entry]:
+        """Those of the row that a graph still holds."""
+        return [entry for reference in list(self.row.entries) if (entry := reference()) is not None]
+
+
+def _means(descriptors: list[_Descriptor]) -> list[torch.Tensor] | None:
+    """As `PKCAM` takes them."""
+    return [descriptor.means for descriptor in descriptors] or None
+
+
+def _no_graph() -> RuntimeError:
+    return RuntimeError(
+        "PKCAM is run again in a backward pass, and the forward pass left no graph: "
+        "checkpointing needs use_reentrant=False"
+    )
+
+
+def _is_inside_function() -> bool:
+    """Whether the forward pass of an autograd function runs: unlike `no_grad`, it forbids forward mode as well."""
+    if torch.compiler.is_compiling():
+        return False
+    return not (torch.is_grad_enabled() or torch._C._is_fwd_grad_enabled() or torch.is_inference_mode_enabled())
 
 
 def _backward_step() -> tuple[int, int] | None:
@@ -240,6 +281,15 @@ def _backward_step() -> tuple[int, int] | None:
     # What runs at the end of a backward pass belongs to no node.
     node = torch._C._current_autograd_node()
     return task, -1 if node is None else node._sequence_nr()
+
+
+def _difference(a: torch.Tensor, b: torch.Tensor) -> float:
+    """The largest of two descriptors that may be the same, recomputed; infinite for others."""
+    if a.shape != b.shape:
+        return math.inf
+    far = _largest(a - b)
+    # Recomputed on a GPU it may differ in the last bits.
+    return far if far <= 0.01 * _largest(b) else math.inf
 
 
 def _largest(x: torch.Tensor) -> float:

@@ -3,6 +3,7 @@
 import inspect
 import math
 
+import numpy as np
 import pytest
 import timm
 
@@ -132,13 +133,21 @@ def test_a_wrong_argument_is_named(name, kwargs):
 
 @pytest.mark.parametrize("name", ALL)
 def test_a_switch_is_true_or_false(name):
-    """Whatever the class of the model or one that it inherits takes."""
-    kinds = type(timm.create_model(name, device="meta")).__mro__
-    parameters = [p for kind in kinds for p in inspect.signature(kind.__init__).parameters.values()]
-    for switch in {p.name for p in parameters if isinstance(p.default, bool)}:
-        for value in ("no", 1):
+    """Whatever the class of the model or one that it inherits takes; 1, 0 and NumPy's values become True and False."""
+    model = timm.create_model(name, device="meta")
+    parameters = [p for kind in type(model).__mro__ for p in inspect.signature(kind.__init__).parameters.values()]
+    switches = {p.name: p.default for p in parameters if isinstance(p.default, bool)}
+    for switch in switches:
+        for value in ("no", 2, 1.0):
             with pytest.raises(ValueError, match=f"{switch}={value!r}: True or False is needed"):
                 timm.create_model(name, device="meta", **{switch: value})
+    for kind in (int, np.bool_, np.int64):
+        other = timm.create_model(
+            name, device="meta", pretrained=kind(False), **{k: kind(v) for k, v in switches.items()}
+        )
+        assert other.state_dict().keys() == model.state_dict().keys()
+        for a, b in zip(other.modules(), model.modules(), strict=True):
+            assert all(isinstance(vars(a)[key], bool) for key, value in vars(b).items() if isinstance(value, bool))
 
 
 def test_switches_are_found():
@@ -172,13 +181,16 @@ def test_an_unknown_argument_is_named(name):
 
 @pytest.mark.parametrize("name", ALL)
 def test_what_is_allowed_builds(name):
-    """Lists stand for tuples, as JSON has them; numbers at their limits."""
+    """Lists stand for tuples, as JSON has them, and NumPy's numbers for Python's; numbers at their limits."""
     kwargs = dict(in_chans=1, drop_rate=0.0, drop_path_rate=0.99)
     if name in PYRAMIDS:
         kwargs |= dict(depths=[1, 1, 1, 1], features_only=True, out_indices=[-4, 3])
     model = timm.create_model(name, device="meta", **kwargs)
     if name in PYRAMIDS:
         assert model.feature_info.reduction() == [4, 32]
+        for out_indices in (np.int64(2), (np.int64(2), np.int32(-1)), [np.int64(2), 3]):
+            model = timm.create_model(name, device="meta", features_only=1, out_indices=out_indices)
+            assert model.feature_info.reduction() == [16, 32]
     if name != "hat_small_x2":
         model = timm.create_model(name, device="meta")
         for wrong in (dict(num_classes=-1), dict(num_classes=1, global_pool="nothing")):

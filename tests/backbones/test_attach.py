@@ -257,6 +257,36 @@ def test_pkcam_refuses_what_it_cannot_recompute():
         model.layer4(torch.randn(1, 256, 4, 4))
 
 
+@pytest.mark.parametrize("stages", [1, 2, 3])
+def test_pkcam_refuses_reentrant_checkpointing_of_the_first_stages(stages):
+    """The others have read descriptors without a graph; where nothing is lost by that, they may."""
+    model = attnzoo.attach(make("resnet18"), "pkcam", identity=False).double()
+    layers = [model.layer1, model.layer2, model.layer3, model.layer4]
+    first, rest = nn.Sequential(*layers[:stages]), nn.Sequential(*layers[stages:])
+    images = torch.randn(2, 64, 16, 16, dtype=torch.float64, requires_grad=True)
+
+    def gradients(run_first) -> list[torch.Tensor]:
+        rest.zero_grad()
+        rest(run_first(images)).square().sum().backward()
+        return [p.grad for p in rest.parameters()]
+
+    def without_gradient(x: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            return first(x)
+
+    with pytest.raises(RuntimeError, match="use_reentrant=False"):
+        gradients(partial(checkpoint, first, use_reentrant=True))
+    prefix = gradients(without_gradient)
+    first.requires_grad_(False)
+    images.requires_grad_(False)
+    want = gradients(first)
+    # Reentrant checkpointing warns where nothing is to be recomputed.
+    with pytest.warns(UserWarning, match="None of the inputs"):
+        frozen = gradients(partial(checkpoint, first, use_reentrant=True))
+    for a, b, c in zip(want, prefix, frozen, strict=True):
+        assert torch.equal(a, b) and torch.equal(a, c)
+
+
 def test_compiles_and_exports():
     model = attnzoo.attach(make("resnet18", features_only=True), "ela", where=(2, 3, 4), identity=False).eval()
     free = {0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}

@@ -1,6 +1,7 @@
 """CoaT: timm's models under timm's names, with any size, in the published dense layout."""
 
 import re
+from functools import partial
 
 import golden_files
 import pytest
@@ -123,6 +124,30 @@ def test_pruning_keeps_what_the_maps_need():
                 assert torch.equal(short(x)[0], whole.forward_intermediates(x)[1][last])
         serial = timm.create_model(name, features_only=True, out_indices=(0,), **kwargs)
         assert not any(k.startswith(("model.serial_blocks2", "model.parallel")) for k, _ in serial.named_parameters())
+
+
+@pytest.mark.parametrize(
+    ("parallel_depth", "indices", "left"), [(2, [3], [0, 3]), (2, [0, 1], [0, 1]), (2, [0], [0]), (0, [1], [0, 1])]
+)
+def test_a_pruned_scale_is_refused(parallel_depth, indices, left):
+    """Its map is no longer the model's. Those of the others are, and so is what the model returns unasked."""
+    model = CoaT(patch_size=4, embed_dims=(32,) * 4, serial_depths=(1,) * 4, parallel_depth=parallel_depth).eval()
+    x = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        want = model.forward_intermediates(x, intermediates_only=True)
+        assert model.prune_intermediate_layers(indices, prune_norm=True) == indices
+        last, maps = model.forward_intermediates(x)
+    for i, found in zip(left, maps, strict=True):
+        assert torch.equal(found, want[i])
+    assert isinstance(last, list) == (model.parallel_blocks is not None)
+    for tokens, found in zip(last if isinstance(last, list) else [last], maps[1:] or maps, strict=True):
+        assert torch.equal(tokens[:, 1:], found.flatten(2).transpose(1, 2))
+    for scale in {*range(4)} - {*left}:
+        # timm's error behind the last scale, as of other pruned models.
+        error = (ValueError, "has been pruned") if scale < left[-1] else (AssertionError, "out of range")
+        for ask in (model.prune_intermediate_layers, partial(model.forward_intermediates, x)):
+            with pytest.raises(error[0], match=error[1]):
+                ask([scale])
 
 
 @pytest.mark.parametrize("out_indices", [(0, 1), (1,), (1, 2), (2,), (3,), (0, 3), (0, 1, 2, 3)])

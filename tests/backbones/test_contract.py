@@ -74,6 +74,28 @@ def test_forward_head_and_classifier(classifier):
     assert shallow(classifier, num_classes=7, in_chans=1)(torch.randn(2, 1, 64, 64)).shape == (2, 7)
 
 
+def test_classifier_of_any_width(classifier):
+    """Pooled maps may be wider than maps, those of a shortened model are narrower."""
+    if classifier == "coat_tiny":
+        pytest.skip("a classifier of CoaT's parallel blocks cannot be made again")
+    model = shallow(classifier, num_classes=2).eval()
+    x = torch.randn(2, 3, 32, 32)
+    # Those of tokens have no other pooling.
+    wide = [] if classifier.startswith("coat_") or "_deit_" in classifier else ["catavgmax"]
+    with torch.inference_mode():
+        for indices in (None, [1]):
+            if indices:
+                model.prune_intermediate_layers(indices)
+            for pool in (*wide, "avg"):
+                model.reset_classifier(3, pool)
+                assert model(x).shape == (2, 3)
+                features = model.forward_head(model.forward_features(x), pre_logits=True)
+                assert features.shape == (2, model.head_hidden_size)
+        for pool in wide:
+            model = shallow(classifier, global_pool=pool)
+            assert model.head_hidden_size == model.get_classifier().in_features > model.num_features
+
+
 def test_unpooled_map(classifier):
     model = shallow(classifier, num_classes=0).eval()
     x = torch.randn(2, 3, 224, 224)

@@ -5,6 +5,7 @@ import timm
 import torch
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, jvp, vmap
+from torch.profiler import ProfilerActivity, profile
 from zoo import restores, shallow
 
 import attnzoo
@@ -73,6 +74,41 @@ def test_transforms_equal_plain_autograd(name):
     found = grad(lambda values: functional_call(model, values, (x,)).square().sum())(parameters)
     for a, b in zip(found.values(), plain, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12 * max(1.0, b.abs().max().item()))
+
+
+@pytest.mark.parametrize(
+    ("shape", "dim"),
+    [(None, None), ((3, 1, 1, 5, 5), 0), ((3, 2, 2, 5, 5), 0), ((1, 2, 5, 5), None), ((2, 1, 5, 5), None)],
+    ids=str,
+)
+def test_attention_takes_the_fused_kernel_under_vmap_alone(shape, dim):
+    """Once, and never the matrix of weights. Derivatives taken inside of `torch.no_grad` are still the formula's.
+
+    Args:
+        shape: of the bias, if there is one.
+        dim: of the bias, along which each call has its own; None for one bias for all.
+    """
+    q, k, v, direction = (torch.randn(3, 2, 2, 5, 4, dtype=torch.float64) for _ in range(4))
+    bias = None if shape is None else torch.randn(shape, dtype=torch.float64)
+
+    def alone(i: int) -> list[torch.Tensor | None]:
+        return [q[i], k[i], v[i], bias if dim is None else bias[i]]
+
+    def loss(q: torch.Tensor) -> torch.Tensor:
+        return softmax_attention(q, *alone(0)[1:]).square().sum()
+
+    want = torch.stack([softmax_attention(*alone(i)) for i in range(3)])
+    slope = (grad(loss)(q[0]) * direction[0]).sum()
+    with torch.no_grad():
+        with profile(activities=[ProfilerActivity.CPU]) as record:
+            found = vmap(softmax_attention, (1, 1, 1, dim))(*(x.transpose(0, 1) for x in (q, k, v)), bias)
+        names = [event.name for event in record.events()]
+        assert names.count("aten::scaled_dot_product_attention") == 1 and "aten::softmax" not in names
+        torch.testing.assert_close(found, want)
+        torch.testing.assert_close((grad(loss)(q[0]) * direction[0]).sum(), slope)
+        torch.testing.assert_close(jvp(loss, (q[0],), (direction[0],))[1], slope)
+        slopes = vmap(lambda d: jvp(loss, (q[0],), (d,))[1])(direction[:1])
+        torch.testing.assert_close(slopes, slope[None])
 
 
 @pytest.mark.parametrize("same", ["q and k", "k and v", "all"])

@@ -100,6 +100,8 @@ def test_transforms(case):
     together = torch.func.vmap(case.call)(*stacked)
     for i in range(3):
         torch.testing.assert_close(together[i], case.call(*(x[i] for x in stacked)), rtol=1e-9, atol=1e-10)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.func.vmap(case.call)(*stacked), together, rtol=1e-9, atol=1e-10)
     each = torch.func.vmap(torch.func.grad(loss, argnums=numbers))(*stacked)
     alone = torch.func.grad(loss, argnums=numbers)(*(x[1] for x in stacked))
     for got, expected in zip(each, alone, strict=True):

@@ -1,6 +1,7 @@
 """Under autocast, and in 16 bits, what operators compute in float32 stays in float32."""
 
 import contextlib
+import types
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch._subclasses import FakeTensorMode
 from torch.autograd import forward_ad
 
 from attnzoo import kernels
-from attnzoo.kernels import _derivatives, _dispatch
+from attnzoo.kernels import _derivatives, _dispatch, _precision
 from attnzoo.kernels.routing_attention import reference
 
 AUTOCAST = torch.bfloat16 if DEVICE == "cuda" else torch.float16
@@ -65,6 +66,23 @@ def test_attention_in_products_is_that_without_autocast():
         halves = [x.to(AUTOCAST) for x in (q, k, v)]
         under = _derivatives.written_out(*halves, bias, 0.5)
     assert torch.equal(under, _derivatives.written_out(*halves, bias, 0.5))
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda", "mps", "xpu"])
+def test_products_keep_their_precision_on_every_device_with_autocast(device):
+    """Without one of them: what is asked of a tensor is its device alone."""
+    x = types.SimpleNamespace(device=torch.device(device))
+    was = torch.is_autocast_enabled(device)
+    try:
+        for enabled in (True, False):
+            torch.set_autocast_enabled(device, enabled)
+            with _precision.own_precision(x):
+                assert not torch.is_autocast_enabled(device)
+            assert torch.is_autocast_enabled(device) == enabled
+    finally:
+        torch.set_autocast_enabled(device, was)
+    with _precision.own_precision(torch.empty(1, device="meta")):
+        pass
 
 
 WINDOWS = {
