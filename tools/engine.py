@@ -28,6 +28,7 @@ from ..heads import checkpoints
 from .channels import check_channels
 from .checkpoint import load_checkpoint
 from .config import building, nearest, one_line, place_of, plain_files
+from .data import ignored_labels
 from .errors import UserError
 from .files import atomic_path, is_disk_error, remove_files
 from .hooks import DueValidationHook, ProgressHook
@@ -215,11 +216,12 @@ def _is_like(value: Any, old: Any) -> bool:
 class _NamingRunner:
     """Of a Runner: data loaders whose files are named where they cannot be read."""
 
-    @staticmethod
-    def build_dataloader(*args: Any, **kwargs: Any) -> Any:
+    cfg: Any
+
+    def build_dataloader(self, *args: Any, **kwargs: Any) -> Any:
         """Build a data loader as mmengine does."""
         loader = Runner.build_dataloader(*args, **kwargs)
-        name_files(loader.dataset)
+        name_files(loader.dataset, ignored_labels(self.cfg))
         return loader
 
 
