@@ -11,7 +11,7 @@ from torch import nn
 
 from .config import building
 from .config_checks import shown
-from .data import _class, _classes, _datasets
+from .data import class_of, classes_of, datasets_of
 from .errors import UserError, warn
 from .work_dir import nested
 
@@ -158,8 +158,8 @@ def check_classes(cfg: Any, model: nn.Module, modes: tuple[str, ...]) -> None:
 def _labelled(cfg: Any, mode: str) -> Iterator[tuple[str, Any, int, bool]]:
     """The data sets whose classes are known: field, config, number of classes, and whether they are of boxes."""
     loader = cfg.get(f"{mode}_dataloader")
-    for field, dataset in _datasets(loader["dataset"], f"{mode}_dataloader.dataset") if loader else ():
-        count, kinds = len(_classes(dataset)), _kinds(_class(dataset))
+    for field, dataset in datasets_of(loader["dataset"], f"{mode}_dataloader.dataset") if loader else ():
+        count, kinds = len(classes_of(dataset)), _kinds(class_of(dataset))
         # Heads of panoptic models tell things alone, or all classes.
         detection = "mmdet.BaseDetDataset" in kinds and "mmdet.CocoPanopticDataset" not in kinds
         if count and (detection or "mmseg.BaseSegDataset" in kinds):
@@ -211,7 +211,7 @@ def _may_change_labels(cfg: Any, model: nn.Module) -> bool:
     """Whether code that is not the libraries' is between the labels of the training data and the heads."""
     with building(f"{cfg.filename}: train_dataloader.dataset"):
         parts = [
-            _class(part, registry)
+            class_of(part, registry)
             for part in nested(cfg.get("train_dataloader"))
             if "type" in part and isinstance(part.get("_scope_"), (str, type(None)))
             for registry in (DATASETS, TRANSFORMS)

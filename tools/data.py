@@ -32,7 +32,7 @@ class _Folders:
     measured: bool = False
 
 
-def _datasets(cfg: Any, field: str) -> Iterator[tuple[str, Any]]:
+def datasets_of(cfg: Any, field: str) -> Iterator[tuple[str, Any]]:
     """The data sets below a wrapper (`RepeatDataset`, `ConcatDataset`, …) with the names of their fields.
 
     Raises:
@@ -41,12 +41,12 @@ def _datasets(cfg: Any, field: str) -> Iterator[tuple[str, Any]]:
     if not isinstance(cfg, Mapping):
         raise UserError(f"{field}: a data set is a dict with a type, got {type(cfg).__name__}")
     if "dataset" in cfg:
-        yield from _datasets(cfg["dataset"], f"{field}.dataset")
+        yield from datasets_of(cfg["dataset"], f"{field}.dataset")
     elif "datasets" in cfg:
         if not isinstance(cfg["datasets"], (list, tuple)):
             raise UserError(f"{field}.datasets: a list is needed, got {type(cfg['datasets']).__name__}")
         for index, part in enumerate(cfg["datasets"]):
-            yield from _datasets(part, f"{field}.datasets[{index}]")
+            yield from datasets_of(part, f"{field}.datasets[{index}]")
     else:
         _check_fields(cfg, field)
         yield field, cfg
@@ -120,8 +120,8 @@ def check_data(cfg: Any, modes: tuple[str, ...]) -> None:
         if "batch_size" in loader and loader["batch_size"] is None and loader.get("batch_sampler") is None:
             raise UserError(f"{cfg.filename}: {mode}_dataloader.batch_size: a number is needed, got None")
         classes: tuple[str, ...] = ()
-        for field, dataset in _datasets(loader["dataset"], f"{mode}_dataloader.dataset"):
-            classes = _classes(dataset)
+        for field, dataset in datasets_of(loader["dataset"], f"{mode}_dataloader.dataset"):
+            classes = classes_of(dataset)
             if _is_local(dataset):
                 for path, needs, folders in _check_dataset(field, dataset, mode, ignored):
                     coco.setdefault(path, {}).setdefault((needs, folders), f"{field}.ann_file")
@@ -140,7 +140,7 @@ def check_scale(cfg: Any, model: Any, modes: tuple[str, ...]) -> None:
     scale = getattr(model, "scale", None)
     for mode in modes if isinstance(scale, int) else ():
         loader = cfg.get(f"{mode}_dataloader")
-        for field, dataset in _datasets(loader["dataset"], f"{mode}_dataloader.dataset") if loader else ():
+        for field, dataset in datasets_of(loader["dataset"], f"{mode}_dataloader.dataset") if loader else ():
             if dataset.get("scale", scale) != scale:
                 raise UserError(f"{field}.scale: {dataset['scale']}, but the model enlarges {scale} times")
 
@@ -208,7 +208,7 @@ def class_of(part: Any, registry: Any = None) -> type | None:
         return scoped.get(kind)
 
 
-def _classes(dataset: Any) -> tuple[str, ...]:
+def classes_of(dataset: Any) -> tuple[str, ...]:
     """The names that a data set takes, none if it does not say."""
     from mmengine.fileio import list_from_file
 
@@ -260,7 +260,7 @@ def _needs(dataset: Any, kind: str, mode: str) -> CocoNeeds:
         kind=kind,
         reader="data set" if known else "other",
         annotated=mode == "train",
-        classes=_classes(dataset),
+        classes=classes_of(dataset),
         ordered=kind == "instances" and readers[0] is CocoDataset.load_data_list,
         masks=any(step.get("with_mask") for step in _steps(dataset.get("pipeline"))),
         naming=naming,
