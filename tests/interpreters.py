@@ -1,6 +1,6 @@
 """Interpreters that have imported torch, torchvision and timm, and nothing else of note.
 
-Each piece of code runs in a fork of one such interpreter, which saves the five seconds of these imports.
+Each piece of code runs in a fork of one such interpreter, which saves the time of these imports.
 """
 
 import atexit

@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from mmengine.registry import DATASETS, MODELS, TRANSFORMS
+from mmengine.registry import DATASETS, HOOKS, MODELS, TRANSFORMS
 from torch import nn
 
+from .classes import class_names, class_of, is_own
 from .config import building
 from .config_checks import shown
-from .data import class_of, classes_of, datasets_of
+from .data import classes_of, dataset_class, datasets_of
 from .errors import UserError, warn
 from .work_dir import nested
 
@@ -22,8 +23,6 @@ _CLASSIFIERS = {
     for name in ("BaseDenseHead", "BaseMaskHead", "BBoxHead", "SABLHead", "FCNMaskHead", "MaskIoUHead", "MaskPointHead")
 } | {"mmseg.BaseDecodeHead"}
 _OTHER_LABELS = {"mmseg.STDCHead", "mmseg.VPDDepthHead"}
-# Whose code is known not to change labels.
-_LIBRARIES = {"abc", "attnzoo", "builtins", "mmcv", "mmdet", "mmengine", "mmseg", "torch", "typing"}
 
 
 def check_channels(cfg: Any) -> None:
@@ -136,7 +135,9 @@ def check_classes(cfg: Any, model: nn.Module, modes: tuple[str, ...]) -> None:
     """
     # What a detector of that kind tells apart is said by texts.
     heads = [] if hasattr(model, "language_model") else list(_classifiers(model))
-    hooked = any("NumClassCheckHook" in str(hook.get("type")) for hook in cfg.get("custom_hooks") or ())
+    hooked = any(
+        "mmdet.NumClassCheckHook" in class_names(class_of(hook, HOOKS)) for hook in cfg.get("custom_hooks") or ()
+    )
     told = set()
     for mode in modes if heads else ():
         certain = mode == "train" and not _may_change_labels(cfg, model)
@@ -159,7 +160,7 @@ def _labelled(cfg: Any, mode: str) -> Iterator[tuple[str, Any, int, bool]]:
     """The data sets whose classes are known: field, config, number of classes, and whether they are of boxes."""
     loader = cfg.get(f"{mode}_dataloader")
     for field, dataset in datasets_of(loader["dataset"], f"{mode}_dataloader.dataset") if loader else ():
-        count, kinds = len(classes_of(dataset)), _kinds(class_of(dataset))
+        count, kinds = len(classes_of(dataset)), class_names(dataset_class(dataset))
         # Heads of panoptic models tell things alone, or all classes.
         detection = "mmdet.BaseDetDataset" in kinds and "mmdet.CocoPanopticDataset" not in kinds
         if count and (detection or "mmseg.BaseSegDataset" in kinds):
@@ -170,13 +171,13 @@ def _classifiers(model: nn.Module) -> Iterator[tuple[str, Any]]:
     """The heads of the libraries whose `num_classes` are the labels of the data, with their names in the model."""
     # Heads that tell objects of no class; RPN itself renames its head.
     heads = [
-        getattr(module, "bbox_head" if "mmdet.RPN" in _kinds(type(module)) else "rpn_head", None)
+        getattr(module, "bbox_head" if "mmdet.RPN" in class_names(type(module)) else "rpn_head", None)
         for module in model.modules()
     ]
     proposing = {part for head in heads if isinstance(head, nn.Module) for part in head.modules()}
     for name, module in model.named_modules():
-        kinds = _kinds(type(module))
-        if not kinds & _CLASSIFIERS or kinds & _OTHER_LABELS or _root(type(module)) not in _LIBRARIES:
+        kinds = class_names(type(module))
+        if not kinds & _CLASSIFIERS or kinds & _OTHER_LABELS or is_own(type(module)):
             continue
         counted = type(getattr(module, "num_classes", None)) is int and not getattr(module, "class_agnostic", False)
         if counted and module not in proposing:
@@ -198,15 +199,6 @@ def _limit(head: Any, detection: bool) -> int:
     return 2 if not detection and getattr(head, "out_channels", None) == 1 else head.num_classes
 
 
-def _root(kind: type) -> str:
-    return kind.__module__.partition(".")[0]
-
-
-def _kinds(found: type | None) -> set[str]:
-    """The names of a class and its bases, each behind that of its library."""
-    return {f"{_root(base)}.{base.__name__}" for base in getattr(found, "__mro__", ())}
-
-
 def _may_change_labels(cfg: Any, model: nn.Module) -> bool:
     """Whether code that is not the libraries' is between the labels of the training data and the heads."""
     with building(f"{cfg.filename}: train_dataloader.dataset"):
@@ -217,6 +209,6 @@ def _may_change_labels(cfg: Any, model: nn.Module) -> bool:
             for registry in (DATASETS, TRANSFORMS)
         ]
     parts += [type(model), type(getattr(model, "data_preprocessor", None))]
-    bases = [base for part in parts for base in getattr(part, "__mro__", ()) if _root(base) not in _LIBRARIES]
+    bases = [base for part in parts for base in getattr(part, "__mro__", ()) if is_own(base)]
     # A data set that brings names alone has no code.
     return any(callable(value) for base in bases for value in vars(base).values())

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .annotations import CocoNeeds, LabelMaps, check_coco, check_label_maps, check_segment_maps, check_sizes
+from .classes import class_names, class_of, is_own, root_of
 from .config import PICKLES, building, one_line, plain_files
 from .config_checks import shown
 from .errors import UserError, warn
@@ -168,14 +169,14 @@ def _check_dataset(
             raise UserError(f"{field}.data_prefix.{key}: no folder {str(folder)!r}")
     if str(dataset.get("type")).startswith("attnzoo."):
         _check_itself(field, dataset)
-    elif "seg_map_path" in prefixes and _is_segmentation(class_of(dataset)):
+    elif "seg_map_path" in prefixes and "mmseg.BaseSegDataset" in class_names(dataset_class(dataset)):
         check_label_maps(field, _built(field, dataset), _label_maps(dataset, ignored))
     if not dataset.get("ann_file"):
         return
     ann_file = _join(root, dataset["ann_file"])
     if not os.path.isfile(ann_file):
         raise UserError(f"{field}.ann_file: no file {str(ann_file)!r}")
-    kind = _kind(class_of(dataset))
+    kind = _kind(dataset_class(dataset))
     if kind:
         segments = prefixes.get("seg") if kind == "panoptic" else None
         measured = _loader(dataset, "mmcv.LoadImageFromFile") is not None
@@ -197,15 +198,11 @@ def _built(field: str, dataset: Any) -> Any:
         return DATASETS.build(dataset)
 
 
-def class_of(part: Any, registry: Any = None) -> type | None:
-    """The class of a data set or a metric, None where it is not known (which is told when it is built)."""
+def dataset_class(dataset: Any) -> type | None:
+    """The class of a data set, None where it is not known."""
     from mmengine.registry import DATASETS
 
-    kind = part.get("type")
-    if not isinstance(kind, str):
-        return kind if isinstance(kind, type) else None
-    with (registry or DATASETS).switch_scope_and_registry(part.get("_scope_")) as scoped:
-        return scoped.get(kind)
+    return class_of(dataset, DATASETS)
 
 
 def classes_of(dataset: Any) -> tuple[str, ...]:
@@ -213,46 +210,33 @@ def classes_of(dataset: Any) -> tuple[str, ...]:
     from mmengine.fileio import list_from_file
 
     # As mmengine has it: what is given replaces the names of the class entry by entry.
-    names = {**getattr(class_of(dataset), "METAINFO", {}), **(dataset.get("metainfo") or {})}.get("classes") or ()
+    names = {**getattr(dataset_class(dataset), "METAINFO", {}), **(dataset.get("metainfo") or {})}.get("classes") or ()
     if isinstance(names, str) and os.path.isfile(names):
         names = list_from_file(names)
     return tuple(names) if isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names) else ()
 
 
-_LIBRARIES = ("mmengine", "mmcv", "mmseg", "mmdet", "attnzoo")
 # Where a data set of mmdet takes the files' names from.
-_NAMINGS = {"LVISV1Dataset": "coco_url", "LVISV05Dataset": "short", "Objects365V2Dataset": "last_folder"}
-
-
-def class_names(found: type | None) -> set[str]:
-    """The names of a class and its bases."""
-    return {base.__name__ for base in getattr(found, "__mro__", ())}
+_NAMINGS = {
+    "mmdet.LVISV1Dataset": "coco_url",
+    "mmdet.LVISV05Dataset": "short",
+    "mmdet.Objects365V2Dataset": "last_folder",
+}
 
 
 def _kind(found: type | None) -> str | None:
     """Which kind of COCO file a data set or a metric reads, None for none."""
     names = class_names(found)
-    if names & {"CocoPanopticDataset", "CocoPanopticMetric"}:
+    if names & {"mmdet.CocoPanopticDataset", "mmdet.CocoPanopticMetric"}:
         return "panoptic"
-    return "instances" if names & {"CocoDataset", "CocoMetric"} else None
-
-
-def is_own(found: type | None) -> bool:
-    """Whether a class is one of the user's own, of which it is not known what it does."""
-    return found is not None and found.__module__.partition(".")[0] not in _LIBRARIES
-
-
-def _is_segmentation(found: type | None) -> bool:
-    """Whether a data set is one of mmseg's, with their `label_map` and `reduce_zero_label`."""
-    bases = getattr(found, "__mro__", ())
-    return any(base.__name__ == "BaseSegDataset" and base.__module__.startswith("mmseg.") for base in bases)
+    return "instances" if names & {"mmdet.CocoDataset", "mmdet.CocoMetric"} else None
 
 
 def _needs(dataset: Any, kind: str, mode: str) -> CocoNeeds:
     from mmdet.datasets import CocoDataset
     from mmdet.datasets.objects365 import objv2_ignore_list
 
-    found: Any = class_of(dataset)
+    found: Any = dataset_class(dataset)
     readers = [getattr(found, name) for name in ("load_data_list", "parse_data_info")]
     known = all(reader.__module__.startswith("mmdet.") for reader in readers)
     naming = next((naming for base, naming in _NAMINGS.items() if base in class_names(found)), "file_name")
@@ -262,29 +246,19 @@ def _needs(dataset: Any, kind: str, mode: str) -> CocoNeeds:
         annotated=mode == "train",
         classes=classes_of(dataset),
         ordered=kind == "instances" and readers[0] is CocoDataset.load_data_list,
-        masks=any(step.get("with_mask") for step in _steps(dataset.get("pipeline"))),
+        masks=any(step.get("with_mask") for step in nested(dataset.get("pipeline"))),
         naming=naming,
         unread=frozenset(objv2_ignore_list if naming == "last_folder" else ()),
     )
-
-
-def _steps(pipeline: Any) -> Iterator[Any]:
-    """The steps of a pipeline, and those that they wrap."""
-    if isinstance(pipeline, (list, tuple)):
-        for part in pipeline:
-            yield from _steps(part)
-    elif isinstance(pipeline, Mapping):
-        yield pipeline
-        yield from _steps([pipeline.get("transforms"), pipeline.get("transform")])
 
 
 def _loader(dataset: Any, name: str) -> Any:
     """The step of a pipeline that has exactly this class, None where files are read by another."""
     from mmengine.registry import TRANSFORMS
 
-    for step in _steps(dataset.get("pipeline")):
+    for step in nested(dataset.get("pipeline")):
         found = class_of(step, TRANSFORMS)
-        if found is not None and f"{found.__module__.partition('.')[0]}.{found.__name__}" == name:
+        if found is not None and f"{root_of(found)}.{found.__name__}" == name:
             return step
     return None
 
@@ -297,7 +271,7 @@ def _label_maps(dataset: Any, ignored: frozenset[int]) -> LabelMaps:
         images=images is not None,
         upright=images is not None and images.get("color_type", "color") in ("color", "grayscale"),
         maps=maps is not None and maps.get("imdecode_backend", "pillow") in ("pillow", "cv2", None),
-        labels=not any(is_own(class_of(step, TRANSFORMS)) for step in _steps(dataset.get("pipeline"))),
+        labels=not any(is_own(class_of(step, TRANSFORMS)) for step in nested(dataset.get("pipeline"))),
         ignored=ignored,
     )
 
@@ -326,7 +300,7 @@ def _evaluated(cfg: Any, mode: str, classes: tuple[str, ...]) -> Iterator[tuple[
         compared = not metric.get("format_only")
         masks = compared and "segm" in (chosen if isinstance(chosen, (list, tuple)) else [chosen])
         # LVIS has a library of its own, which needs less.
-        evaluated = compared and kind == "instances" and "LVISMetric" not in class_names(found)
+        evaluated = compared and kind == "instances" and "mmdet.LVISMetric" not in class_names(found)
         naming = "file_name" if kind == "panoptic" else None
         segments = metric.get("seg_prefix") if kind == "panoptic" else None
         folders = _Folders(segments=Path(segments) if compared and isinstance(segments, (str, Path)) else None)
@@ -337,12 +311,12 @@ def _evaluated(cfg: Any, mode: str, classes: tuple[str, ...]) -> Iterator[tuple[
 def _check_coco(ann_file: Path, uses: dict[tuple[CocoNeeds, _Folders], str]) -> None:
     """Read a COCO file once and check it for each of its uses, and that its images are there."""
     content: Any = None
-    odd = []
+    first = None
     for (needs, folders), field in uses.items():
         if content is None:
             content = _parsed(field, ann_file)
         names, told = check_coco(field, ann_file, content, needs)
-        odd += [told] if told else []
+        first = first or told
         if folders.segments is not None and "annotations" in content:
             check_segment_maps(field, ann_file, content, folders.segments)
         if folders.images is None:
@@ -350,15 +324,15 @@ def _check_coco(ann_file: Path, uses: dict[tuple[CocoNeeds, _Folders], str]) -> 
         files = [None if name is None else os.path.join(folders.images, name) for name in names]
         missing = [name for name, file in zip(names, files, strict=True) if file and not os.path.isfile(file)]
         if missing:
-            first = ", ".join(map(str, missing[:3])) + (", …" if len(missing) > 3 else "")
+            some = ", ".join(map(str, missing[:3])) + (", …" if len(missing) > 3 else "")
             raise UserError(
                 f"{field}: {len(missing)} of the {len(names)} images in {str(ann_file)!r} are missing "
-                f"from {str(folders.images)!r}: {first}"
+                f"from {str(folders.images)!r}: {some}"
             )
         if folders.measured:
             check_sizes(field, ann_file, content["images"], files)
-    for line in odd[:1]:
-        warn(line)
+    if first:
+        warn(first)
 
 
 def _parsed(field: str, ann_file: Path) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import EMAHook
 from mmengine.logging import MMLogger
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import HOOKS, MODELS, OPTIMIZERS, STRATEGIES, Registry, init_default_scope
+from mmengine.registry import HOOKS, MODELS, OPTIMIZERS, STRATEGIES, init_default_scope
 from mmengine.runner import FlexibleRunner, Runner
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
@@ -27,6 +27,7 @@ from torch.distributed.fsdp.wrap import lambda_auto_wrap_policy
 from ..heads import checkpoints
 from .channels import check_channels
 from .checkpoint import load_checkpoint
+from .classes import class_of
 from .config import building, nearest, one_line, place_of, plain_files
 from .data import ignored_labels
 from .errors import UserError
@@ -105,20 +106,14 @@ def _check_strategy(cfg: Any) -> None:
             "strategy=dict(type='FSDPStrategy', model_wrapper=dict(...))"
         )
     strategy: Any = cfg.get("strategy") or {}
-    if _is_class(STRATEGIES, strategy.get("type"), FSDPStrategy):
+    if issubclass(class_of(strategy, STRATEGIES) or object, FSDPStrategy):
         if strategy.get("state_dict_cfg", "full") != "full":
             raise UserError(f"{cfg.filename}: strategy.state_dict_cfg must be 'full', got {strategy.state_dict_cfg!r}")
-        if any(_is_class(HOOKS, hook.get("type"), EMAHook) for hook in cfg.get("custom_hooks") or ()):
+        if any(issubclass(class_of(hook, HOOKS) or object, EMAHook) for hook in cfg.get("custom_hooks") or ()):
             raise UserError(f"{cfg.filename}: EMAHook averages whole parameters, which FSDPStrategy does not keep")
         strategy.type = "WholeFSDPStrategy"
     if strategy and cfg.launcher == "none":
         raise UserError(f"{cfg.filename}: strategy is for several processes: torchrun … --launcher pytorch")
-
-
-def _is_class(registry: Registry, kind: Any, base: type) -> bool:
-    """Whether a `type`, as a class or by whatever name it has in a registry, is a class or one made of it."""
-    found = registry.get(kind) if isinstance(kind, str) else kind
-    return isinstance(found, type) and issubclass(found, base)
 
 
 @contextmanager
@@ -359,6 +354,8 @@ def build_runner(cfg: Any, progress: ProgressHook) -> Runner:
         runner: Any = StrategyRunner.from_cfg(cfg)
     else:
         runner = TerminalRunner.from_cfg(cfg)
+    # It may have come into the next second.
+    _begun.add(runner.timestamp)
     runner.register_hook(progress)
     runner.register_hook(DueValidationHook())
     return runner

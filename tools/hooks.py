@@ -16,12 +16,13 @@ import numpy as np
 import torch
 from mmengine.dist import get_rank, get_world_size, is_main_process, master_only
 from mmengine.fileio import LocalBackend, register_backend
-from mmengine.hooks import CheckpointHook, Hook
-from mmengine.registry import HOOKS
+from mmengine.hooks import CheckpointHook, EarlyStoppingHook, Hook
+from mmengine.registry import HOOKS, TRANSFORMS
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from mmengine.runner.checkpoint import CheckpointLoader
 
 from .batches import NumberedBatches, number_batches
+from .classes import class_of
 from .errors import UserError, warn
 from .files import atomic_path
 from .progress import bar
@@ -295,9 +296,13 @@ def _inexact(runner: Runner, has_gradients: bool) -> Iterator[str]:
         yield "the gradients that were accumulated since the last step are lost"
     if isinstance(runner.train_loop, EpochBasedTrainLoop) and "iter_" in Path(runner._load_from).name:
         yield "it was saved by iterations, and its epoch begins again"
-    kinds = [str(part.get("type")).rpartition(".")[2] for part in nested(runner.cfg.train_dataloader)]
-    if cached := next((kind for kind in kinds if kind.startswith("Cached")), None):
+    found = [class_of(part, TRANSFORMS) for part in nested(runner.cfg.train_dataloader)]
+    if cached := next((one.__name__ for one in found if one and one.__name__.startswith("Cached")), None):
         yield f"{cached} has kept images, and begins anew"
+    if any(isinstance(hook, EarlyStoppingHook) for hook in runner.hooks):
+        yield "EarlyStoppingHook counts its patience anew"
+    if getattr(runner.train_loop, "fast_forward_on_resume", False):
+        yield "fast_forward_on_resume skips no images, and their order begins anew"
 
 
 def _position(runner: Runner) -> int:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .data import class_names, class_of
+from .classes import class_names, class_of
 from .errors import UserError
 from .files import check_outputs
 from .work_dir import checkpoint_folder, nested, read_files, run_files
@@ -29,9 +29,9 @@ _ENDINGS = (
 # Metrics that remove a folder with all that is in it when they are built, or when they end: the setting that names it,
 # the folder below, and what they write there themselves.
 _REMOVING = {
-    "CityScapesMetric": ("outfile_prefix", "results", ("*_pred.txt", "*.png", "gtInstances.json")),
-    "CityscapesMetric": ("output_dir", "", ("*.png",)),
-    "MOTChallengeMetric": ("outfile_prefix", "", ()),
+    "mmdet.CityScapesMetric": ("outfile_prefix", "results", ("*_pred.txt", "*.png", "gtInstances.json")),
+    "mmseg.CityscapesMetric": ("output_dir", "", ("*.png",)),
+    "mmdet.MOTChallengeMetric": ("outfile_prefix", "", ()),
 }
 
 
@@ -165,9 +165,9 @@ def _written(metric: Any) -> Iterator[_Written]:
         key, below, patterns = _REMOVING[remover]
         if key in settings:
             folder = Path(settings[key], below).expanduser()
-            yield _Written(settings[key], folder=folder, names=patterns, remover=remover)
+            yield _Written(settings[key], folder=folder, names=patterns, remover=found.__name__)
         return
-    if "DumpProposals" in names or "proposals_file" in settings:
+    if "mmdet.DumpProposals" in names or "proposals_file" in settings:
         folder_name, file = settings.pop("output_dir", ""), settings.get("proposals_file", "proposals.pkl")
         yield _Written(folder_name or settings.get("proposals_file", "DumpProposals"), (Path(folder_name, file),))
     for key in ("out_file_path", "outfile_path"):

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from mmengine.dataset import Compose
 
+from .classes import is_own
 from .config import one_line, place_of
-from .data import is_own
 from .errors import UserError
 
 

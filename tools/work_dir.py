@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from .classes import class_of
 from .errors import UserError
 from .files import LOCK, atomic_path, check_outputs, locked, remove_files, remove_leftovers
 
@@ -41,7 +42,7 @@ def is_checkpoint_hook(kind: Any) -> bool:
     from mmengine.hooks import CheckpointHook
     from mmengine.registry import HOOKS
 
-    return kind == "AtomicCheckpointHook" or (HOOKS.get(kind) if isinstance(kind, str) else kind) is CheckpointHook
+    return kind == "AtomicCheckpointHook" or class_of({"type": kind}, HOOKS) is CheckpointHook
 
 
 def run_folders(cfg: Any) -> list[Path]:

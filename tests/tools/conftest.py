@@ -27,7 +27,7 @@ _format = yapf.yapflib.yapf_api.FormatCode
 
 @pytest.fixture(scope="session", autouse=True)
 def quick_starts():
-    """Take from the start of a run what costs four fifths of it and is the same each time."""
+    """Take from the start of a run what is the same each time."""
     with pytest.MonkeyPatch.context() as patch:
         # Six times a run: the text of its config.
         patch.setattr(

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from mmengine.hooks import EarlyStoppingHook
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 from tools_helpers import DETECTOR, ENVIRONMENT, write_config
 from torch.utils.data import BatchSampler, DataLoader, Dataset
@@ -191,15 +192,18 @@ def test_what_a_resumed_run_has_lost_is_told():
     loop = EpochBasedTrainLoop.__new__(EpochBasedTrainLoop)
     loader = dict(dataset=dict(dataset=dict(pipeline=[dict(type="Resize"), dict(type="mmdet.CachedMixUp")])))
 
-    def told(path, count, gradients, loader):
+    def told(path, count, gradients, loader, *hooks):
         wrapper = SimpleNamespace(_inner_count=count, _accumulative_counts=3, _max_counts=10)
         cfg = SimpleNamespace(train_dataloader=loader)
-        runner = SimpleNamespace(optim_wrapper=wrapper, train_loop=loop, _load_from=path, cfg=cfg)
+        runner = SimpleNamespace(optim_wrapper=wrapper, train_loop=loop, _load_from=path, cfg=cfg, hooks=hooks)
         return [reason.partition(" ")[0] for reason in _inexact(runner, gradients)]
 
     assert told("iter_5.pth", 5, False, loader) == ["the", "it", "CachedMixUp"]
     assert told("epoch_1.pth", 5, True, {}) == told("epoch_1.pth", 6, False, {}) == []
+    assert told("epoch_1.pth", 6, False, {}, EarlyStoppingHook(monitor="mIoU")) == ["EarlyStoppingHook"]
     assert told("epoch_1.pth", 10, False, {}) == [], "the last step takes what is left"
+    loop.fast_forward_on_resume = True
+    assert told("iter_5.pth", 6, False, {}) == ["it", "fast_forward_on_resume"]
 
 
 class WholeBatches(Dataset):
