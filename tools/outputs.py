@@ -165,7 +165,7 @@ def _written(metric: Any) -> Iterator[_Written]:
         key, below, patterns = _REMOVING[remover]
         if key in settings:
             folder = Path(settings[key], below).expanduser()
-            yield _Written(settings[key], folder=folder, names=patterns, remover=found.__name__)
+            yield _Written(settings[key], folder=folder, names=patterns, remover=remover.rpartition(".")[2])
         return
     if "mmdet.DumpProposals" in names or "proposals_file" in settings:
         folder_name, file = settings.pop("output_dir", ""), settings.get("proposals_file", "proposals.pkl")
