@@ -8,9 +8,9 @@ import warnings
 import timm
 
 from . import agent, attention_cnns, biformer, hat, inline, litv2, nat, van
-from ._build import TimmChangedError
-from .attach import attach
+from .contract.registration import TimmChangedError
 from .modules import attention
+from .modules.attach import attach
 
 __all__ = ["attach", "attention", "list_models"]
 

@@ -30,13 +30,15 @@ from timm.layers import register_notrace_function, to_2tuple
 from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
-from . import _cswin, _pvt, _swin
-from ._arguments import check_integers, check_sides, check_stages
-from ._attention import softmax_attention
-from ._build import build, levels_of
-from ._checkpoint import fit_tables, fuse_qkv, keep_classifier, trunk_of
-from ._deit import DeiT
-from ._layers import DepthwiseConv, channels_last, resize_map, sizes_stay_free
+from .bodies import cswin as _cswin
+from .bodies import pvt as _pvt
+from .bodies import swin as _swin
+from .bodies.attention import softmax_attention
+from .bodies.deit import DeiT
+from .bodies.layers import DepthwiseConv, channels_last, resize_map, sizes_stay_free
+from .checkpoints.conversion import fit_tables, fuse_qkv, keep_classifier, trunk_of
+from .contract.arguments import check_integers, check_sides, check_stages
+from .contract.registration import build, levels_of
 
 __all__ = ["AgentCSwin", "AgentDeiT", "AgentPVT", "AgentSwin"]
 

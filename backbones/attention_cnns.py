@@ -32,12 +32,12 @@ from timm.models.efficientnet import EfficientNet
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import nn
 
-from ._arguments import check_integers, check_pool, check_rates, check_stages
-from ._build import build
-from ._checkpoint import keep_classifier, trunk_of
-from ._pyramid import ROUNDED_UP
-from .attach import put_into_block
+from .bodies.pyramid import ROUNDED_UP
+from .checkpoints.conversion import keep_classifier, trunk_of
+from .contract.arguments import check_integers, check_pool, check_rates, check_stages
+from .contract.registration import build
 from .modules import BAM, CBAM, ELA, TripletAttention, own_names
+from .modules.attach import put_into_block
 
 __all__ = ["AttentionMobileNet", "AttentionResNet"]
 

@@ -22,12 +22,12 @@ from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
 from ..kernels import routing_attention
-from ._arguments import check_body, check_integers
-from ._attention import softmax_attention
-from ._build import build, levels_of
-from ._checkpoint import keep_classifier, trunk_of
-from ._layers import ChannelsLastConv, DepthwiseConv, StridedConv, pad_to_multiple
-from ._pyramid import ROUNDED_DOWN, ROUNDED_UP, PyramidBackbone, PyramidStage
+from .bodies.attention import softmax_attention
+from .bodies.layers import ChannelsLastConv, DepthwiseConv, StridedConv, pad_to_multiple
+from .bodies.pyramid import ROUNDED_DOWN, ROUNDED_UP, PyramidBackbone, PyramidStage
+from .checkpoints.conversion import keep_classifier, trunk_of
+from .contract.arguments import check_body, check_integers
+from .contract.registration import build, levels_of
 
 __all__ = ["BiFormer"]
 

@@ -33,7 +33,10 @@ from timm.models._features import feature_take_indices
 from timm.models._manipulate import checkpoint
 from torch import nn
 
-from ._arguments import (
+from .bodies.layers import DepthwiseConv2d, init_weights, pad_to_least
+from .bodies.pyramid import ROUNDED_DOWN
+from .checkpoints.conversion import keep_classifier, trunk_of
+from .contract.arguments import (
     check_divisible,
     check_integers,
     check_numbers,
@@ -42,10 +45,7 @@ from ._arguments import (
     check_sides,
     check_stages,
 )
-from ._build import TimmChangedError, build
-from ._checkpoint import keep_classifier, trunk_of
-from ._layers import DepthwiseConv2d, init_weights, pad_to_least
-from ._pyramid import ROUNDED_DOWN
+from .contract.registration import TimmChangedError, build
 
 try:
     from timm.models import coat as original

@@ -30,10 +30,10 @@ from timm.models._manipulate import checkpoint, checkpoint_seq
 from torch import nn
 
 from ..kernels import window_attention
-from ._arguments import check_divisible, check_integers, check_numbers, check_rates, check_stages
-from ._build import build, levels_of
-from ._checkpoint import trunk_of
-from ._layers import channels_last, init_weights, larger_of, sizes_stay_free
+from .bodies.layers import channels_last, init_weights, larger_of, sizes_stay_free
+from .checkpoints.conversion import trunk_of
+from .contract.arguments import check_divisible, check_integers, check_numbers, check_rates, check_stages
+from .contract.registration import build, levels_of
 
 __all__ = ["HAT"]
 

@@ -20,12 +20,13 @@ from timm.layers import register_notrace_function
 from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
-from . import _pvt, _swin
-from ._arguments import check_integers, check_stages
-from ._build import build, levels_of
-from ._checkpoint import fit_tables, fuse_qkv, keep_classifier, trunk_of
-from ._deit import DeiT
-from ._layers import sizes_stay_free
+from .bodies import pvt as _pvt
+from .bodies import swin as _swin
+from .bodies.deit import DeiT
+from .bodies.layers import sizes_stay_free
+from .checkpoints.conversion import fit_tables, fuse_qkv, keep_classifier, trunk_of
+from .contract.arguments import check_integers, check_stages
+from .contract.registration import build, levels_of
 
 __all__ = ["InLineDeiT", "InLinePVT", "InLineSwin"]
 

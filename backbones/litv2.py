@@ -26,12 +26,12 @@ from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
 from ..kernels import window_attention
-from ._arguments import check_body, check_integers, check_numbers
-from ._attention import softmax_attention
-from ._build import build, levels_of
-from ._checkpoint import keep_classifier, trunk_of
-from ._layers import DepthwiseConv, PatchConv, init_weights, pad_to_least, pad_to_multiple
-from ._pyramid import PyramidBackbone, PyramidStage
+from .bodies.attention import softmax_attention
+from .bodies.layers import DepthwiseConv, PatchConv, init_weights, pad_to_least, pad_to_multiple
+from .bodies.pyramid import PyramidBackbone, PyramidStage
+from .checkpoints.conversion import keep_classifier, trunk_of
+from .contract.arguments import check_body, check_integers, check_numbers
+from .contract.registration import build, levels_of
 
 __all__ = ["LITv2"]
 

@@ -38,12 +38,12 @@ from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
 from ..kernels import neighborhood_attention
-from . import _swin
-from ._arguments import check_body, check_integers, check_numbers
-from ._build import build, levels_of
-from ._checkpoint import keep_classifier, trunk_of
-from ._layers import PatchConv, init_weights, larger_of, sizes_stay_free
-from ._pyramid import PyramidBackbone, PyramidStage
+from .bodies import swin as _swin
+from .bodies.layers import PatchConv, init_weights, larger_of, sizes_stay_free
+from .bodies.pyramid import PyramidBackbone, PyramidStage
+from .checkpoints.conversion import keep_classifier, trunk_of
+from .contract.arguments import check_body, check_integers, check_numbers
+from .contract.registration import build, levels_of
 
 __all__ = ["NeighborhoodAttentionTransformer"]
 

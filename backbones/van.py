@@ -22,11 +22,11 @@ from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
 from ..kernels import pointwise_conv
-from ._arguments import check_body, check_integers, check_numbers
-from ._build import build, levels_of
-from ._checkpoint import keep_classifier, trunk_of
-from ._layers import ChannelsLastConv, DepthwiseConv2d, LargeKernelGate, PointwiseConv2d
-from ._pyramid import PyramidBackbone, PyramidStage
+from .bodies.layers import ChannelsLastConv, DepthwiseConv2d, LargeKernelGate, PointwiseConv2d
+from .bodies.pyramid import PyramidBackbone, PyramidStage
+from .checkpoints.conversion import keep_classifier, trunk_of
+from .contract.arguments import check_body, check_integers, check_numbers
+from .contract.registration import build, levels_of
 
 __all__ = ["VisualAttentionNetwork"]
 

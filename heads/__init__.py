@@ -30,20 +30,20 @@ from typing import NoReturn
 _missing = next((name for name in ("mmengine", "mmcv", "mmdet", "mmseg") if find_spec(name) is None), None)
 
 if _missing is None:
-    from .ops import install, replace_fallbacks
+    from .mm.ops import install, replace_fallbacks
 
     install()
 
     replace_fallbacks()
 
-    from .albumentations import Albumentations
-    from .backbone import Backbone
-    from .dyhead import DyHead
-    from .layer_decay import LayerDecayOptimWrapperConstructor
-    from .light_ham import LightHamHead
-    from .mca_head import MCAHead
+    from .detection.dyhead import DyHead
+    from .detection.simple_fpn import SimpleFeaturePyramid
+    from .mm.albumentations import Albumentations
+    from .mm.backbone import Backbone
+    from .mm.layer_decay import LayerDecayOptimWrapperConstructor
     from .restoration import PSNR, SSIM, LoadImagePair, PackImagePair, PairedImageDataset, PairedRandomCrop, Restorer
-    from .simple_fpn import SimpleFeaturePyramid
+    from .segmentation.light_ham import LightHamHead
+    from .segmentation.mca_head import MCAHead
 else:
     _message = f"attnzoo.heads needs {_missing}: pip install 'attnzoo[mm]'"
     if find_spec("mmengine"):

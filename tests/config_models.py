@@ -11,8 +11,8 @@ from mmengine.config import Config, utils
 from mmengine.model import BaseModel, revert_sync_batchnorm
 from zoo import shallow_arguments
 
-from attnzoo.tools.config import list_configs, load_config
-from attnzoo.tools.engine import build_model
+from attnzoo.tools.config.loading import list_configs, load_config
+from attnzoo.tools.running.engine import build_model
 
 # mmengine reads all metafiles of mmdetection anew for each `mmdet::`.
 utils._get_cfg_metainfo = functools.cache(utils._get_cfg_metainfo)

@@ -65,7 +65,7 @@ def test_wheel(tmp_path):
 
     site = tmp_path / "site"
     subprocess.run([*pip, "install", "--no-deps", "--target", str(site), str(wheel)], check=True)
-    code = "import attnzoo; from attnzoo.tools.config import list_configs; print(attnzoo.__file__, *list_configs())"
+    code = "import attnzoo; from attnzoo.tools.config import loading; print(attnzoo.__file__, *loading.list_configs())"
     file, *names = python(code, tmp_path, PYTHONPATH=str(site)).split()
     assert Path(file).is_relative_to(site) and len(names) == len([c for c in configs if "/_" not in c])
 

@@ -84,8 +84,8 @@ def test_timm_example(capsys):
 
 @pytest.mark.parametrize("library", ["mmdet", "mmseg"])
 def test_config_examples(library, tmp_path):
-    from attnzoo.tools.config import load_config
-    from attnzoo.tools.engine import build_model
+    from attnzoo.tools.config.loading import load_config
+    from attnzoo.tools.running.engine import build_model
 
     (example,) = [block for block in blocks("python") if f"{library}::" in block]
     path = tmp_path / example.splitlines()[0].removeprefix("# ")

@@ -8,7 +8,7 @@ import timm
 import torch
 
 import attnzoo
-from attnzoo.backbones.modules._plugin import Plugin
+from attnzoo.backbones.modules.plugin import Plugin
 
 # Few blocks, every kind of layer. The first pattern that fits a name counts.
 _SHALLOW = {

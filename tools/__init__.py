@@ -1,1 +1,1 @@
-"""Commands."""
+"""Commands, one a file; what they are made of is in folders by purpose."""

@@ -20,14 +20,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
-from .config import one_line
-from .errors import UserError
-from .files import atomic_path, check_outputs, write_json
-from .images import MAX_SIDE
+from .common.errors import UserError
+from .common.files import atomic_path, check_outputs, write_json
+from .common.progress import bar
+from .config.loading import one_line
+from .data.images import MAX_SIDE
 from .info import check_model
 from .list_models import families
-from .machine import cpu_name
-from .progress import bar
+from .measuring.machine import cpu_name
 
 if TYPE_CHECKING:
     import torch
@@ -94,7 +94,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     models.add_argument("--json", type=Path, metavar="FILE", help="write every figure, with versions and hardware")
     models.add_argument("--plot", type=Path, metavar="FILE", help="draw time over pixels, both logarithmic: .png, .svg")
     models.add_argument("--overwrite", action="store_true", help="replace the files of --json and --plot")
-    from . import bench_kernels
+    from .measuring import kernels as bench_kernels
 
     kernels = subjects.add_parser(
         "kernels",
@@ -455,7 +455,7 @@ def _check(args: argparse.Namespace) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
     if args.subject == "kernels":
-        from . import bench_kernels
+        from .measuring import kernels as bench_kernels
 
         return bench_kernels.run(args)
     _check(args)

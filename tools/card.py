@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from . import bench
-from .config import nearest
-from .errors import UserError
-from .files import atomic_path
+from .common.errors import UserError
+from .common.files import atomic_path
+from .config.loading import nearest
 from .list_models import families
 
 EPILOG = """\

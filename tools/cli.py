@@ -17,8 +17,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
 
-from .config import nearest
-from .errors import UserError
+from .common.errors import UserError
+from .config.loading import nearest
 
 _TRACEBACK = "--traceback"
 COMMANDS = {

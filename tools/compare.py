@@ -24,13 +24,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from . import digits
-from .config import add_config_options, find_config, load_config, nearest, parse_options, require_mm
-from .errors import UserError
-from .files import LOCK, claim, locked, read_json, remove_files, write_json
-from .machine import cpu_name
-from .progress import bar
-from .work_dir import new_folders, run_files
+from .common.errors import UserError
+from .common.files import LOCK, claim, locked, read_json, remove_files, write_json
+from .common.progress import bar
+from .config.loading import add_config_options, find_config, load_config, nearest, parse_options, require_mm
+from .data import digits
+from .measuring.machine import cpu_name
+from .running.work_dir import new_folders, run_files
 
 EPILOG = """\
 examples:

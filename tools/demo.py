@@ -27,12 +27,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import digits
-from .config import load_config, require_mm
-from .errors import UserError
-from .files import LOCK, atomic_path, claim, locked, write_json
-from .machine import cpu_name
-from .work_dir import new_folders, trainings
+from .common.errors import UserError
+from .common.files import LOCK, atomic_path, claim, locked, write_json
+from .config.loading import load_config, require_mm
+from .data import digits
+from .measuring.machine import cpu_name
+from .running.work_dir import new_folders, trainings
 
 if TYPE_CHECKING:
     import numpy as np
@@ -420,7 +420,7 @@ def _with_boxes(image: Any, instances: list[dict[str, Any]]) -> np.ndarray:
     import numpy as np
     from PIL import Image
 
-    from .visualise import default_palette, draw_instances
+    from .predicting.drawing import default_palette, draw_instances
 
     size = (image.width * _SCALE, image.height * _SCALE)
     scores = np.array([instance["score"] for instance in instances if "score" in instance])

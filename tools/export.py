@@ -29,12 +29,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .config import add_config_options, load_config, one_line, parse_options, require_mm
-from .config_checks import pipeline_steps, shown
-from .errors import UserError
-from .files import atomic_path, check_outputs
-from .images import MAX_SIDE, read_image
-from .work_dir import read_files
+from .common.errors import UserError
+from .common.files import atomic_path, check_outputs
+from .config.checks import pipeline_steps, shown
+from .config.loading import add_config_options, load_config, one_line, parse_options, require_mm
+from .data.images import MAX_SIDE, read_image
+from .running.work_dir import read_files
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -372,8 +372,8 @@ def export(
     import onnxruntime
 
     from ..heads.deploy import UnsupportedModelError, deploy
-    from .checkpoint import load_into, stored_classes
-    from .engine import build_model
+    from .running.checkpoint import load_into, stored_classes
+    from .running.engine import build_model
 
     order = _preprocessor_order(cfg)
     pixels = None if image is None else _read_image(image, order)

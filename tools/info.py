@@ -6,8 +6,8 @@ import argparse
 from typing import Any
 
 from .. import list_models
-from .config import nearest
-from .errors import UserError
+from .common.errors import UserError
+from .config.loading import nearest
 
 EPILOG = """\
 examples:

@@ -6,8 +6,8 @@ import argparse
 from fnmatch import fnmatchcase
 
 from .. import list_models
-from .config import list_configs, nearest
-from .errors import UserError
+from .common.errors import UserError
+from .config.loading import list_configs, nearest
 
 EPILOG = """\
 examples:
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     if args.table:
         if not args.configs or args.pattern != "*":
             raise UserError("--table is a table of all configs: attnzoo list --configs --table")
-        from .config_table import table
+        from .config.table import table
 
         print(table(), end="")
         return 0

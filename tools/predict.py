@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .config import add_config_options, building, load_config, nearest, one_line, parse_options, plain_files
-from .config_checks import pipeline_steps
-from .errors import UserError
-from .files import atomic_path, write_json
-from .images import find_images, read_image
-from .outputs import STAMP, Outputs, png_stamp
+from .common.errors import UserError
+from .common.files import atomic_path, write_json
+from .config.checks import pipeline_steps
+from .config.loading import add_config_options, building, load_config, nearest, one_line, parse_options, plain_files
+from .data.images import find_images, read_image
+from .running.outputs import STAMP, Outputs, png_stamp
 
 if TYPE_CHECKING:
     import numpy as np
@@ -92,8 +92,8 @@ def _classes(cfg: Config, checkpoint: str | Path, meta: Any) -> tuple[list[str],
     """Names and colours of the classes: as the checkpoint has them, else as the config's test data has them."""
     from mmengine.registry import DATASETS
 
-    from .checkpoint import check_classes, stored_classes
-    from .visualise import default_palette
+    from .predicting.drawing import default_palette
+    from .running.checkpoint import check_classes, stored_classes
 
     names, palette = stored_classes(checkpoint, meta)
     if names is None:
@@ -114,7 +114,7 @@ def _draw(image: np.ndarray, sample: Any, names: list[str], palette: list, score
     """Draw what a data sample predicts; return the picture and its entry for the JSON, less the file's name."""
     import numpy as np
 
-    from .visualise import draw_instances, draw_labels
+    from .predicting.drawing import draw_instances, draw_labels
 
     entry: dict[str, Any] = {"width": image.shape[1], "height": image.shape[0]}
     labels = None
@@ -186,9 +186,9 @@ def predict(
     from mmengine.model import revert_sync_batchnorm
     from PIL import Image
 
-    from .checkpoint import load_into
-    from .engine import build_model
-    from .progress import bar
+    from .common.progress import bar
+    from .running.checkpoint import load_into
+    from .running.engine import build_model
 
     files = find_images(images)
     outputs = Outputs(out_dir, [*files, checkpoint, *filter(None, [cfg.filename])], overwrite)
@@ -245,7 +245,7 @@ def _write_map(path: Path, labels: np.ndarray, classes: int) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
-    from .upscale import restoration_models, upscale
+    from .predicting.upscale import restoration_models, upscale
 
     names = restoration_models()
     if args.config in names:
@@ -271,7 +271,7 @@ def run(args: argparse.Namespace) -> int:
             return 0
         if args.score is not None:
             raise UserError(f"--score is not for {args.config}, which upscales")
-        from .engine import build_model
+        from .running.engine import build_model
 
         restorer: Any = build_model(cfg)
         model, tile = restorer.model, args.tile or restorer.tile

@@ -22,14 +22,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .config import one_line
-from .errors import UserError
-from .files import atomic_path, check_outputs, write_json
-from .images import MAX_SIDE
+from .common.errors import UserError
+from .common.files import atomic_path, check_outputs, write_json
+from .common.progress import bar
+from .config.loading import one_line
+from .data.images import MAX_SIDE
+from .data.labelled_images import Data, digits, image_folder
 from .info import check_model
-from .labelled_images import Data, digits, image_folder
-from .machine import cpu_name
-from .progress import bar
+from .measuring.machine import cpu_name
 
 if TYPE_CHECKING:
     import torch
@@ -192,7 +192,7 @@ def build(name: str, checkpoint: str | os.PathLike[str] | None = None, pretraine
                     f"{name}: no weights of timm's can be had ({one_line(error, 200)}); --checkpoint takes a file"
                 ) from error
     if checkpoint is not None:
-        from .checkpoint import load_into
+        from .running.checkpoint import load_into
 
         load_into(model, checkpoint, partial(_converted, model))
     return model

@@ -6,11 +6,11 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from .config import load_config, parse_options
-from .errors import UserError
-from .files import check_outputs, naming, write_json
+from .common.errors import UserError
+from .common.files import check_outputs, naming, write_json
+from .config.loading import load_config, parse_options
+from .running.work_dir import data_paths, read_files
 from .train import add_run_arguments, set_work_dir
-from .work_dir import data_paths, read_files
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -47,11 +47,11 @@ def evaluate(cfg: Config, checkpoint: str, overwrite: bool = False) -> dict[str,
     Raises:
         UserError: if the data, the config or the checkpoint are not what they should be.
     """
-    from .channels import check_classes
-    from .checkpoint import load_into
-    from .data import check_data, check_scale
-    from .engine import ProgressHook, build_model, build_runner, starting
-    from .outputs import check_evaluator
+    from .data.checks import check_data, check_scale
+    from .running.channels import check_classes
+    from .running.checkpoint import load_into
+    from .running.engine import ProgressHook, build_model, build_runner, starting
+    from .running.outputs import check_evaluator
 
     for field in ("work_dir", "test_dataloader", "test_cfg", "test_evaluator"):
         if cfg.get(field) is None:
@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
     cfg.strategy = None
     from mmengine.dist import is_main_process
 
-    from .engine import distributed
+    from .running.engine import distributed
 
     with distributed(cfg, args.launcher):
         metrics = evaluate(cfg, args.checkpoint, args.overwrite)

@@ -8,10 +8,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .config import add_config_options, load_config, parse_options
-from .errors import UserError, warn
-from .files import is_disk_error
-from .work_dir import check, check_note, is_checkpoint_hook, last_checkpoint, opened, resumable, run_folders
+from .common.errors import UserError, warn
+from .common.files import is_disk_error
+from .config.classes import is_checkpoint_hook
+from .config.loading import add_config_options, load_config, parse_options
+from .running.work_dir import check, check_note, last_checkpoint, opened, resumable, run_folders
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -72,10 +73,10 @@ def train(cfg: Config, overwrite: bool = False) -> Runner:
         UserError: if a check fails, an older or a running training in `work_dir` among them; nothing has been written
             then. Later if the training diverges, or the disk is full.
     """
-    from .channels import check_classes
-    from .data import check_data, check_scale
-    from .engine import ProgressHook, build_model, build_runner, check_optimizer, starting
-    from .outputs import check_evaluator
+    from .data.checks import check_data, check_scale
+    from .running.channels import check_classes
+    from .running.engine import ProgressHook, build_model, build_runner, check_optimizer, starting
+    from .running.outputs import check_evaluator
 
     for field in ("work_dir", "train_dataloader", "train_cfg", "optim_wrapper"):
         if cfg.get(field) is None:
@@ -92,7 +93,7 @@ def train(cfg: Config, overwrite: bool = False) -> Runner:
     if cfg.get("custom_imports") is None:
         cfg.custom_imports = dict(imports=[], allow_failed_imports=False)
     imports = cfg.custom_imports.imports
-    imports.extend(name for name in ("attnzoo.heads", "attnzoo.tools.engine") if name not in imports)
+    imports.extend(name for name in ("attnzoo.heads", "attnzoo.tools.running.engine") if name not in imports)
 
     with opened(cfg, overwrite) as begin:
         progress = ProgressHook(begin)
@@ -124,7 +125,7 @@ def _add_hooks(cfg: Config) -> None:
 
 def _set_start(cfg: Config, model: Any) -> None:
     """Find the checkpoint to go on from, and check that it and other weights to start from can be used."""
-    from .checkpoint import check_start, load_into
+    from .running.checkpoint import check_start, load_into
 
     if cfg.get("resume") and cfg.get("load_from") is None:
         content = None
@@ -187,7 +188,7 @@ def _set_seed(cfg: Config, seed: Any) -> None:
 
 
 def _can_be_read(path: Path) -> bool:
-    from .checkpoint import load_checkpoint
+    from .running.checkpoint import load_checkpoint
 
     try:
         load_checkpoint(path)
@@ -217,7 +218,7 @@ def run(args: argparse.Namespace) -> int:
             raise UserError("--amp needs a CUDA device")
         cfg.optim_wrapper.type = "AmpOptimWrapper"
         cfg.optim_wrapper.setdefault("loss_scale", "dynamic")
-    from .engine import distributed
+    from .running.engine import distributed
 
     with distributed(cfg, args.launcher):
         runner = train(cfg, args.overwrite)

@@ -40,14 +40,14 @@ from timm.layers import EcaModule, SEModule
 from timm.layers.coord_attn import CoordAttn, SimpleCoordAttn, StripAttn
 from torch import nn
 
-from .._arguments import check_flags, check_integers, check_numbers, flags_of
-from ._plugin import Plugin, own_names
+from ..contract.arguments import check_flags, check_integers, check_numbers, flags_of
 from .bam import BAM
 from .das import DAS
 from .ela import ELA
 from .gates import CBAM, SpatialGate, TripletAttention
 from .lka import LKA
 from .pkcam import PKCAM, Remembering, Row
+from .plugin import Plugin, own_names
 from .ulsam import ULSAM
 
 __all__ = [

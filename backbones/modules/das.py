@@ -15,8 +15,8 @@ from timm.layers import LayerNorm2d
 from torch import nn
 from torchvision.ops import deform_conv2d
 
-from .._arguments import check_integers, check_numbers
-from ._plugin import Plugin, group_norm
+from ..contract.arguments import check_integers, check_numbers
+from .plugin import Plugin, group_norm
 
 __all__ = ["DAS"]
 

@@ -8,8 +8,8 @@ another function: a convolution, a norm of one group and a SiLU for each directi
 import torch
 from torch import nn
 
-from .._arguments import check_integers
-from ._plugin import Plugin, group_norm
+from ..contract.arguments import check_integers
+from .plugin import Plugin, group_norm
 
 __all__ = ["ELA"]
 

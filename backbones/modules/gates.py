@@ -12,8 +12,8 @@ Among equal largest values the gradient is shared here, where the published code
 import torch
 from torch import nn
 
-from .._arguments import check_integers
-from ._plugin import Plugin
+from ..contract.arguments import check_integers
+from .plugin import Plugin
 
 __all__ = ["CBAM", "SpatialGate", "TripletAttention"]
 

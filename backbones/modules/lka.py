@@ -2,9 +2,9 @@
 
 from torch import nn
 
-from .._arguments import check_integers
-from .._layers import LargeKernelGate
-from ._plugin import Plugin
+from ..bodies.layers import LargeKernelGate
+from ..contract.arguments import check_integers
+from .plugin import Plugin
 
 __all__ = ["LKA"]
 

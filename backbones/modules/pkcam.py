@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from ...kernels._derivatives import is_transformed
-from .._arguments import check_integers
-from ._plugin import Plugin
+from ..contract.arguments import check_integers
+from .plugin import Plugin
 
 __all__ = ["PKCAM", "Remembering", "Row"]
 

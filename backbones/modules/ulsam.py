@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .._arguments import check_integers
-from ._plugin import Plugin
+from ..contract.arguments import check_integers
+from .plugin import Plugin
 
 __all__ = ["ULSAM"]
 

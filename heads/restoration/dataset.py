@@ -9,7 +9,7 @@ from mmengine.dataset import BaseDataset
 from PIL import Image
 
 from ..arguments import check_int, check_text
-from ..registry import DATASETS
+from ..mm.registry import DATASETS
 from .transforms import LoadImagePair, PairedRandomCrop, check_pair
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")

@@ -8,7 +8,7 @@ from mmengine.evaluator import BaseMetric
 from skimage.metrics import structural_similarity
 
 from ..arguments import check_int
-from ..registry import METRICS
+from ..mm.registry import METRICS
 
 # Side of SSIM's windows.
 _WINDOW = 11

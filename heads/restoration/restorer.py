@@ -11,12 +11,12 @@ from mmengine.model import BaseDataPreprocessor, BaseModel
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
+from ...backbones.bodies.tiling import restore_tiled
 from ...backbones.checkpoints import check_weights
-from ...backbones.tiling import restore_tiled
 from ..arguments import check_bool, check_int
-from ..backbone import create_model
-from ..checkpoints import pretrained, read_state_dict
-from ..registry import MODELS
+from ..mm.backbone import create_model
+from ..mm.checkpoints import pretrained, read_state_dict
+from ..mm.registry import MODELS
 
 
 @MODELS.register_module()

@@ -14,7 +14,7 @@ from mmcv.transforms import BaseTransform
 from mmengine.structures import BaseDataElement
 
 from ..arguments import check_bool, check_int
-from ..registry import TRANSFORMS
+from ..mm.registry import TRANSFORMS
 from .resize import imresize
 
 

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from attnzoo.backbones import agent
-from attnzoo.backbones._checkpoint import fuse_qkv
-from attnzoo.backbones._deit import DeiT
-from attnzoo.backbones._pvt import PyramidVisionTransformer
+from attnzoo.backbones.bodies.deit import DeiT
+from attnzoo.backbones.bodies.pvt import PyramidVisionTransformer
+from attnzoo.backbones.checkpoints.conversion import fuse_qkv
 
 SMALL_PVT = dict(depths=(1, 1, 1, 1), embed_dims=(8, 16, 24, 32), num_heads=(1, 2, 3, 4), num_agents=(4, 4, 4, 4))
 SMALL_DEIT = dict(depth=2, embed_dim=16, num_heads=2, num_agents=4)

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 import attnzoo
 from attnzoo.backbones import modules
-from attnzoo.backbones.attach import Gated
+from attnzoo.backbones.modules.attach import Gated
 
 FAMILIES = {
     "resnet18": dict(layers=(1, 1, 1, 1)),

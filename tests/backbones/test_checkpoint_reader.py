@@ -19,8 +19,14 @@ from loopback import served
 from safetensors.torch import save_file
 from torch import nn
 
-from attnzoo.backbones import _pickles
-from attnzoo.backbones.checkpoints import CheckpointError, allow, check_weights, read_checkpoint, read_safetensors
+from attnzoo.backbones.checkpoints import pickles as _pickles
+from attnzoo.backbones.checkpoints.reader import (
+    CheckpointError,
+    allow,
+    check_weights,
+    read_checkpoint,
+    read_safetensors,
+)
 
 WEIGHTS = {"weight": torch.arange(6.0).view(2, 3), "bias": torch.ones(2)}
 
@@ -394,7 +400,7 @@ def test_the_hash_in_a_name_is_checked(site, hub):
     ids=["silent", "falls silent", "ends early", "no number"],
 )
 def test_a_server_that_fails(answer, reason, hub, monkeypatch):
-    monkeypatch.setattr("attnzoo.backbones.checkpoints.SILENCE", 0.3)
+    monkeypatch.setattr("attnzoo.backbones.checkpoints.reader.SILENCE", 0.3)
     ended = threading.Event()
     with socket.create_server(("127.0.0.1", 0)) as server:
 

@@ -5,8 +5,8 @@ import pytest
 import timm
 import torch
 
+from attnzoo.backbones.bodies.tiling import restore_tiled
 from attnzoo.backbones.hat import checkpoint_filter_fn, reflect_to_multiple
-from attnzoo.backbones.tiling import restore_tiled
 
 SMALL = dict(depths=(2,), num_heads=(2,), embed_dim=24, compress_ratio=4, squeeze_factor=4)
 

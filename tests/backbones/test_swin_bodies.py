@@ -4,9 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from attnzoo.backbones._cswin import CSwinTransformer, StripeAttention
-from attnzoo.backbones._layers import TokenMlp
-from attnzoo.backbones._swin import PatchMerging, SwinTransformer
+from attnzoo.backbones.bodies.cswin import CSwinTransformer, StripeAttention
+from attnzoo.backbones.bodies.layers import TokenMlp
+from attnzoo.backbones.bodies.swin import PatchMerging, SwinTransformer
 from attnzoo.kernels import window_attention
 
 

@@ -9,7 +9,7 @@ from torch.profiler import ProfilerActivity, profile
 from zoo import restores, shallow
 
 import attnzoo
-from attnzoo.backbones._attention import softmax_attention
+from attnzoo.backbones.bodies.attention import softmax_attention
 
 # One of each class of models, CoaT with and without parallel blocks, and a model with plug-ins that are linked.
 NAMES = (

@@ -8,7 +8,7 @@ from mmengine.registry import DATASETS, init_default_scope
 from tools_helpers import make_data
 
 from attnzoo.heads import Backbone
-from attnzoo.tools.engine import build_model
+from attnzoo.tools.running.engine import build_model
 
 # What the class token gathers in the last block is not part of the map.
 IDLE = ("blocks.1.attn.ca_bias",)

@@ -10,7 +10,7 @@ import mmseg
 import pytest
 from tools_helpers import ENVIRONMENT, make_data
 
-from attnzoo.tools.config import find_config
+from attnzoo.tools.config.loading import find_config
 
 PLAIN = """
 import sys

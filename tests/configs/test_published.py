@@ -13,7 +13,7 @@ import torch
 from config_models import config
 from mmengine.optim import build_optim_wrapper
 
-from attnzoo.tools.engine import build_model
+from attnzoo.tools.running.engine import build_model
 
 PUBLISHED = json.loads((Path(__file__).parent / "published.json").read_text(encoding="utf-8"))
 

@@ -5,8 +5,9 @@ import json
 import pytest
 from config_models import config
 
-from attnzoo.tools import cli, config_table
-from attnzoo.tools.config import CONFIG_ROOT, list_configs
+from attnzoo.tools import cli
+from attnzoo.tools.config import table as config_table
+from attnzoo.tools.config.loading import CONFIG_ROOT, list_configs
 
 
 def test_the_table_is_current(monkeypatch):

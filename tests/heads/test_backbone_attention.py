@@ -5,9 +5,9 @@ import torch
 from mmengine.config import Config
 
 from attnzoo.backbones import modules
-from attnzoo.backbones.attach import Gated
+from attnzoo.backbones.modules.attach import Gated
 from attnzoo.heads import Backbone
-from attnzoo.heads.registry import MODELS
+from attnzoo.heads.mm.registry import MODELS
 
 BODY = dict(model_name="resnet18", layers=(1, 1, 1, 1), channels=(16, 32, 64, 128), out_indices=(2, 3, 4))
 ELA = dict(type="ela", stages=(2, 3, 4))

@@ -100,7 +100,7 @@ def test_mmdet_may_be_imported_first():
 import sys
 import mmseg.models  # which tries mmdet's heads, too
 import mmdet.structures.mask.structures as masks
-from attnzoo.heads.ops import _is_fallback
+from attnzoo.heads.mm.ops import _is_fallback
 def left():
     modules = [m for name, m in sys.modules.items() if name.startswith("mmdet.")]
     return [key for m in modules for key, value in vars(m).items() if _is_fallback(value)]
@@ -210,7 +210,7 @@ def test_importing_heads_changes_what_it_says_and_nothing_else(tmp_path):
     facts = json.loads(python_without((), CHANGES.format(names=names, mm=MM)))
     assert facts["new"] == []
     assert facts["environment"] == []
-    assert facts["finders"] == ["attnzoo.heads.ops"]
+    assert facts["finders"] == ["attnzoo.heads.mm.ops"]
     assert facts["last"]
     # The one thing that another of attnzoo's modules may have changed: whose loaders these are is asked below.
     assert set(facts["changed"]) <= {"mmengine.runner.checkpoint.CheckpointLoader._schemes"}

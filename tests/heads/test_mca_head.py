@@ -14,7 +14,7 @@ from torch import Tensor
 
 import attnzoo.heads  # noqa: F401  installs mmcv's operators
 from attnzoo.heads.deploy import deploy
-from attnzoo.heads.mca_head import CrossAxisAttention, MCAHead
+from attnzoo.heads.segmentation.mca_head import CrossAxisAttention, MCAHead
 
 GOLDEN = golden_files.load("mca_head")
 PUBLISHED = {key: GOLDEN["kwargs"][key] for key in ("in_channels", "channels", "in_index", "heads", "dropout_ratio")}

@@ -5,7 +5,7 @@ import sys
 import interpreters
 import pytest
 
-from attnzoo.heads import ops
+from attnzoo.heads.mm import ops
 
 ops.install()
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-import attnzoo.heads.ops
+import attnzoo.heads.mm.ops
 
-attnzoo.heads.ops.install()
+attnzoo.heads.mm.ops.install()
 
 import mmcv.ops  # noqa: E402  (needs what was installed)
 from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttnFunction  # noqa: E402

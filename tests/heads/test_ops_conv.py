@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from attnzoo.heads import ops
+from attnzoo.heads.mm import ops
 
 ops.install()
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from attnzoo.heads import ops
+from attnzoo.heads.mm import ops
 
 ops.install()
 

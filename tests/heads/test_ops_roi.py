@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from attnzoo.heads import ops
+from attnzoo.heads.mm import ops
 
 ops.install()
 

@@ -14,7 +14,8 @@ from mmengine.runner.checkpoint import CheckpointLoader, load_checkpoint
 from torch import nn
 
 from attnzoo.backbones.checkpoints import CheckpointError, read_checkpoint
-from attnzoo.heads import Backbone, DyHead, MCAHead, Restorer, SimpleFeaturePyramid, checkpoints
+from attnzoo.heads import Backbone, DyHead, MCAHead, Restorer, SimpleFeaturePyramid
+from attnzoo.heads.mm import checkpoints
 
 WEIGHTS = {"layer.weight": torch.arange(6.0).view(2, 3), "layer.bias": torch.ones(2)}
 
@@ -84,7 +85,7 @@ def test_names_of_mmengine_lead_to_the_reader(scheme, site, monkeypatch):
     lists = dict(torchvision="torchvision", modelzoo="torchvision", mmcls="mmcls").get(scheme, "external")
     known = dict(good=f"{site}/good.pth", hostile=f"{site}/hostile.pth")
     loader = CheckpointLoader._get_checkpoint_loader(f"{scheme}://good")
-    assert loader.__module__ == "attnzoo.heads.checkpoints"
+    assert loader.__module__ == "attnzoo.heads.mm.checkpoints"
     monkeypatch.setattr(of_mmengine, f"get_{lists}_models", lambda: known)
     checkpoints.register()
     found = CheckpointLoader.load_checkpoint(f"{scheme}://good")["state_dict"]
@@ -102,7 +103,7 @@ def test_places_that_only_other_libraries_read_are_refused(name):
 
 
 def test_no_loader_of_mmengines_own_is_left():
-    assert {loader.__module__ for loader in CheckpointLoader._schemes.values()} <= {"attnzoo.heads.checkpoints"}
+    assert {loader.__module__ for loader in CheckpointLoader._schemes.values()} <= {"attnzoo.heads.mm.checkpoints"}
 
 
 def test_log_buffers_are_their_numbers_alone(tmp_path):

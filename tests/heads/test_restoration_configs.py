@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import pytest
 from mmengine.registry import METRICS, MODELS, OPTIMIZERS
 
-from attnzoo.tools.config import list_configs, load_config
+from attnzoo.tools.config.loading import list_configs, load_config
 
 
 class Option(NamedTuple):

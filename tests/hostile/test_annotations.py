@@ -14,9 +14,9 @@ from pycocotools import mask as masks
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from attnzoo.tools.annotations import CocoNeeds, check_coco
-from attnzoo.tools.data import _parsed
-from attnzoo.tools.errors import UserError
+from attnzoo.tools.common.errors import UserError
+from attnzoo.tools.data.annotations import CocoNeeds, check_coco
+from attnzoo.tools.data.checks import _parsed
 
 CLASSES = ("red", "green", "blue")
 EXTREMES = [
@@ -245,7 +245,7 @@ def test_drawn_files(tmp_path):
 
 def test_codes_are_read_as_pycocotools_reads_them():
     """The check of compressed masks against the library, on honest ones and on ones with a run changed."""
-    from attnzoo.tools.annotations import _first_bad_code
+    from attnzoo.tools.data.annotations import _first_bad_code
 
     rng = random.Random(0)
     honest = []

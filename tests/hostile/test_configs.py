@@ -10,9 +10,9 @@ import yaml
 from campaign import campaign
 from tools_helpers import DETECTOR, SEGMENTOR, make_data, write_config
 
-from attnzoo.tools.config import list_configs, load_config, parse_options
-from attnzoo.tools.config_checks import check_names, check_options, check_types
-from attnzoo.tools.errors import UserError
+from attnzoo.tools.common.errors import UserError
+from attnzoo.tools.config.checks import check_names, check_options, check_types
+from attnzoo.tools.config.loading import list_configs, load_config, parse_options
 
 VALUES = [
     None, True, False, 0, 1, -1, 7, 2**70, 1.5, float("nan"), float("inf"), "", "x", "mmdet", "os.system", "a.b", ".",
@@ -67,10 +67,10 @@ def mutate(rng: random.Random, content: dict) -> None:
 
 def pass_checks(cfg, whole: bool) -> None:
     """What train, test and predict do with a config before they write anything."""
-    from attnzoo.tools.channels import check_channels
-    from attnzoo.tools.data import check_data
-    from attnzoo.tools.engine import build_model, check_optimizer
+    from attnzoo.tools.data.checks import check_data
     from attnzoo.tools.predict import _pipeline
+    from attnzoo.tools.running.channels import check_channels
+    from attnzoo.tools.running.engine import build_model, check_optimizer
 
     check_types(cfg)
     check_names(cfg)

@@ -15,9 +15,9 @@ import numpy as np
 from campaign import campaign
 from PIL import Image
 
-from attnzoo.tools.errors import UserError
-from attnzoo.tools.images import FORMATS, SUFFIXES, find_images, image_size, read_image
-from attnzoo.tools.upscale import _open
+from attnzoo.tools.common.errors import UserError
+from attnzoo.tools.data.images import FORMATS, SUFFIXES, find_images, image_size, read_image
+from attnzoo.tools.predicting.upscale import _open
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n9 9 moveto showpage\n%%EOF\n"
 

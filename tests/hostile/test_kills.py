@@ -102,10 +102,10 @@ def train(config, work_dir, *options):
 
 
 def references(folder):
-    from attnzoo.tools import config
+    from attnzoo.tools.config import loading as config
 
     config.require_mm()
-    import attnzoo.tools.engine  # noqa: F401  once, so that forked processes start quickly
+    import attnzoo.tools.running.engine  # noqa: F401  once, so that forked processes start quickly
 
     make_data(folder / "data")
     made = []
@@ -159,7 +159,7 @@ def scalars(content):
 
 
 def compare(folder, reference):
-    from attnzoo.tools.checkpoint import load_checkpoint
+    from attnzoo.tools.running.checkpoint import load_checkpoint
 
     def names(root):
         return sorted(path.name for path in root.iterdir() if not path.is_dir())
@@ -209,7 +209,7 @@ def kill_training(seed, references, root):
 
 
 def build_digits(root):
-    from attnzoo.tools import digits
+    from attnzoo.tools.data import digits
 
     digits.build(root / "data", train_images=12, val_images=4)
     return 0
@@ -221,7 +221,7 @@ def contents(root):
 
 def kill_build(seed, root):
     """A data set, new or in the place of another one."""
-    from attnzoo.tools import digits
+    from attnzoo.tools.data import digits
 
     generator = random.Random(seed)
     place = root / f"draw_{seed}_{os.getpid()}"
@@ -240,7 +240,7 @@ def kill_build(seed, root):
 
 def kill_write(seed, root):
     """One output file, in the place of an older one: it is the old or the new one."""
-    from attnzoo.tools.files import remove_leftovers, write_json
+    from attnzoo.tools.common.files import remove_leftovers, write_json
 
     generator = random.Random(seed)
     place = root / f"draw_{seed}_{os.getpid()}"
@@ -269,7 +269,7 @@ def kill_write(seed, root):
 def kill_predict(seed, references, root):
     """Pictures, label maps and the file about them: what is there under its name is whole."""
     from attnzoo.tools import cli
-    from attnzoo.tools.files import remove_leftovers
+    from attnzoo.tools.common.files import remove_leftovers
 
     generator, reference = random.Random(seed), references[0]
     place = root / f"draw_{seed}_{os.getpid()}"

@@ -20,7 +20,7 @@ from campaign import Failed, campaign, in_own_interpreter
 from torch import Tensor
 
 import attnzoo
-from attnzoo.heads import ops as stand_in
+from attnzoo.heads.mm import ops as stand_in
 
 stand_in.install()
 

@@ -124,7 +124,7 @@ def test_errors():
 
 def test_mmcv_function():
     pytest.importorskip("mmcv")
-    from attnzoo.heads import ops
+    from attnzoo.heads.mm import ops
 
     # mmcv's operators import their compiled extension, which this serves.
     ops.install()

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from attnzoo.kernels._static import CAPABILITIES, MAX_SHARED
-from attnzoo.tools.bench_kernels import STATIC_PACKAGES
+from attnzoo.tools.measuring.kernels import STATIC_PACKAGES
 
 pytest.importorskip("triton")
 

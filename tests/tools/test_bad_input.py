@@ -14,12 +14,12 @@ from pycocotools.mask import encode
 from tools_helpers import ENVIRONMENT, MakesFolder, attnzoo, listing, refused
 
 from attnzoo.tools import cli
-from attnzoo.tools.channels import check_classes
-from attnzoo.tools.checkpoint import load_checkpoint
-from attnzoo.tools.config import load_config
-from attnzoo.tools.data import check_data
-from attnzoo.tools.engine import build_model
-from attnzoo.tools.errors import UserError
+from attnzoo.tools.common.errors import UserError
+from attnzoo.tools.config.loading import load_config
+from attnzoo.tools.data.checks import check_data
+from attnzoo.tools.running.channels import check_classes
+from attnzoo.tools.running.checkpoint import load_checkpoint
+from attnzoo.tools.running.engine import build_model
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from attnzoo.tools import bench_kernels, cli, kernel_cases
-from attnzoo.tools.errors import UserError
-from attnzoo.tools.kernel_cases import FORMS, OPERATORS, cases
+from attnzoo.tools import cli
+from attnzoo.tools.common.errors import UserError
+from attnzoo.tools.measuring import kernel_cases
+from attnzoo.tools.measuring import kernels as bench_kernels
+from attnzoo.tools.measuring.kernel_cases import FORMS, OPERATORS, cases
 
 SMALL = {
     "routing_attention": (56, 56),

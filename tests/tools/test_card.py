@@ -5,7 +5,7 @@ import pytest
 
 from attnzoo.tools import bench
 from attnzoo.tools.card import CARD_ROOT, card
-from attnzoo.tools.errors import UserError
+from attnzoo.tools.common.errors import UserError
 from attnzoo.tools.list_models import families
 
 card = functools.cache(card)

@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from attnzoo.tools.checkpoint import load_checkpoint, load_into
-from attnzoo.tools.config import require_mm
-from attnzoo.tools.errors import UserError
+from attnzoo.tools.common.errors import UserError
+from attnzoo.tools.config.loading import require_mm
+from attnzoo.tools.running.checkpoint import load_checkpoint, load_into
 
 WEIGHTS = {"weight": torch.arange(6.0).view(2, 3), "bias": torch.ones(2)}
 
@@ -124,8 +124,8 @@ def test_mmengine_itself_reads_by_our_loader(tmp_path):
     require_mm()
     from mmengine.runner.checkpoint import load_checkpoint as load_of_mmengine
 
-    import attnzoo.tools.engine  # noqa: F401  registers the reader, unless another test has put another in its place
-    from attnzoo.heads import checkpoints
+    import attnzoo.tools.running.engine  # noqa: F401  registers the reader, unless another test has put another
+    from attnzoo.heads.mm import checkpoints
 
     checkpoints.register(load_checkpoint)
     mark = tmp_path / "ran"

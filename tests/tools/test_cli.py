@@ -52,7 +52,7 @@ def test_version(capsys):
 
 
 def test_list_configs(capsys, monkeypatch, tmp_path):
-    from attnzoo.tools import config
+    from attnzoo.tools.config import loading as config
 
     for name in ("van/upernet_van.py", "_base_/schedule.py"):
         (tmp_path / name).parent.mkdir()

@@ -5,9 +5,10 @@ from functools import partial
 
 import pytest
 
-from attnzoo.tools import cli, compare, digits
-from attnzoo.tools.config import load_config
-from attnzoo.tools.errors import UserError
+from attnzoo.tools import cli, compare
+from attnzoo.tools.common.errors import UserError
+from attnzoo.tools.config.loading import load_config
+from attnzoo.tools.data import digits
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from attnzoo.tools import config
-from attnzoo.tools.config_checks import _OF_HEADS, _is_variable, _top, misspelt
-from attnzoo.tools.errors import UserError
+from attnzoo.tools.common.errors import UserError
+from attnzoo.tools.config import loading as config
+from attnzoo.tools.config.checks import _OF_HEADS, _is_variable, _top, misspelt
 
 
 @pytest.fixture

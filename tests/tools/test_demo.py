@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from attnzoo.tools import cli, demo
-from attnzoo.tools.config import load_config
-from attnzoo.tools.errors import UserError
-from attnzoo.tools.files import STAMP
+from attnzoo.tools.common.errors import UserError
+from attnzoo.tools.common.files import STAMP
+from attnzoo.tools.config.loading import load_config
 
 
 def reports(ap50=0.9, miou=90.0):

@@ -12,8 +12,9 @@ from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from sklearn.datasets import load_digits, load_sample_images
 
-from attnzoo.tools import digits, files
-from attnzoo.tools.errors import UserError
+from attnzoo.tools.common import files
+from attnzoo.tools.common.errors import UserError
+from attnzoo.tools.data import digits
 
 COUNTS = {"train": 12, "val": 6}
 SMALL = {"train_images": 12, "val_images": 6}

@@ -9,9 +9,10 @@ import pytest
 import torch
 from tools_helpers import ENVIRONMENT, SEGMENTOR, write_config
 
-from attnzoo.tools import cli, files
-from attnzoo.tools.checkpoint import load_checkpoint
-from attnzoo.tools.config import load_config
+from attnzoo.tools import cli
+from attnzoo.tools.common import files
+from attnzoo.tools.config.loading import load_config
+from attnzoo.tools.running.checkpoint import load_checkpoint
 from attnzoo.tools.test import evaluate
 from attnzoo.tools.train import set_work_dir
 

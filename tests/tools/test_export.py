@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from attnzoo.heads.deploy import deploy
 from attnzoo.tools.cli import main
-from attnzoo.tools.errors import UserError
+from attnzoo.tools.common.errors import UserError
 from attnzoo.tools.export import TOLERANCES, compare, export
 
 onnxruntime = pytest.importorskip("onnxruntime")

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from attnzoo.tools import files
-from attnzoo.tools.errors import UserError
+from attnzoo.tools.common import files
+from attnzoo.tools.common.errors import UserError
 
 
 def holder(enter, fork=False):

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from attnzoo.tools.errors import UserError
-from attnzoo.tools.images import find_images, image_size, read_image
+from attnzoo.tools.common.errors import UserError
+from attnzoo.tools.data.images import find_images, image_size, read_image
 
 
 def smooth(channels: int) -> np.ndarray:

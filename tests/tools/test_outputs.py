@@ -7,11 +7,13 @@ import shutil
 import pytest
 from tools_helpers import DETECTOR, SEGMENTOR, write_config
 
-from attnzoo.tools import bench, card, cli, compare, demo, digits, files
-from attnzoo.tools.config import load_config
-from attnzoo.tools.errors import UserError
-from attnzoo.tools.outputs import check_evaluator
-from attnzoo.tools.work_dir import keep_config
+from attnzoo.tools import bench, card, cli, compare, demo
+from attnzoo.tools.common import files
+from attnzoo.tools.common.errors import UserError
+from attnzoo.tools.config.loading import load_config
+from attnzoo.tools.data import digits
+from attnzoo.tools.running.outputs import check_evaluator
+from attnzoo.tools.running.work_dir import keep_config
 
 
 def contents(folder):

@@ -11,9 +11,9 @@ from pycocotools.mask import decode
 from tools_helpers import COLOURS, attnzoo
 
 from attnzoo.tools import cli
-from attnzoo.tools.config import load_config
+from attnzoo.tools.config.loading import load_config
 from attnzoo.tools.predict import _draw, _write_map, predict
-from attnzoo.tools.visualise import default_palette, draw_instances, draw_labels
+from attnzoo.tools.predicting.drawing import default_palette, draw_instances, draw_labels
 
 
 def test_detector_in_a_process_of_its_own(trained, data, tmp_path):
@@ -62,7 +62,7 @@ def test_images_of_any_size_and_of_the_same_name(trained, tmp_path):
 def test_weights_without_meta_take_the_classes_of_the_config(trained, data, tmp_path):
     import torch
 
-    from attnzoo.tools.checkpoint import load_checkpoint
+    from attnzoo.tools.running.checkpoint import load_checkpoint
 
     config, checkpoint = trained["detector"]
     torch.save(load_checkpoint(checkpoint)["state_dict"], tmp_path / "bare.pth")
@@ -255,7 +255,7 @@ def test_maps_of_more_than_256_classes_have_16_bits(tmp_path, classes, top, kind
 def test_more_classes_than_names(trained, photos, tmp_path, capsys):
     import torch
 
-    from attnzoo.tools.checkpoint import load_checkpoint
+    from attnzoo.tools.running.checkpoint import load_checkpoint
 
     config, checkpoint = trained["detector"]
     for classes, said in ((("red",), "class 1, but the names are those of 1"), (7, "must be a list of names, got 7")):

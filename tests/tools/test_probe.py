@@ -14,10 +14,10 @@ from tools_helpers import listing
 
 from attnzoo.heads import probing
 from attnzoo.tools import cli
-from attnzoo.tools.checkpoint import load_checkpoint
-from attnzoo.tools.errors import UserError
-from attnzoo.tools.labelled_images import digits, image_folder
+from attnzoo.tools.common.errors import UserError
+from attnzoo.tools.data.labelled_images import digits, image_folder
 from attnzoo.tools.probe import Settings, build, probe, table
+from attnzoo.tools.running.checkpoint import load_checkpoint
 
 QUICK = Settings(size=64, epochs=15, lr=5e-3, seeds=(0,))
 
@@ -248,7 +248,7 @@ def test_bad_arguments(arguments, message, capsys, tmp_path, monkeypatch):
 
 
 def test_scikit_learn_missing_is_named(monkeypatch):
-    from attnzoo.tools import labelled_images
+    from attnzoo.tools.data import labelled_images
 
     monkeypatch.setattr(labelled_images, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="--digits needs scikit-learn: pip install scikit-learn"):

@@ -21,10 +21,10 @@ from tools_helpers import DETECTOR, ENVIRONMENT, write_config
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 from attnzoo.tools import cli
-from attnzoo.tools.batches import NumberedBatches, number_batches
-from attnzoo.tools.checkpoint import load_checkpoint
-from attnzoo.tools.config import load_config
-from attnzoo.tools.hooks import ReseedHook, _inexact
+from attnzoo.tools.config.loading import load_config
+from attnzoo.tools.running.batches import NumberedBatches, number_batches
+from attnzoo.tools.running.checkpoint import load_checkpoint
+from attnzoo.tools.running.hooks import ReseedHook, _inexact
 from attnzoo.tools.test import evaluate
 from attnzoo.tools.train import last_checkpoint, set_work_dir
 

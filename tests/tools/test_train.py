@@ -8,10 +8,10 @@ import torch
 from tools_helpers import DETECTOR, SEGMENTOR, write_config
 
 from attnzoo.tools import cli
-from attnzoo.tools.checkpoint import load_checkpoint
-from attnzoo.tools.config import load_config
-from attnzoo.tools.errors import UserError
-from attnzoo.tools.files import atomic_path, write_json
+from attnzoo.tools.common.errors import UserError
+from attnzoo.tools.common.files import atomic_path, write_json
+from attnzoo.tools.config.loading import load_config
+from attnzoo.tools.running.checkpoint import load_checkpoint
 from attnzoo.tools.test import evaluate
 from attnzoo.tools.train import _add_hooks, last_checkpoint, set_work_dir
 
@@ -32,7 +32,7 @@ def test_the_kept_config_can_be_trained_again_as_it_is(trained):
     config, checkpoint = trained["detector"]
     kept = load_config(checkpoint.parent / config.name)
     assert kept.default_hooks.checkpoint.type == "AtomicCheckpointHook"
-    assert kept.custom_imports.imports == ["attnzoo.heads", "attnzoo.tools.engine"]
+    assert kept.custom_imports.imports == ["attnzoo.heads", "attnzoo.tools.running.engine"]
 
 
 @pytest.mark.parametrize(
@@ -98,8 +98,8 @@ def test_resume_with_nothing_to_resume_starts(data, tmp_path):
 
 
 def test_bars_on_a_terminal_take_the_place_of_the_log_lines(data, tmp_path, monkeypatch, capsys):
-    from attnzoo.tools import progress
-    from attnzoo.tools.engine import ProgressHook, build_runner
+    from attnzoo.tools.common import progress
+    from attnzoo.tools.running.engine import ProgressHook, build_runner
 
     cfg = load_config(write_config(tmp_path / "bars.py", DETECTOR, data, epochs=1))
     set_work_dir(cfg, str(tmp_path / "w"))

@@ -14,10 +14,10 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 from tools_helpers import listing
 
-from attnzoo.backbones.tiling import restore_tiled
+from attnzoo.backbones.bodies.tiling import restore_tiled
 from attnzoo.tools import cli
-from attnzoo.tools.checkpoint import load_checkpoint
-from attnzoo.tools.config import CONFIG_ROOT
+from attnzoo.tools.config.loading import CONFIG_ROOT
+from attnzoo.tools.running.checkpoint import load_checkpoint
 
 SIZES = dict(depths=(2,), num_heads=(2,), embed_dim=16, window_size=8, compress_ratio=2, squeeze_factor=4, num_feat=8)
 ITERS = 40
@@ -257,7 +257,7 @@ def test_bad_options(place, tmp_path, monkeypatch, capsys, options, expected):
 
 def test_bgr_and_rgb_are_not_mixed_up(place):
     """mm reads BGR: the first channel of what the model gets is red."""
-    from attnzoo.tools.config import load_config
+    from attnzoo.tools.config.loading import load_config
 
     cfg = load_config(place / "tiny.py")
     from mmengine.registry import DATASETS

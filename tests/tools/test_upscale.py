@@ -11,8 +11,9 @@ import torch
 from PIL import Image, ImageCms
 from tools_helpers import ENVIRONMENT, listing
 
-from attnzoo.tools import cli, upscale
-from attnzoo.tools.upscale import _open, restoration_models, upscale_image
+from attnzoo.tools import cli
+from attnzoo.tools.predicting import upscale
+from attnzoo.tools.predicting.upscale import _open, restoration_models, upscale_image
 
 NAME = "hat_small_x2"
 

@@ -18,13 +18,14 @@ from mmengine.optim.optimizer.builder import TORCH_OPTIMIZERS
 from mmengine.registry import HOOKS
 from tools_helpers import DETECTOR, ENVIRONMENT, SEGMENTOR, write_config
 
-from attnzoo.tools import cli, files
-from attnzoo.tools.checkpoint import load_checkpoint
-from attnzoo.tools.config import load_config
-from attnzoo.tools.engine import wrong_state
-from attnzoo.tools.errors import UserError
+from attnzoo.tools import cli
+from attnzoo.tools.common import files
+from attnzoo.tools.common.errors import UserError
+from attnzoo.tools.config.loading import load_config
+from attnzoo.tools.running.checkpoint import load_checkpoint
+from attnzoo.tools.running.engine import wrong_state
+from attnzoo.tools.running.work_dir import checkpoint_folder, own_checkpoint, read_files, trainings
 from attnzoo.tools.train import _set_seed, last_checkpoint, set_work_dir, train
-from attnzoo.tools.work_dir import checkpoint_folder, own_checkpoint, read_files, trainings
 
 BEST = "\ntrain_cfg['val_interval'] = 1\ndefault_hooks['checkpoint'].update(save_best='mIoU', max_keep_ckpts=2)\n"
 
@@ -375,7 +376,7 @@ class Scalar:
 def test_gradients_may_overflow_where_a_loss_scaler_answers_it(loss, norm, scaled, stops, tmp_path):
     from types import SimpleNamespace
 
-    from attnzoo.tools.hooks import FiniteHook
+    from attnzoo.tools.running.hooks import FiniteHook
 
     wrapper = SimpleNamespace(grad_name="grad_norm", clip_grad_kwargs={"max_norm": 1})
     if scaled:
@@ -477,7 +478,7 @@ def test_errors_in_code_of_ones_own_name_their_place(data, tmp_path, monkeypatch
 
 
 def test_two_runs_in_one_second_share_nothing(data, tmp_path):
-    from attnzoo.tools.engine import ProgressHook, build_runner
+    from attnzoo.tools.running.engine import ProgressHook, build_runner
 
     runners = []
     for _ in range(2):
@@ -615,7 +616,7 @@ def test_overwrite_removes_after_the_first_iteration(place, iteration):
 
 def test_a_training_begins_before_it_saves():
     """As a resumed one may, by a validation before its first iteration."""
-    from attnzoo.tools.hooks import ProgressHook
+    from attnzoo.tools.running.hooks import ProgressHook
 
     begun = []
     hook = ProgressHook(lambda: begun.append(True))

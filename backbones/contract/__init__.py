@@ -1,0 +1,1 @@
+"""What every family owes timm and the rest of the package: checked arguments, registration."""

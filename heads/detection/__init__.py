@@ -1,0 +1,1 @@
+"""Heads and necks of detectors that mmdet lacks."""

@@ -1,0 +1,1 @@
+"""The bridge to the mm libraries: adapter, registries, operators in the place of mmcv's, optimizer, augmentation."""

@@ -1,0 +1,1 @@
+"""Decode heads of segmentors that mmseg lacks."""

@@ -1,0 +1,1 @@
+"""Configs: found, read, checked."""

@@ -1,0 +1,1 @@
+"""Images, annotations and data sets: read, checked, made."""

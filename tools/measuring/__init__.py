@@ -1,0 +1,1 @@
+"""Time, memory and machine code, measured."""

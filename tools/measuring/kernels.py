@@ -1,0 +1,447 @@
+"""Measure the operators: Triton's kernels, their twin in PyTorch and their competitors, in one run."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import importlib
+import importlib.metadata
+import importlib.util
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .. import bench
+from ..common.errors import UserError
+from ..common.files import check_outputs, write_json
+from ..common.progress import bar
+from ..config.loading import one_line
+from .kernel_cases import FORMS, IMAGES, OPERATORS, Case, cases
+
+if TYPE_CHECKING:
+    import torch
+
+EPILOG = """\
+what is measured:
+  correctness   first: result and gradients of each form against the definition in float32; root mean square of the
+                difference over that of the expected. What fails is not timed, and fails the command if it is attnzoo's
+  triton        attnzoo's kernels        twin    attnzoo without Triton
+  definition    the operator as published, PyTorch operator by operator, and as torch.compile makes it
+  sdpa, flex    scaled_dot_product_attention on copied windows with a mask; FlexAttention where it can say it
+  natten, mmcv  their compiled operators, where they are installed
+  forward       inference mode       backward   forward and gradients of all tensors
+  time          median and quartiles over --repeat rounds in which the forms take turns; the first is not counted
+  memory        the most that a pass takes beyond its tensors: what CUDA's allocator counts, or growth of the resident
+                set in a process of its own
+  roofline      the least time in which an H100 could do the work (kernels/*/work.py), over the time of Triton
+  part          a step of Triton's backward pass alone: the routing's inverted index
+  steps         whole models: forward and backward in bfloat16 (autocast)
+
+Without a GPU there is the twin beside the definition, in float32, and the rest is not measured. --static needs none:
+it compiles every kernel for sm_80 and sm_90.
+"""
+STATIC_PACKAGES = (
+    "routing_attention",
+    "window_attention",
+    "neighborhood_attention",
+    "deformable_attention",
+    "large_kernel_attention",
+)
+# Root mean square of the difference from float32 over that of the result; a routing that turns out otherwise in 16 bits
+# for want of digits moves some regions.
+TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
+_PASSES = ("forward", "backward")
+# Of the models, images at a time and their side.
+STEPS = {"biformer_small": (64, 224), "dinat_tiny": (64, 224), "van_b2": (64, 224), "hat_small_x4": (4, 64)}
+# One processor has a small machine's patience: the routing at its size of note, the others at small ones.
+_CPU_IMAGES = {"routing_attention": (512, 512), "window_attention": (64, 64)}
+_CPU_IMAGE = (224, 224)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `attnzoo bench kernels`."""
+    parser.add_argument(
+        "--operators",
+        nargs="+",
+        choices=OPERATORS,
+        default=list(OPERATORS),
+        metavar="NAME",
+        help=f"some of {', '.join(OPERATORS)} (all)",
+    )
+    parser.add_argument("--static", action="store_true", help="compile for sm_80 and sm_90: registers, memory, spills")
+    parser.add_argument("--cpu", action="store_true", help="measure on the CPU where there is a GPU")
+    parser.add_argument("--batch", type=bench.natural, default=1, metavar="N", help="images at a time (1)")
+    parser.add_argument("--threads", type=bench.natural, default=1, metavar="N", help="of the CPU (1)")
+    parser.add_argument("--repeat", type=bench.natural, default=10, metavar="N", help="rounds that count (10)")
+    parser.add_argument("--cpu-time", action="store_true", help="count processor time instead of the clock's")
+    parser.add_argument("--no-steps", action="store_true", help="leave out the whole models")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure, with versions and hardware")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file of --json")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command."""
+    import torch
+
+    check_outputs(filter(None, [args.json]), overwrite=args.overwrite)
+    args.device = "cuda" if torch.cuda.is_available() and not args.cpu else "cpu"
+    args.features = False
+    about = {**bench.conditions(args), "versions": _versions()}
+    del about["features"], about["dtype"]
+    if args.static:
+        results: Any = static(args.operators)
+        print(static_table(results))
+    else:
+        results = measure(args)
+        print(table(results))
+        if parts := parts_table(results):
+            print("\n" + parts)
+        steps = [] if args.no_steps else measure_steps(args)
+        if steps:
+            print("\n" + steps_table(steps))
+        results = {"operators": results, "steps": steps}
+    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+    print(f"\n{about['device']}, threads {args.threads}, batch {args.batch}, {about['clock']} time, {versions}")
+    if args.json:
+        print(write_json(args.json, {**about, "results": results}))
+    return 0
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in ("torch", "triton", "timm", "natten", "mmcv", "onedl-mmcv"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def static(operators: list[str]) -> list[dict[str, Any]]:
+    """Registers, shared memory and spills of every kernel on sm_80 and sm_90.
+
+    Raises:
+        UserError: under Triton's interpreter, or without Triton.
+    """
+    from ...kernels import _dispatch, _static
+
+    if importlib.util.find_spec("triton") is None:
+        raise UserError("--static needs Triton: pip install triton")
+    if _dispatch.INTERPRETED:
+        raise UserError("--static compiles kernels, which TRITON_INTERPRET=1 interprets: unset it")
+    todo = []
+    for name in STATIC_PACKAGES:
+        todo += importlib.import_module(f"...kernels.{name}.triton", __package__).static_cases()
+    todo = [case for case in todo if case.operator in operators]
+    rows = []
+    with bar(total=len(todo) * len(_static.CAPABILITIES), title="compile", leave=False) as progress:
+        for case in todo:
+            for capability in _static.CAPABILITIES:
+                result = _static.compile_static(case, capability)
+                rows.append(
+                    {
+                        "operator": case.operator,
+                        "kernel": case.kernel.__name__,
+                        "case": case.label,
+                        "dtype": case.dtype,
+                        "warps": case.num_warps,
+                        "stages": case.num_stages,
+                        "capability": capability,
+                        "registers": result.registers,
+                        "shared": result.shared,
+                        "spilled": result.spilled,
+                    }
+                )
+                progress.update()
+    return rows
+
+
+def static_table(rows: list[dict[str, Any]]) -> str:
+    """The rows of `static` in Markdown."""
+    heads = ["operator", "kernel", "case", "dtype", "warps", "sm", "registers", "shared (bytes)", "spilled (bytes)"]
+    keys = ("operator", "kernel", "case", "dtype", "warps", "capability", "registers", "shared", "spilled")
+    spilling = sum(row["spilled"] > 0 for row in rows)
+    lines = bench.markdown(heads, [[str(row[key]) for key in keys] for row in rows], left=4)
+    return f"{lines}\n\n{len(rows)} compilations, {spilling} with spills"
+
+
+def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """One row for each case, dtype and pass: errors, times and memory of each form.
+
+    Raises:
+        UserError: where a form of attnzoo's own is wrong or cannot run.
+    """
+    import torch
+
+    torch.set_num_threads(args.threads)
+    gpu = args.device != "cpu"
+    dtypes = ("float32", "bfloat16") if gpu else ("float32",)
+    rows = []
+    for operator in bar(args.operators, title="operators", leave=False):
+        images = IMAGES if gpu else (_CPU_IMAGES.get(operator, _CPU_IMAGE),)
+        compiler = torch.compile if gpu else _as_it_is
+        for number, case in enumerate(cases(operator, images, args.batch, compiler)):
+            for dtype in dtypes:
+                rows += _measure_case(case, number, dtype, images, args)
+            if gpu:
+                # A graph that was compiled for one size serves no other.
+                torch._dynamo.reset()
+    return rows
+
+
+def _measure_case(
+    case: Case, number: int, dtype: str, images: tuple[tuple[int, int], ...], args: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """The rows of one case, forward and backward."""
+    import torch
+
+    forms = {name: form for name, form in case.forms.items() if args.device != "cpu" or name in ("twin", "definition")}
+    tensors = case.tensors(getattr(torch, dtype), args.device)
+    errors, failed = check(case, forms, tensors, dtype)
+    forms = {name: form for name, form in forms.items() if name not in failed}
+    works = case.work(getattr(torch, dtype))
+    watch = bench.stopwatch(args.device, args.cpu_time)
+    rows = []
+    for kind in _PASSES:
+        times: dict[str, list[float]] = {name: [] for name in forms}
+        for turn in range(args.repeat + 1):
+            for name, form in forms.items():
+                taken = watch(partial(one_pass, form, tensors, kind == "backward"))
+                if turn > 0:
+                    times[name].append(taken)
+        least = (works[0] if kind == "forward" else works[0] + works[1]).seconds(getattr(torch, dtype))
+        row: dict[str, Any] = {
+            "operator": case.operator,
+            "setting": case.setting,
+            "image": case.image,
+            "dtype": dtype,
+            "pass": kind,
+            "h100_roofline_milliseconds": 1e3 * least,
+            "failed": failed,
+            "same": "twin" not in case.forms,
+            "forms": {
+                name: {"error": errors[name], "milliseconds": values, **bench.spread(values)}
+                for name, values in times.items()
+            },
+        }
+        for name in forms:
+            if args.device == "cpu":
+                call = (case.operator, images, args.batch, number, name, kind == "backward", args.threads)
+                row["forms"][name]["peak_bytes"] = _peak_elsewhere(call, case)
+            else:
+                row["forms"][name]["peak_bytes"] = _peak_on_gpu(forms[name], tensors, kind == "backward")
+        rows.append(row)
+    rows[-1]["parts"] = {name: {"least_bytes": least} for name, (_, least) in case.parts.items()}
+    if args.device != "cpu":
+        for name, (prepare, _) in case.parts.items():
+            part = prepare(*tensors)
+            values = [watch(part) for _ in range(args.repeat + 1)][1:]
+            rows[-1]["parts"][name] |= {"milliseconds": values, **bench.spread(values)}
+    return rows
+
+
+def _as_it_is(form: Any) -> Any:
+    """In the place of `torch.compile`, where nothing that is compiled is measured: it takes seconds to import."""
+    return form
+
+
+def one_pass(form: Any, tensors: list[torch.Tensor], backward: bool) -> None:
+    """Forward in inference mode, or forward and the gradients of all tensors."""
+    import torch
+
+    if not backward:
+        with torch.inference_mode():
+            form(*tensors)
+        return
+    torch.autograd.grad(form(*tensors).sum(), tensors, allow_unused=True)
+
+
+def check(
+    case: Case, forms: dict[str, Any], tensors: list[torch.Tensor], dtype: str
+) -> tuple[dict[str, float], dict[str, str]]:
+    """Each form's largest error among its result and gradients, and what is wrong with those that fail.
+
+    Raises:
+        UserError: where it is attnzoo's own.
+    """
+    import torch
+
+    # Another element for each one, so that no gradient is lost in a sum of weights that is always 1.
+    exact = [x.detach().float().requires_grad_() for x in tensors]
+    want = case.forms["definition"](*exact)
+    shares = torch.linspace(-3, 3, want.numel(), device=want.device).sin().view(want.shape)
+    expected = [want, *torch.autograd.grad(want, exact, shares)]
+    errors, failed = {}, {}
+    for name, form in forms.items():
+        try:
+            out = form(*tensors)
+            grads = torch.autograd.grad(out, tensors, shares.to(out.dtype), allow_unused=True)
+            errors[name] = max(
+                _relative(got, exact) for got, exact in zip([out, *grads], expected, strict=True) if got is not None
+            )
+            if not errors[name] <= TOLERANCE[dtype]:
+                # NATTEN has no bias: its own is another function here.
+                if name == "natten":
+                    continue
+                failed[name] = f"error {errors[name]:.1e}"
+        except (RuntimeError, ValueError, NotImplementedError) as error:
+            failed[name] = one_line(error)
+        own = name in ("triton", "twin")
+        if name in failed and own:
+            raise UserError(f"{case.operator}, {case.setting}, {case.image}, {dtype}: {name} fails: {failed[name]}")
+    return errors, failed
+
+
+def _relative(got: torch.Tensor, want: torch.Tensor) -> float:
+    return ((got.float() - want).square().mean().sqrt() / want.square().mean().sqrt().clamp(min=1e-20)).item()
+
+
+def _peak_on_gpu(form: Any, tensors: list[torch.Tensor], backward: bool) -> int:
+    import torch
+
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    one_pass(form, tensors, backward)
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def _peak_elsewhere(call: tuple[Any, ...], case: Case) -> int:
+    with bench.fresh_processes() as processes:
+        try:
+            return processes.submit(peak_memory, *call).result()
+        except BrokenProcessPool as error:
+            raise UserError(f"{case.operator}, {case.setting}, ran out of memory") from error
+
+
+def peak_memory(
+    operator: str,
+    images: tuple[tuple[int, int], ...],
+    batch: int,
+    number: int,
+    form: str,
+    backward: bool,
+    threads: int,
+) -> int:
+    """Bytes that a pass takes on the CPU beyond its tensors; in a process of its own only."""
+    import torch
+
+    torch.set_num_threads(threads)
+    case = list(cases(operator, images, batch, _as_it_is))[number]
+    tensors = case.tensors(torch.float32, "cpu")
+    # Libraries make themselves at home at their first call; that is not the operator's.
+    small = torch.randn(1, 8, 8, 8, requires_grad=True)
+    torch.nn.functional.scaled_dot_product_attention(small, small, small).sum().backward()
+    (torch.nn.functional.conv2d(small, torch.randn(8, 8, 3, 3)).flatten(1) @ torch.randn(288, 8)).sum().backward()
+    gc.collect()
+    before = bench.resident("VmRSS")
+    one_pass(case.forms[form], tensors, backward)
+    return bench.resident("VmHWM") - before
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows of `measure` in Markdown: median, quartiles and peak of each form."""
+    heads = ["operator", "setting", "image", "dtype", "pass", *(f"{name} (ms; MB)" for name in FORMS)]
+    heads += ["definition / twin (time; memory)", "roofline"]
+    lines = []
+    for row in rows:
+        cells = [row["operator"], row["setting"], "x".join(map(str, row["image"])), row["dtype"], row["pass"]]
+        forms = row["forms"]
+        for name in FORMS:
+            took = forms.get(name)
+            if name == "twin" and row["same"]:
+                cells.append("the definition")
+            elif took is None:
+                cells.append("failed" if name in row["failed"] else "not measured")
+            else:
+                cells.append(
+                    f"{took['median']:.3g} ({took['q1']:.3g}-{took['q3']:.3g}); {took['peak_bytes'] / 1e6:.3g}"
+                )
+        if "twin" in forms:
+            literal, twin = forms["definition"], forms["twin"]
+            memory = literal["peak_bytes"] / max(twin["peak_bytes"], 1)
+            cells.append(f"{literal['median'] / twin['median']:.2f}; {memory:.2f}")
+        else:
+            cells.append("1" if row["same"] else "not measured")
+        cells.append(
+            f"{row['h100_roofline_milliseconds'] / forms['triton']['median']:.0%}"
+            if "triton" in forms
+            else "not measured"
+        )
+        lines.append(cells)
+    return bench.markdown(heads, lines, left=5)
+
+
+def parts_table(rows: list[dict[str, Any]]) -> str:
+    """Markdown of the steps within forward + backward that are timed alone, empty where there are none."""
+    lines = []
+    for row in rows:
+        for name, part in row.get("parts", {}).items():
+            cells = [name, row["setting"], "x".join(map(str, row["image"])), row["dtype"], str(part["least_bytes"])]
+            if "median" in part:
+                cells.append(f"{part['median']:.3g} ({part['q1']:.3g}-{part['q3']:.3g})")
+                cells.append(f"{part['median'] / row['forms']['triton']['median']:.1%}")
+            else:
+                cells += ["not measured"] * 2
+            lines.append(cells)
+    heads = ["part", "of", "image", "dtype", "bytes at least", "triton (ms)", "of forward + backward"]
+    return bench.markdown(heads, lines, left=4) if lines else ""
+
+
+def measure_steps(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Training steps of whole models with each backend, on a GPU; without one an entry without figures each."""
+    import timm
+    import torch
+
+    from ...kernels import use_backend
+
+    rows: list[dict[str, Any]] = []
+    for name, (batch, side) in bar(STEPS.items(), title="models", leave=False):
+        row: dict[str, Any] = {"model": name, "batch": batch, "side": side, "backends": {}}
+        rows.append(row)
+        if args.device == "cpu":
+            continue
+        model = timm.create_model(name).to(device=args.device).to(memory_format=torch.channels_last).train()
+        image = torch.randn(batch, 3, side, side, device=args.device)
+
+        def step(forward):
+            with torch.autocast("cuda", torch.bfloat16):
+                out = forward(image)  # noqa: B023
+            out.float().square().mean().backward()
+            model.zero_grad(set_to_none=True)  # noqa: B023
+
+        ways = {way: (way.split()[-1], "compiled" in way) for way in ("triton", "torch", "compiled torch")}
+        ways["compiled triton"] = ("triton", True)
+        watch = bench.stopwatch(args.device, args.cpu_time)
+        for way, (backend, compiled) in ways.items():
+            torch._dynamo.reset()
+            forward = torch.compile(model) if compiled else model
+            with use_backend(backend):
+                step(forward)
+                torch.cuda.synchronize()
+                torch.cuda.reset_peak_memory_stats()
+                before = torch.cuda.memory_allocated()
+                step(forward)
+                peak = torch.cuda.max_memory_allocated() - before
+                times = [watch(partial(step, forward)) for _ in range(args.repeat)]
+            row["backends"][way] = {"milliseconds": times, **bench.spread(times), "peak_bytes": peak}
+    return rows
+
+
+def steps_table(rows: list[dict[str, Any]]) -> str:
+    """The rows of `measure_steps` in Markdown."""
+    ways = ("triton", "torch", "compiled triton", "compiled torch")
+    lines = []
+    for row in rows:
+        cells = [row["model"], str(row["batch"]), f"{row['side']}²"]
+        for way in ways:
+            took = row["backends"].get(way)
+            cells.append(
+                "not measured"
+                if took is None
+                else f"{took['median']:.4g} ({took['q1']:.4g}-{took['q3']:.4g}); {took['peak_bytes'] / 1e6:.0f}"
+            )
+        lines.append(cells)
+    return bench.markdown(["model", "batch", "image", *(f"{way} (ms; MB)" for way in ways)], lines, left=1)

@@ -1,0 +1,1 @@
+"""Trainings and tests: runs by mmengine, their hooks, checkpoints and work directories."""
