@@ -38,7 +38,7 @@ $(OLDEST)/.ready: setup.cfg tests/oldest.txt
 
 test-oldest: $(OLDEST)/.ready  ## contract, golden, adapter, checkpoint and export tests at the lowest versions
 	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n auto --dist worksteal tests/backbones tests/heads \
-		tests/kernels tests/test_package.py tests/tools/test_checkpoint.py tests/tools/test_export.py
+		tests/kernels tests/test_package.py tests/tools/running/test_checkpoint.py tests/tools/test_export.py
 
 test-hostile: $(READY)  ## thousands of hostile inputs, drawn at random
 	rm -f work_dirs/hostile.jsonl && mkdir -p work_dirs
