@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import attnzoo
+
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("backbones", "heads", "kernels", "tools")
 
@@ -59,6 +61,7 @@ def test_wheel(tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         inside = set(archive.namelist())
     assert {"attnzoo/__init__.py", "attnzoo/backbones/van.py", "attnzoo/model_cards/van.md"} <= inside
+    assert "attnzoo/py.typed" in inside
     configs = {f"attnzoo/{path.relative_to(ROOT)}" for path in (ROOT / "configs").rglob("*.py")}
     assert configs and configs <= inside
     assert not [name for name in inside if "tests" in name or name.endswith("setup.py")]
@@ -85,24 +88,30 @@ def test_import_needs_little_and_is_quick(tmp_path):
     assert seconds["attnzoo"] <= 1.5 * seconds["timm"], seconds
 
 
-def test_imports_run_downwards():
-    """kernels <- backbones <- heads <- tools, and no family imports another."""
-    import ast
-
-    floors = {"kernels": 1, "backbones": 2, "heads": 3, "tools": 4}
-    for folder, floor in floors.items():
-        for path in (ROOT / folder).rglob("*.py"):
-            here = ("attnzoo", *path.relative_to(ROOT).parts[:-1])
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-                if not isinstance(node, ast.ImportFrom) or not node.level:
-                    continue
-                target = (*here[: len(here) - node.level + 1], *(node.module or "").split("."))
-                names = [target[1]] if len(target) > 1 and target[1] else [alias.name for alias in node.names]
-                for name in names:
-                    assert floors.get(name, 0) <= floor, f"{path}: imports {name}"
-
-
 @pytest.mark.parametrize("target", ["demo", "test", "test-slow", "test-hostile", "test-oldest", "lint"])
 def test_make_knows_the_target(target):
     result = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
+
+
+def test_one_version_and_licence_everywhere():
+    yaml = pytest.importorskip("yaml")
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == setup["metadata"]["version"] == attnzoo.__version__
+    assert citation["license"] == setup["metadata"]["license"]
+    assert f"\n## {attnzoo.__version__} " in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_workflows_run_what_the_makefile_has():
+    yaml = pytest.importorskip("yaml")
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    run = set()
+    for path in (ROOT / ".github/workflows").glob("*.yml"):
+        for job in yaml.safe_load(path.read_text(encoding="utf-8"))["jobs"].values():
+            called = [step["run"] for step in job["steps"] if "run" in step]
+            choices = job.get("strategy", {}).get("matrix", {}).get("target", [""])
+            run |= {line.replace("${{ matrix.target }}", choice) for line in called for choice in choices}
+    assert {"make lint", "make test", "make test-oldest", "make test-slow", "make test-hostile"} == run
+    assert {line.removeprefix("make ") for line in run} <= targets
