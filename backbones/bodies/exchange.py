@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -40,7 +41,8 @@ def leading_blocks(
         ValueError: where `counts` has not one entry a stage, or one that is no number of blocks.
     """
     check_stages(depths=depths, **{argument: counts})
-    check_integers(least=0, tuples=True, **{argument: [count for count in counts if count is not None]})
+    limited: dict[str, Any] = {argument: [count for count in counts if count is not None]}
+    check_integers(least=0, tuples=True, **limited)
 
     def attention(stage: int, block: int) -> Callable[..., nn.Module] | None:
         count = counts[stage]
