@@ -1,26 +1,34 @@
-"""Backbones registered with timm, one file a family.
+"""Backbones registered with timm, one file a family: every module in this folder is one, and is found.
 
 Importing it changes nothing of timm but its registry: the families' own names, and those of CoaT, see `coat`.
 """
 
+import importlib
+import pkgutil
 import warnings
 
 import timm
 
-from . import agent, attention_cnns, biformer, hat, inline, litv2, nat, van
+from .contract.facts import families
 from .contract.registration import TimmChangedError
 from .modules import attention
 from .modules.attach import attach
 
 __all__ = ["attach", "attention", "list_models"]
 
-_FAMILIES = [agent, attention_cnns, biformer, hat, inline, litv2, nat, van]
-try:
-    from . import coat
 
-    _FAMILIES.append(coat)
-except TimmChangedError as error:
-    warnings.warn(f"the models of CoaT stay as timm has them, bound to their image size: {error}", stacklevel=2)
+def _find_families() -> None:
+    """Imports every module of this folder; the packages beside them hold what families share."""
+    for found in pkgutil.iter_modules(__path__, f"{__name__}."):
+        if not found.ispkg:
+            try:
+                importlib.import_module(found.name)
+            except TimmChangedError as error:
+                family = found.name.rpartition(".")[2]
+                warnings.warn(f"{family}: the models of this name stay as timm has them: {error}", stacklevel=3)
+
+
+_find_families()
 
 
 def list_models(filter: str = "") -> list[str]:
@@ -29,5 +37,5 @@ def list_models(filter: str = "") -> list[str]:
     Args:
         filter: shell-style pattern such as `"van_*"`; all if empty.
     """
-    ours = {family.__name__ for family in _FAMILIES}
-    return [name for name in timm.list_models(filter) if timm.model_entrypoint(name).__module__ in ours]
+    ours = {name for names in families().values() for name in names}
+    return [name for name in timm.list_models(filter) if name in ours]

@@ -25,25 +25,22 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import register_notrace_function, to_2tuple
-from timm.models import generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs
 from torch import nn
 
-from .bodies import cswin as _cswin
-from .bodies import pvt as _pvt
-from .bodies import swin as _swin
 from .bodies.attention import softmax_attention
-from .bodies.deit import DeiT
+from .bodies.cswin import CSwinTransformer
+from .bodies.deit import FEATURES, DeiT
+from .bodies.exchange import convert_exchanged, leading_blocks
 from .bodies.layers import DepthwiseConv, channels_last, resize_map, sizes_stay_free
-from .checkpoints.conversion import fit_tables, fuse_qkv, keep_classifier, trunk_of
+from .bodies.pvt import PyramidVisionTransformer
+from .bodies.swin import SwinTransformer
 from .contract.arguments import check_integers, check_sides, check_stages
-from .contract.registration import build, levels_of
+from .contract.facts import Check, Facts, Variant
+from .contract.registration import imagenet_cfg, register
 
 __all__ = ["AgentCSwin", "AgentDeiT", "AgentPVT", "AgentSwin"]
-
-# As the published dense code names its per-stage norms: `norm0` to `norm3`. The mm adapter asks.
-STAGE_NORM_PREFIX = "norm"
 
 
 @register_notrace_function
@@ -209,22 +206,17 @@ def _agents(
     """Which attention a body's block has: agent attention in the first `agent_blocks` of its stage, else the body's."""
     check_stages(depths=depths, num_agents=num_agents, agent_blocks=agent_blocks)
     check_integers(tuples=True, num_agents=num_agents)
-    check_integers(least=0, tuples=True, agent_blocks=[count for count in agent_blocks if count is not None])
     if any(math.isqrt(n) ** 2 != n for n in num_agents):
         raise ValueError(f"num_agents={num_agents!r}: squares are needed")
     grids = [math.isqrt(n) for n in num_agents] if agent_grids is None else agent_grids
     check_stages(depths=depths, agent_grids=grids)
     for grid in grids:
         check_sides(agent_grids=grid)
-    pairs = [to_2tuple(grid) for grid in grids]
-
-    def attention(stage: int, block: int) -> Callable[..., nn.Module] | None:
-        count = agent_blocks[stage]
-        if count is not None and block >= count:
-            return None
-        return partial(AgentAttention, num_agents=num_agents[stage], agent_grid=tuple(pairs[stage]))
-
-    return attention
+    layers = [
+        partial(AgentAttention, num_agents=agents, agent_grid=tuple(to_2tuple(grid)))
+        for agents, grid in zip(num_agents, grids, strict=True)
+    ]
+    return leading_blocks("agent_blocks", agent_blocks, depths, lambda stage: layers[stage])
 
 
 class AgentDeiT(DeiT):
@@ -251,154 +243,89 @@ class AgentDeiT(DeiT):
         super().__init__(attention=_agents((num_agents,), grids, (agent_blocks,), (1,)), **kwargs)
 
 
-class AgentPVT(_pvt.PyramidVisionTransformer):
-    """PVT with agent attention.
+class AgentPyramid(nn.Module):
+    """Before a body with stages: agent attention in its leading blocks.
 
     Args:
         depths: blocks of each stage.
+        agent_blocks: of each stage the leading blocks with agent attention, the others with the body's own; None for
+            all.
         num_agents: that each stage's weights have; squares.
         agent_grids: side, or rows and columns, of each stage's grid of agents; None for those of `num_agents`.
-        agent_blocks: of each stage the leading blocks with agent attention, the others with spatial-reduction
-            attention; None for all.
         kwargs: of the body.
 
     Raises:
         ValueError: where the body raises it, or `num_agents`, `agent_grids` or `agent_blocks` are not as said.
     """
+
+    def __init__(
+        self,
+        depths: tuple[int, ...],
+        agent_blocks: tuple[int | None, ...],
+        num_agents: tuple[int, ...] = (9, 16, 49, 49),
+        agent_grids: tuple[int | tuple[int, int], ...] | None = None,
+        **kwargs: Any,
+    ):
+        super().__init__(depths=depths, attention=_agents(num_agents, agent_grids, agent_blocks, depths), **kwargs)
+
+
+class AgentPVT(AgentPyramid, PyramidVisionTransformer):
+    """PVT with agent attention."""
 
     def __init__(
         self,
         depths: tuple[int, ...] = (2, 2, 2, 2),
-        num_agents: tuple[int, ...] = (9, 16, 49, 49),
-        agent_grids: tuple[int | tuple[int, int], ...] | None = None,
         agent_blocks: tuple[int | None, ...] = (None, None, None, None),
         **kwargs: Any,
     ):
-        attention = _agents(num_agents, agent_grids, agent_blocks, depths)
-        super().__init__(depths=depths, attention=attention, **kwargs)
+        super().__init__(depths, agent_blocks, **kwargs)
 
 
-class AgentSwin(_swin.SwinTransformer):
-    """Swin with agent attention, over the whole map and never shifted.
-
-    Args:
-        depths: blocks of each stage.
-        num_agents: that each stage's weights have; squares.
-        agent_grids: side, or rows and columns, of each stage's grid of agents; None for those of `num_agents`.
-        agent_blocks: of each stage the leading blocks with agent attention, the others with window attention; None for
-            all.
-        kwargs: of the body.
-
-    Raises:
-        ValueError: where the body raises it, or `num_agents`, `agent_grids` or `agent_blocks` are not as said.
-    """
+class AgentSwin(AgentPyramid, SwinTransformer):
+    """Swin with agent attention, over the whole map and never shifted."""
 
     def __init__(
         self,
         depths: tuple[int, ...] = (2, 2, 6, 2),
-        num_agents: tuple[int, ...] = (9, 16, 49, 49),
-        agent_grids: tuple[int | tuple[int, int], ...] | None = None,
         agent_blocks: tuple[int | None, ...] = (None, None, None, 0),
         **kwargs: Any,
     ):
-        attention = _agents(num_agents, agent_grids, agent_blocks, depths)
-        super().__init__(depths=depths, attention=attention, **kwargs)
+        super().__init__(depths, agent_blocks, **kwargs)
 
 
-class AgentCSwin(_cswin.CSwinTransformer):
-    """CSwin with agent attention, over the whole map.
-
-    Args:
-        depths: blocks of each stage.
-        num_agents: that each stage's weights have; squares.
-        agent_grids: side, or rows and columns, of each stage's grid of agents; None for those of `num_agents`.
-        agent_blocks: of each stage the leading blocks with agent attention, the others with stripe attention; None for
-            all.
-        kwargs: of the body.
-
-    Raises:
-        ValueError: where the body raises it, or `num_agents`, `agent_grids` or `agent_blocks` are not as said.
-    """
+class AgentCSwin(AgentPyramid, CSwinTransformer):
+    """CSwin with agent attention, over the whole map."""
 
     def __init__(
         self,
         depths: tuple[int, ...] = (2, 4, 18, 1),
-        num_agents: tuple[int, ...] = (9, 16, 49, 49),
-        agent_grids: tuple[int | tuple[int, int], ...] | None = None,
         agent_blocks: tuple[int | None, ...] = (None, None, 0, 0),
         **kwargs: Any,
     ):
-        attention = _agents(num_agents, agent_grids, agent_blocks, depths)
-        super().__init__(depths=depths, attention=attention, **kwargs)
-
-
-_RENAMES: list[tuple[type[nn.Module], list[tuple[str, str]]]] = [
-    (DeiT, []),
-    (_pvt.PyramidVisionTransformer, _pvt.RENAMES),
-    (_swin.SwinTransformer, _swin.RENAMES),
-    (_cswin.CSwinTransformer, _cswin.RENAMES),
-]
+        super().__init__(depths, agent_blocks, **kwargs)
 
 
 def checkpoint_filter_fn(state_dict: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
-    """Renames a published checkpoint (classifier, detector or segmentor) to our keys; returns ours untouched.
+    """Renames a published checkpoint (classifier, detector or segmentor) to our keys; returns ours untouched."""
 
-    Tables of another input size are resized to the model's. The `norm0` to `norm3` of a dense Swin are the mm adapter's
-    and left out, and so are the published index and mask buffers.
-    """
-    state_dict, dense = trunk_of(state_dict)
-    if any(".lepe." in key for key in state_dict):
-        return keep_classifier(state_dict, model, ("norm.", "head.")) if dense else state_dict
-    renames = next(renames for body, renames in _RENAMES if isinstance(model, body))
-    out = {}
-    for key, value in state_dict.items():
-        if re.search(r"^norm\d\.|\.relative_position_index$|\.attn_mask$", key):
-            continue
-        for pattern, new in [*renames, (r"\.dwc\.", ".lepe.")]:
-            key = re.sub(pattern, new, key)
+    def without_front(key: str, value: torch.Tensor) -> torch.Tensor:
         # The published tables have an axis of one entry in front.
-        out[key] = value.squeeze(0) if re.search(r"\.(ah|aw|ha|wa|ac|ca)_bias$", key) else value
-    out = fit_tables(
-        fuse_qkv(out, model),
-        model,
-        lines=("ah_bias", "aw_bias", "ha_bias", "wa_bias"),
-        grids=("pos_embed", "relative_position_bias_table"),
-    )
-    return keep_classifier(out, model, ("norm.", "head.")) if dense else out
+        return value.squeeze(0) if re.search(r"\.(ah|aw|ha|wa|ac|ca)_bias$", key) else value
+
+    lines = ("ah_bias", "aw_bias", "ha_bias", "wa_bias")
+    return convert_exchanged(state_dict, model, ".lepe.", [(r"\.dwc\.", ".lepe.")], lines, without_front)
 
 
-def _create_agent(body: type[nn.Module], variant: str, pretrained: bool = False, **kwargs) -> Any:
-    if issubclass(body, DeiT):
-        depth = kwargs.get("depth")
-        levels: int = depth if isinstance(depth, int) else 12
-        # As many blocks' tokens as timm's vision transformers give.
-        features: dict[str, Any] = dict(default=min(3, levels), feature_cfg=dict(feature_cls="getter"))
-    else:
-        levels, features = levels_of(kwargs, 4), dict(feature_cfg=dict(flatten_sequential=True))
-    return build(body, variant, pretrained, levels, pretrained_filter_fn=checkpoint_filter_fn, **features, **kwargs)
-
-
-def _cfg(top1: float | None = None, **kwargs) -> dict:
-    return {
-        "num_classes": 1000,
-        "input_size": (3, 224, 224),
-        "pool_size": (7, 7),
-        "crop_pct": 0.9,
-        "interpolation": "bicubic",
-        "mean": IMAGENET_DEFAULT_MEAN,
-        "std": IMAGENET_DEFAULT_STD,
-        "first_conv": "stem.proj",
-        "classifier": "head.fc",
-        "license": "other",
-        "origin_url": "https://github.com/LeapLabTHU/Agent-Attention",
-        "paper_name": "Agent Attention: On the Integration of Softmax and Linear Attention",
-        "paper_ids": "arXiv:2312.08874",
-        "notes": ("The repository has no licence at its root.",)
-        + ((f"ImageNet-1k top-1 {top1} (authors' figure).",) if top1 else ()),
-        **kwargs,
-    }
-
-
+_cfg = partial(
+    imagenet_cfg,
+    crop_pct=0.9,
+    first_conv="stem.proj",
+    license="other",
+    origin_url="https://github.com/LeapLabTHU/Agent-Attention",
+    paper_name="Agent Attention: On the Integration of Softmax and Linear Attention",
+    paper_ids="arXiv:2312.08874",
+    notes=("The repository has no licence at its root.",),
+)
 _deit_cfg = partial(_cfg, pool_size=None, first_conv="patch_embed.proj", classifier="head")
 _swin_cfg = partial(_cfg, first_conv="stem.0")
 
@@ -420,103 +347,89 @@ default_cfgs = generate_default_cfgs(
     }
 )
 
+_facts = partial(Facts, checkpoint_filter=checkpoint_filter_fn, stage_norms="norm")
+_BIAS = Check("the published resizing of biases", "tests/backbones/test_agent.py::test_bias_is_resized_as_published")
 
-@register_model
-def agent_deit_tiny(pretrained: bool = False, **kwargs) -> AgentDeiT:
-    """Agent-DeiT-T, 6.0 M parameters."""
-    args = dict(embed_dim=192, num_heads=3)
-    return _create_agent(AgentDeiT, "agent_deit_tiny", pretrained, **{**args, **kwargs})
+register(
+    __name__,
+    _facts(AgentDeiT, **FEATURES),
+    {
+        "agent_deit_tiny": Variant(
+            "Agent-DeiT-T, 6.0 M parameters.", dict(embed_dim=192, num_heads=3), golden=("agent_deit_tiny",)
+        ),
+        "agent_deit_small": Variant("Agent-DeiT-S, 22.6 M parameters.", dict(embed_dim=384, num_heads=6)),
+        "agent_deit_base": Variant(
+            "Agent-DeiT-B, agents in its first four blocks.",
+            dict(embed_dim=768, num_heads=12, num_agents=81, agent_blocks=4),
+            beyond="softmax attention in the last blocks",
+        ),
+    },
+    checks=(Check("timm's DeiT (the body)", "tests/backbones/test_agent.py::test_deit_body_equals_timm"),),
+)
 
+register(
+    __name__,
+    _facts(AgentPVT),
+    {
+        "agent_pvt_tiny": Variant(
+            "Agent-PVT-T, 11.6 M parameters.",
+            dict(depths=(2, 2, 2, 2)),
+            golden=("agent_pvt_tiny", "agent_pvt_tiny_256x320"),
+        ),
+        "agent_pvt_small": Variant("Agent-PVT-S, 20.6 M parameters.", dict(depths=(3, 4, 6, 3))),
+        "agent_pvt_medium": Variant("Agent-PVT-M.", dict(depths=(3, 4, 18, 3))),
+        "agent_pvt_large": Variant("Agent-PVT-L.", dict(depths=(3, 8, 27, 3))),
+    },
+    checks=(_BIAS,),
+)
 
-@register_model
-def agent_deit_small(pretrained: bool = False, **kwargs) -> AgentDeiT:
-    """Agent-DeiT-S, 22.6 M parameters."""
-    args = dict(embed_dim=384, num_heads=6)
-    return _create_agent(AgentDeiT, "agent_deit_small", pretrained, **{**args, **kwargs})
+register(
+    __name__,
+    _facts(AgentSwin),
+    {
+        "agent_swin_tiny": Variant(
+            "Agent-Swin-T, 28.9 M parameters; window attention in the last stage.",
+            dict(depths=(2, 2, 6, 2), agent_blocks=(None, None, None, 0)),
+            golden=("agent_swin_tiny",),
+        ),
+        "agent_swin_small": Variant(
+            "Agent-Swin-S, 49.7 M parameters; window attention in the last two stages.",
+            dict(depths=(2, 2, 18, 2), agent_blocks=(None, None, 0, 0)),
+        ),
+        "agent_swin_base": Variant(
+            "Agent-Swin-B, 88.1 M parameters; window attention in the last stage and behind two blocks of the third.",
+            dict(
+                depths=(2, 2, 18, 2),
+                embed_dims=(128, 256, 512, 1024),
+                num_heads=(4, 8, 16, 32),
+                agent_blocks=(None, None, 2, 0),
+            ),
+        ),
+    },
+)
 
-
-@register_model
-def agent_deit_base(pretrained: bool = False, **kwargs) -> AgentDeiT:
-    """Agent-DeiT-B, agents in its first four blocks."""
-    args = dict(embed_dim=768, num_heads=12, num_agents=81, agent_blocks=4)
-    return _create_agent(AgentDeiT, "agent_deit_base", pretrained, **{**args, **kwargs})
-
-
-@register_model
-def agent_pvt_tiny(pretrained: bool = False, **kwargs) -> AgentPVT:
-    """Agent-PVT-T, 11.6 M parameters."""
-    args = dict(depths=(2, 2, 2, 2))
-    return _create_agent(AgentPVT, "agent_pvt_tiny", pretrained, **{**args, **kwargs})
-
-
-@register_model
-def agent_pvt_small(pretrained: bool = False, **kwargs) -> AgentPVT:
-    """Agent-PVT-S, 20.6 M parameters."""
-    args = dict(depths=(3, 4, 6, 3))
-    return _create_agent(AgentPVT, "agent_pvt_small", pretrained, **{**args, **kwargs})
-
-
-@register_model
-def agent_pvt_medium(pretrained: bool = False, **kwargs) -> AgentPVT:
-    """Agent-PVT-M."""
-    args = dict(depths=(3, 4, 18, 3))
-    return _create_agent(AgentPVT, "agent_pvt_medium", pretrained, **{**args, **kwargs})
-
-
-@register_model
-def agent_pvt_large(pretrained: bool = False, **kwargs) -> AgentPVT:
-    """Agent-PVT-L."""
-    args = dict(depths=(3, 8, 27, 3))
-    return _create_agent(AgentPVT, "agent_pvt_large", pretrained, **{**args, **kwargs})
-
-
-@register_model
-def agent_swin_tiny(pretrained: bool = False, **kwargs) -> AgentSwin:
-    """Agent-Swin-T, 28.9 M parameters; window attention in the last stage."""
-    args = dict(depths=(2, 2, 6, 2), agent_blocks=(None, None, None, 0))
-    return _create_agent(AgentSwin, "agent_swin_tiny", pretrained, **{**args, **kwargs})
-
-
-@register_model
-def agent_swin_small(pretrained: bool = False, **kwargs) -> AgentSwin:
-    """Agent-Swin-S, 49.7 M parameters; window attention in the last two stages."""
-    args = dict(depths=(2, 2, 18, 2), agent_blocks=(None, None, 0, 0))
-    return _create_agent(AgentSwin, "agent_swin_small", pretrained, **{**args, **kwargs})
-
-
-@register_model
-def agent_swin_base(pretrained: bool = False, **kwargs) -> AgentSwin:
-    """Agent-Swin-B, 88.1 M parameters; window attention in the last stage and behind two blocks of the third."""
-    args = dict(
-        depths=(2, 2, 18, 2),
-        embed_dims=(128, 256, 512, 1024),
-        num_heads=(4, 8, 16, 32),
-        agent_blocks=(None, None, 2, 0),
-    )
-    return _create_agent(AgentSwin, "agent_swin_base", pretrained, **{**args, **kwargs})
-
-
-@register_model
-def agent_cswin_tiny(pretrained: bool = False, **kwargs) -> AgentCSwin:
-    """Agent-CSwin-T, 20.5 M parameters; stripes in the third stage, softmax attention to the whole map in the last."""
-    args = dict(depths=(2, 4, 18, 1), agent_blocks=(None, None, 0, 0))
-    return _create_agent(AgentCSwin, "agent_cswin_tiny", pretrained, **{**args, **kwargs})
-
-
-@register_model
-def agent_cswin_small(pretrained: bool = False, **kwargs) -> AgentCSwin:
-    """Agent-CSwin-S; stripes in the third stage, softmax attention to the whole map in the last."""
-    args = dict(depths=(3, 6, 29, 2), agent_blocks=(None, None, 0, 0))
-    return _create_agent(AgentCSwin, "agent_cswin_small", pretrained, **{**args, **kwargs})
-
-
-@register_model
-def agent_cswin_base(pretrained: bool = False, **kwargs) -> AgentCSwin:
-    """Agent-CSwin-B; stripes in the third stage, softmax attention to the whole map in the last."""
-    args = dict(
-        depths=(3, 6, 29, 2),
-        embed_dims=(96, 192, 384, 768),
-        num_heads=(4, 8, 16, 32),
-        agent_blocks=(None, None, 0, 0),
-    )
-    return _create_agent(AgentCSwin, "agent_cswin_base", pretrained, **{**args, **kwargs})
+register(
+    __name__,
+    _facts(AgentCSwin),
+    {
+        "agent_cswin_tiny": Variant(
+            "Agent-CSwin-T, 20.5 M parameters; stripes in the third stage, softmax attention to the map in the last.",
+            dict(depths=(2, 4, 18, 1), agent_blocks=(None, None, 0, 0)),
+        ),
+        "agent_cswin_small": Variant(
+            "Agent-CSwin-S; stripes in the third stage, softmax attention to the whole map in the last.",
+            dict(depths=(3, 6, 29, 2), agent_blocks=(None, None, 0, 0)),
+        ),
+        "agent_cswin_base": Variant(
+            "Agent-CSwin-B; stripes in the third stage, softmax attention to the whole map in the last.",
+            dict(
+                depths=(3, 6, 29, 2),
+                embed_dims=(96, 192, 384, 768),
+                num_heads=(4, 8, 16, 32),
+                agent_blocks=(None, None, 0, 0),
+            ),
+        ),
+    },
+    checks=(Check("a plain definition of the stripes", "tests/backbones/bodies/test_swin_bodies.py::test_stripes"),),
+    no_golden="none was made of the published body; its attention is that of agent_swin_tiny",
+)

@@ -25,17 +25,17 @@ from functools import partial
 from typing import Any, cast
 
 import torch
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs
 from timm.models._efficientnet_builder import decode_arch_def
 from timm.models.efficientnet import EfficientNet
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import nn
 
 from .bodies.pyramid import ROUNDED_UP
-from .checkpoints.conversion import keep_classifier, trunk_of
+from .checkpoints.conversion import converted, renamed
 from .contract.arguments import check_integers, check_pool, check_rates, check_stages
-from .contract.registration import build
+from .contract.facts import Check, Facts, Variant
+from .contract.registration import imagenet_cfg, register
 from .modules import BAM, CBAM, ELA, TripletAttention, own_names
 from .modules.attach import put_into_block
 
@@ -261,35 +261,15 @@ def _mobilenet_name(key: str, model: AttentionMobileNet) -> str:
 
 def checkpoint_filter_fn(state_dict: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
     """Renames a published checkpoint (classifier or backbone of a detector) to our keys; returns ours untouched."""
-    state_dict, dense = trunk_of(state_dict)
-    if state_dict.keys() <= model.state_dict().keys():
-        return keep_classifier(state_dict, model, ("fc.", "classifier.", "conv_head.", "bn2.")) if dense else state_dict
-    if isinstance(model, AttentionMobileNet):
-        out = {_mobilenet_name(key, model): value for key, value in state_dict.items()}
-    else:
-        out = {}
-        for key, value in state_dict.items():
-            for pattern, new in _RESNET:
-                key = re.sub(pattern, new, key)
-            out[key] = value
-    out = own_names(out, model)
-    return keep_classifier(out, model, ("fc.", "classifier.", "conv_head.", "bn2.")) if dense else out
 
+    def translate(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        if isinstance(model, AttentionMobileNet):
+            return own_names({_mobilenet_name(key, model): value for key, value in state_dict.items()}, model)
+        return own_names({renamed(key, _RESNET): value for key, value in state_dict.items()}, model)
 
-def _create_resnet(variant: str, pretrained: bool = False, **kwargs) -> AttentionResNet:
-    return build(AttentionResNet, variant, pretrained, 5, pretrained_filter_fn=checkpoint_filter_fn, **kwargs)
-
-
-def _create_mobilenet(variant: str, pretrained: bool = False, **kwargs) -> AttentionMobileNet:
-    return build(
-        AttentionMobileNet,
-        variant,
-        pretrained,
-        5,
-        feature_cfg=dict(flatten_sequential=True),
-        pretrained_filter_fn=checkpoint_filter_fn,
-        **kwargs,
-    )
+    own = model.state_dict().keys()
+    classifier = ("fc.", "classifier.", "conv_head.", "bn2.")
+    return converted(state_dict, model, lambda state: state.keys() <= own, translate, classifier)
 
 
 _PAPERS = {
@@ -320,23 +300,9 @@ _PAPERS = {
 }
 
 
-def _cfg(module: str, top1: float | None = None, **kwargs) -> dict:
-    notes = () if top1 is None else (f"ImageNet-1k top-1 {top1} (authors' figure).",)
-    return {
-        "url": "",
-        "num_classes": 1000,
-        "input_size": (3, 224, 224),
-        "pool_size": (7, 7),
-        "crop_pct": 0.875,
-        "interpolation": "bilinear",
-        "mean": IMAGENET_DEFAULT_MEAN,
-        "std": IMAGENET_DEFAULT_STD,
-        "first_conv": "conv1",
-        "classifier": "fc",
-        "notes": notes,
-        **_PAPERS[module],
-        **kwargs,
-    }
+def _cfg(module: str, top1: float | None = None, **kwargs: Any) -> dict[str, Any]:
+    common = dict(url="", interpolation="bilinear", first_conv="conv1", classifier="fc", **_PAPERS[module])
+    return imagenet_cfg(top1, **{**common, **kwargs})
 
 
 _MOBILE: dict[str, Any] = {"first_conv": "conv_stem", "classifier": "classifier"}
@@ -361,107 +327,140 @@ default_cfgs = generate_default_cfgs(
     }
 )
 
+_RESNET_FACTS = Facts(AttentionResNet, checkpoint_filter_fn, levels=5, feature_cfg={})
+_MOBILE_FACTS = Facts(AttentionMobileNet, checkpoint_filter_fn, levels=5)
+_MODULES = "tests/backbones/modules/test_modules.py"
+_CBAM = Check("the published module (golden file cbam_module)", f"{_MODULES}::test_equals_published_implementation")
+_TRIPLET = Check(
+    "the published module (golden file triplet_module)", f"{_MODULES}::test_equals_published_implementation"
+)
+_ELA = Check(
+    "the paper's definition of the module (golden file ela_module)", f"{_MODULES}::test_equals_published_implementation"
+)
+_BAM = Check("the paper's definition of the module", f"{_MODULES}::test_bam_is_the_papers")
 
-@register_model
-def resnet18_cbam(pretrained: bool = False, **kwargs) -> AttentionResNet:
-    """ResNet-18 with CBAM, 11.8 M parameters."""
-    args = dict(block=BasicBlock, layers=(2, 2, 2, 2), block_args=dict(attn_layer=CBAM))
-    return _create_resnet("resnet18_cbam", pretrained, **{**args, **kwargs})
+register(
+    __name__,
+    _RESNET_FACTS,
+    {
+        "resnet18_cbam": Variant(
+            "ResNet-18 with CBAM, 11.8 M parameters.",
+            dict(block=BasicBlock, layers=(2, 2, 2, 2), block_args=dict(attn_layer=CBAM)),
+            golden=("resnet18_cbam",),
+        ),
+        "resnet34_cbam": Variant(
+            "ResNet-34 with CBAM, 22.0 M parameters.",
+            dict(block=BasicBlock, layers=(3, 4, 6, 3), block_args=dict(attn_layer=CBAM)),
+        ),
+        "resnet50_cbam": Variant(
+            "ResNet-50 with CBAM, 28.1 M parameters.",
+            dict(block=Bottleneck, layers=(3, 4, 6, 3), block_args=dict(attn_layer=CBAM)),
+            beyond="timm's bottleneck block",
+        ),
+        "resnet101_cbam": Variant(
+            "ResNet-101 with CBAM, 49.3 M parameters.",
+            dict(block=Bottleneck, layers=(3, 4, 23, 3), block_args=dict(attn_layer=CBAM)),
+            beyond="timm's bottleneck block",
+        ),
+    },
+    checks=(_CBAM,),
+)
 
+register(
+    __name__,
+    _RESNET_FACTS,
+    {
+        "resnet18_triplet": Variant(
+            "ResNet-18 with triplet attention, 11.7 M parameters; published weights of kernel 3 need `attn_layer`.",
+            dict(block=BasicBlock, layers=(2, 2, 2, 2), block_args=dict(attn_layer=TripletAttention)),
+            golden=("resnet18_triplet",),
+        ),
+        "resnet34_triplet": Variant(
+            "ResNet-34 with triplet attention, 21.8 M parameters.",
+            dict(block=BasicBlock, layers=(3, 4, 6, 3), block_args=dict(attn_layer=TripletAttention)),
+        ),
+        "resnet50_triplet": Variant(
+            "ResNet-50 with triplet attention, 25.6 M parameters; published weights of kernel 3 need `attn_layer`.",
+            dict(block=Bottleneck, layers=(3, 4, 6, 3), block_args=dict(attn_layer=TripletAttention)),
+            beyond="timm's bottleneck block",
+        ),
+        "resnet101_triplet": Variant(
+            "ResNet-101 with triplet attention, 44.6 M parameters.",
+            dict(block=Bottleneck, layers=(3, 4, 23, 3), block_args=dict(attn_layer=TripletAttention)),
+            beyond="timm's bottleneck block",
+        ),
+    },
+    checks=(_TRIPLET,),
+)
 
-@register_model
-def resnet34_cbam(pretrained: bool = False, **kwargs) -> AttentionResNet:
-    """ResNet-34 with CBAM, 22.0 M parameters."""
-    args = dict(block=BasicBlock, layers=(3, 4, 6, 3), block_args=dict(attn_layer=CBAM))
-    return _create_resnet("resnet34_cbam", pretrained, **{**args, **kwargs})
+register(
+    __name__,
+    _RESNET_FACTS,
+    {
+        "resnet18_ela": Variant(
+            "ResNet-18 with ELA-B, 11.7 M parameters.",
+            dict(block=BasicBlock, layers=(2, 2, 2, 2), block_args=dict(attn_layer=ELA)),
+        ),
+        "resnet50_ela": Variant(
+            "ResNet-50 with ELA-B, 25.7 M parameters.",
+            dict(block=Bottleneck, layers=(3, 4, 6, 3), block_args=dict(attn_layer=ELA)),
+        ),
+        "resnet101_ela": Variant(
+            "ResNet-101 with ELA-B, 44.8 M parameters.",
+            dict(block=Bottleneck, layers=(3, 4, 23, 3), block_args=dict(attn_layer=ELA)),
+        ),
+    },
+    checks=(_ELA,),
+    no_golden="no public code",
+)
 
+register(
+    __name__,
+    _RESNET_FACTS,
+    {
+        "resnet50_bam": Variant(
+            "ResNet-50 with BAM between its stages, 25.9 M parameters.",
+            dict(block=Bottleneck, layers=(3, 4, 6, 3), stage_attn=BAM),
+        ),
+    },
+    checks=(_BAM,),
+    no_golden="none was made of the published code",
+)
 
-@register_model
-def resnet50_cbam(pretrained: bool = False, **kwargs) -> AttentionResNet:
-    """ResNet-50 with CBAM, 28.1 M parameters."""
-    args = dict(block=Bottleneck, layers=(3, 4, 6, 3), block_args=dict(attn_layer=CBAM))
-    return _create_resnet("resnet50_cbam", pretrained, **{**args, **kwargs})
+register(
+    __name__,
+    _MOBILE_FACTS,
+    {
+        "mobilenetv2_100_cbam": Variant(
+            "MobileNetV2 with CBAM, 3.9 M parameters.",
+            dict(attn_layer=partial(CBAM, reduction=24, min_hidden=8), attn_place="middle"),
+        ),
+    },
+    checks=(_CBAM,),
+    no_golden="nothing is published of this model",
+)
 
+register(
+    __name__,
+    _MOBILE_FACTS,
+    {
+        "mobilenetv2_100_triplet": Variant(
+            "MobileNetV2 with triplet attention, 3.5 M parameters; published weights of kernel 3 need `attn_layer`.",
+            dict(attn_layer=TripletAttention, attn_place="end"),
+        ),
+    },
+    checks=(_TRIPLET,),
+    no_golden="none was made of the published code",
+)
 
-@register_model
-def resnet101_cbam(pretrained: bool = False, **kwargs) -> AttentionResNet:
-    """ResNet-101 with CBAM, 49.3 M parameters."""
-    args = dict(block=Bottleneck, layers=(3, 4, 23, 3), block_args=dict(attn_layer=CBAM))
-    return _create_resnet("resnet101_cbam", pretrained, **{**args, **kwargs})
-
-
-@register_model
-def resnet18_triplet(pretrained: bool = False, **kwargs) -> AttentionResNet:
-    """ResNet-18 with triplet attention, 11.7 M parameters; for published weights of kernel 3 `attn_layer` says so."""
-    args = dict(block=BasicBlock, layers=(2, 2, 2, 2), block_args=dict(attn_layer=TripletAttention))
-    return _create_resnet("resnet18_triplet", pretrained, **{**args, **kwargs})
-
-
-@register_model
-def resnet34_triplet(pretrained: bool = False, **kwargs) -> AttentionResNet:
-    """ResNet-34 with triplet attention, 21.8 M parameters."""
-    args = dict(block=BasicBlock, layers=(3, 4, 6, 3), block_args=dict(attn_layer=TripletAttention))
-    return _create_resnet("resnet34_triplet", pretrained, **{**args, **kwargs})
-
-
-@register_model
-def resnet50_triplet(pretrained: bool = False, **kwargs) -> AttentionResNet:
-    """ResNet-50 with triplet attention, 25.6 M parameters; for published weights of kernel 3 `attn_layer` says so."""
-    args = dict(block=Bottleneck, layers=(3, 4, 6, 3), block_args=dict(attn_layer=TripletAttention))
-    return _create_resnet("resnet50_triplet", pretrained, **{**args, **kwargs})
-
-
-@register_model
-def resnet101_triplet(pretrained: bool = False, **kwargs) -> AttentionResNet:
-    """ResNet-101 with triplet attention, 44.6 M parameters."""
-    args = dict(block=Bottleneck, layers=(3, 4, 23, 3), block_args=dict(attn_layer=TripletAttention))
-    return _create_resnet("resnet101_triplet", pretrained, **{**args, **kwargs})
-
-
-@register_model
-def resnet18_ela(pretrained: bool = False, **kwargs) -> AttentionResNet:
-    """ResNet-18 with ELA-B, 11.7 M parameters."""
-    args = dict(block=BasicBlock, layers=(2, 2, 2, 2), block_args=dict(attn_layer=ELA))
-    return _create_resnet("resnet18_ela", pretrained, **{**args, **kwargs})
-
-
-@register_model
-def resnet50_ela(pretrained: bool = False, **kwargs) -> AttentionResNet:
-    """ResNet-50 with ELA-B, 25.7 M parameters."""
-    args = dict(block=Bottleneck, layers=(3, 4, 6, 3), block_args=dict(attn_layer=ELA))
-    return _create_resnet("resnet50_ela", pretrained, **{**args, **kwargs})
-
-
-@register_model
-def resnet101_ela(pretrained: bool = False, **kwargs) -> AttentionResNet:
-    """ResNet-101 with ELA-B, 44.8 M parameters."""
-    args = dict(block=Bottleneck, layers=(3, 4, 23, 3), block_args=dict(attn_layer=ELA))
-    return _create_resnet("resnet101_ela", pretrained, **{**args, **kwargs})
-
-
-@register_model
-def resnet50_bam(pretrained: bool = False, **kwargs) -> AttentionResNet:
-    """ResNet-50 with BAM between its stages, 25.9 M parameters."""
-    args = dict(block=Bottleneck, layers=(3, 4, 6, 3), stage_attn=BAM)
-    return _create_resnet("resnet50_bam", pretrained, **{**args, **kwargs})
-
-
-@register_model
-def mobilenetv2_100_cbam(pretrained: bool = False, **kwargs) -> AttentionMobileNet:
-    """MobileNetV2 with CBAM, 3.9 M parameters."""
-    args = dict(attn_layer=partial(CBAM, reduction=24, min_hidden=8), attn_place="middle")
-    return _create_mobilenet("mobilenetv2_100_cbam", pretrained, **{**args, **kwargs})
-
-
-@register_model
-def mobilenetv2_100_triplet(pretrained: bool = False, **kwargs) -> AttentionMobileNet:
-    """MobileNetV2 with triplet attention, 3.5 M parameters; for published weights of kernel 3 `attn_layer` says so."""
-    args = dict(attn_layer=TripletAttention, attn_place="end")
-    return _create_mobilenet("mobilenetv2_100_triplet", pretrained, **{**args, **kwargs})
-
-
-@register_model
-def mobilenetv2_100_ela(pretrained: bool = False, **kwargs) -> AttentionMobileNet:
-    """MobileNetV2 with ELA-B, 3.6 M parameters."""
-    args = dict(attn_layer=ELA, attn_place="middle")
-    return _create_mobilenet("mobilenetv2_100_ela", pretrained, **{**args, **kwargs})
+register(
+    __name__,
+    _MOBILE_FACTS,
+    {
+        "mobilenetv2_100_ela": Variant(
+            "MobileNetV2 with ELA-B, 3.6 M parameters.", dict(attn_layer=ELA, attn_place="middle")
+        ),
+    },
+    checks=(_ELA,),
+    no_golden="no public code",
+)

@@ -12,22 +12,22 @@ batch norm. The published `biformer_stl` has no padding and refuses other sizes;
 patches leave out what does not fill one, but for the first.
 """
 
-import re
+from functools import partial
 from typing import Any
 
 import torch
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import DropPath, Mlp, calculate_drop_path_rates, register_notrace_function
-from timm.models import generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs
 from torch import nn
 
 from ..kernels import routing_attention
 from .bodies.attention import softmax_attention
 from .bodies.layers import ChannelsLastConv, DepthwiseConv, StridedConv, pad_to_multiple
 from .bodies.pyramid import ROUNDED_DOWN, ROUNDED_UP, PyramidBackbone, PyramidStage
-from .checkpoints.conversion import keep_classifier, trunk_of
+from .checkpoints.conversion import STAGE_NORMS, converted, renamed
 from .contract.arguments import check_body, check_integers
-from .contract.registration import build, levels_of
+from .contract.facts import Facts, Variant
+from .contract.registration import imagenet_cfg, register
 
 __all__ = ["BiFormer"]
 
@@ -269,50 +269,20 @@ def checkpoint_filter_fn(state_dict: dict[str, torch.Tensor], model: nn.Module) 
 
     The `extra_norms` of a detector or segmentor are the mm adapter's and left out.
     """
-    state_dict, dense = trunk_of(state_dict)
-    if "stem.0.weight" in state_dict:
-        return keep_classifier(state_dict, model, ("norm.", "head.")) if dense else state_dict
-    out = {}
-    for key, value in state_dict.items():
-        if key.startswith("extra_norms."):
-            continue
-        for pattern, new in _RENAMES:
-            key = re.sub(pattern, new, key)
-        out[key] = value
-    return keep_classifier(out, model, ("norm.", "head.")) if dense else out
+
+    def translate(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {renamed(key, _RENAMES): value for key, value in state_dict.items() if not key.startswith(STAGE_NORMS)}
+
+    return converted(state_dict, model, lambda state: "stem.0.weight" in state, translate, ("norm.", "head."))
 
 
-def _create_biformer(variant: str, pretrained: bool = False, **kwargs) -> BiFormer:
-    features = dict(flatten_sequential=True)
-    return build(
-        BiFormer,
-        variant,
-        pretrained,
-        levels_of(kwargs, 4),
-        feature_cfg=features,
-        pretrained_filter_fn=checkpoint_filter_fn,
-        **kwargs,
-    )
-
-
-def _cfg(top1: float) -> dict:
-    return {
-        "num_classes": 1000,
-        "input_size": (3, 224, 224),
-        "pool_size": (7, 7),
-        "crop_pct": 0.875,
-        "interpolation": "bicubic",
-        "mean": IMAGENET_DEFAULT_MEAN,
-        "std": IMAGENET_DEFAULT_STD,
-        "first_conv": "stem.0",
-        "classifier": "head.fc",
-        "license": "mit",
-        "origin_url": "https://github.com/rayleizhu/BiFormer",
-        "paper_name": "BiFormer: Vision Transformer with Bi-Level Routing Attention",
-        "paper_ids": "arXiv:2303.08810",
-        "notes": (f"ImageNet-1k top-1 {top1} (authors' figure).",),
-    }
-
+_cfg = partial(
+    imagenet_cfg,
+    license="mit",
+    origin_url="https://github.com/rayleizhu/BiFormer",
+    paper_name="BiFormer: Vision Transformer with Bi-Level Routing Attention",
+    paper_ids="arXiv:2303.08810",
+)
 
 default_cfgs = generate_default_cfgs(
     {
@@ -324,29 +294,34 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-@register_model
-def biformer_tiny(pretrained: bool = False, **kwargs) -> BiFormer:
-    """BiFormer-T, 13.1 M parameters."""
-    args = dict(depths=(2, 2, 8, 2), embed_dims=(64, 128, 256, 512))
-    return _create_biformer("biformer_tiny", pretrained, **{**args, **kwargs})
+_FACTS = Facts(BiFormer, checkpoint_filter_fn, stage_norms=STAGE_NORMS)
 
+register(
+    __name__,
+    _FACTS,
+    {
+        "biformer_tiny": Variant(
+            "BiFormer-T, 13.1 M parameters.",
+            dict(depths=(2, 2, 8, 2), embed_dims=(64, 128, 256, 512)),
+            golden=("biformer_tiny", "biformer_tiny_256x320"),
+        ),
+        "biformer_small": Variant(
+            "BiFormer-S, 25.5 M parameters.", dict(depths=(4, 4, 18, 4), embed_dims=(64, 128, 256, 512))
+        ),
+        "biformer_base": Variant(
+            "BiFormer-B, 56.8 M parameters.", dict(depths=(4, 4, 18, 4), embed_dims=(96, 192, 384, 768))
+        ),
+    },
+)
 
-@register_model
-def biformer_small(pretrained: bool = False, **kwargs) -> BiFormer:
-    """BiFormer-S, 25.5 M parameters."""
-    args = dict(depths=(4, 4, 18, 4), embed_dims=(64, 128, 256, 512))
-    return _create_biformer("biformer_small", pretrained, **{**args, **kwargs})
-
-
-@register_model
-def biformer_base(pretrained: bool = False, **kwargs) -> BiFormer:
-    """BiFormer-B, 56.8 M parameters."""
-    args = dict(depths=(4, 4, 18, 4), embed_dims=(96, 192, 384, 768))
-    return _create_biformer("biformer_base", pretrained, **{**args, **kwargs})
-
-
-@register_model
-def biformer_stl(pretrained: bool = False, **kwargs) -> BiFormer:
-    """BiFormer in Swin-T's layout, 28.4 M parameters."""
-    args = dict(depths=(2, 2, 6, 2), embed_dims=(96, 192, 384, 768), mlp_ratios=(4.0,) * 4, swin_layout=True)
-    return _create_biformer("biformer_stl", pretrained, **{**args, **kwargs})
+register(
+    __name__,
+    _FACTS,
+    {
+        "biformer_stl": Variant(
+            "BiFormer in Swin-T's layout, 28.4 M parameters.",
+            dict(depths=(2, 2, 6, 2), embed_dims=(96, 192, 384, 768), mlp_ratios=(4.0,) * 4, swin_layout=True),
+            golden=("biformer_stl",),
+        ),
+    },
+)

@@ -28,7 +28,7 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from timm.layers import DropPath, LayerNorm, Mlp
-from timm.models import generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs
 from timm.models._features import feature_take_indices
 from timm.models._manipulate import checkpoint
 from torch import nn
@@ -45,7 +45,8 @@ from .contract.arguments import (
     check_sides,
     check_stages,
 )
-from .contract.registration import TimmChangedError, build
+from .contract.facts import Check, Facts, Variant
+from .contract.registration import TimmChangedError, register
 
 try:
     from timm.models import coat as original
@@ -715,13 +716,6 @@ def checkpoint_filter_fn(state_dict: dict[str, torch.Tensor], model: nn.Module) 
     return keep_classifier(out, model, ("norm", "aggregate.", "head.")) if dense else out
 
 
-def _create_coat(variant: str, pretrained: bool = False, **kwargs) -> CoaT:
-    features = dict(feature_cls="getter")
-    return build(
-        CoaT, variant, pretrained, 4, feature_cfg=features, pretrained_filter_fn=checkpoint_filter_fn, **kwargs
-    )
-
-
 # The authors' ImageNet-1k top-1.
 _TOP1 = {
     "coat_tiny": 78.3,
@@ -772,64 +766,57 @@ default_cfgs = generate_default_cfgs(
     }
 )
 
+_FACTS = Facts(CoaT, checkpoint_filter_fn, levels=4, feature_cfg=dict(feature_cls="getter"))
+_CHECKS = (Check("timm's own class at its image size", "tests/backbones/test_coat.py::test_equals_timms_at_its_size"),)
 
-def _register_in_place_of_timms(create: Callable[..., CoaT]) -> Callable[..., CoaT]:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=f"Overwriting {create.__name__} in registry")
-        return register_model(create)
-
-
-@_register_in_place_of_timms
-def coat_tiny(pretrained: bool = False, **kwargs) -> CoaT:
-    """CoaT-Tiny, 5.5 M parameters."""
-    args = dict(patch_size=4, embed_dims=(152, 152, 152, 152), serial_depths=(2, 2, 2, 2), parallel_depth=6)
-    return _create_coat("coat_tiny", pretrained, **{**args, **kwargs})
-
-
-@_register_in_place_of_timms
-def coat_mini(pretrained: bool = False, **kwargs) -> CoaT:
-    """CoaT-Mini, 10.3 M parameters."""
-    args = dict(patch_size=4, embed_dims=(152, 216, 216, 216), serial_depths=(2, 2, 2, 2), parallel_depth=6)
-    return _create_coat("coat_mini", pretrained, **{**args, **kwargs})
-
-
-@_register_in_place_of_timms
-def coat_small(pretrained: bool = False, **kwargs) -> CoaT:
-    """CoaT-Small, 21.7 M parameters."""
-    args = dict(patch_size=4, embed_dims=(152, 320, 320, 320), serial_depths=(2, 2, 2, 2), parallel_depth=6)
-    return _create_coat("coat_small", pretrained, **{**args, **kwargs})
-
-
-@_register_in_place_of_timms
-def coat_lite_tiny(pretrained: bool = False, **kwargs) -> CoaT:
-    """CoaT-Lite Tiny, 5.7 M parameters."""
-    args = dict(patch_size=4, embed_dims=(64, 128, 256, 320), serial_depths=(2, 2, 2, 2), mlp_ratios=(8, 8, 4, 4))
-    return _create_coat("coat_lite_tiny", pretrained, **{**args, **kwargs})
-
-
-@_register_in_place_of_timms
-def coat_lite_mini(pretrained: bool = False, **kwargs) -> CoaT:
-    """CoaT-Lite Mini, 11.0 M parameters."""
-    args = dict(patch_size=4, embed_dims=(64, 128, 320, 512), serial_depths=(2, 2, 2, 2), mlp_ratios=(8, 8, 4, 4))
-    return _create_coat("coat_lite_mini", pretrained, **{**args, **kwargs})
-
-
-@_register_in_place_of_timms
-def coat_lite_small(pretrained: bool = False, **kwargs) -> CoaT:
-    """CoaT-Lite Small, 19.8 M parameters."""
-    args = dict(patch_size=4, embed_dims=(64, 128, 320, 512), serial_depths=(3, 4, 6, 3), mlp_ratios=(8, 8, 4, 4))
-    return _create_coat("coat_lite_small", pretrained, **{**args, **kwargs})
-
-
-@_register_in_place_of_timms
-def coat_lite_medium(pretrained: bool = False, **kwargs) -> CoaT:
-    """CoaT-Lite Medium, 44.6 M parameters."""
-    args = dict(patch_size=4, embed_dims=(128, 256, 320, 512), serial_depths=(3, 6, 10, 8))
-    return _create_coat("coat_lite_medium", pretrained, **{**args, **kwargs})
-
-
-@_register_in_place_of_timms
-def coat_lite_medium_384(pretrained: bool = False, **kwargs) -> CoaT:
-    """CoaT-Lite Medium fine-tuned at 384 x 384, 44.6 M parameters."""
-    args = dict(patch_size=4, embed_dims=(128, 256, 320, 512), serial_depths=(3, 6, 10, 8))
-    return _create_coat("coat_lite_medium_384", pretrained, **{**args, **kwargs})
+with warnings.catch_warnings():
+    # In place of timm's.
+    warnings.filterwarnings("ignore", message="Overwriting coat_")
+    register(
+        __name__,
+        _FACTS,
+        {
+            "coat_tiny": Variant(
+                "CoaT-Tiny, 5.5 M parameters.",
+                dict(patch_size=4, embed_dims=(152, 152, 152, 152), serial_depths=(2, 2, 2, 2), parallel_depth=6),
+                golden=("coat_tiny",),
+            ),
+            "coat_mini": Variant(
+                "CoaT-Mini, 10.3 M parameters.",
+                dict(patch_size=4, embed_dims=(152, 216, 216, 216), serial_depths=(2, 2, 2, 2), parallel_depth=6),
+            ),
+            "coat_small": Variant(
+                "CoaT-Small, 21.7 M parameters.",
+                dict(patch_size=4, embed_dims=(152, 320, 320, 320), serial_depths=(2, 2, 2, 2), parallel_depth=6),
+            ),
+        },
+        checks=_CHECKS,
+    )
+    register(
+        __name__,
+        _FACTS,
+        {
+            "coat_lite_tiny": Variant(
+                "CoaT-Lite Tiny, 5.7 M parameters.",
+                dict(patch_size=4, embed_dims=(64, 128, 256, 320), serial_depths=(2, 2, 2, 2), mlp_ratios=(8, 8, 4, 4)),
+                golden=("coat_lite_tiny",),
+            ),
+            "coat_lite_mini": Variant(
+                "CoaT-Lite Mini, 11.0 M parameters.",
+                dict(patch_size=4, embed_dims=(64, 128, 320, 512), serial_depths=(2, 2, 2, 2), mlp_ratios=(8, 8, 4, 4)),
+            ),
+            "coat_lite_small": Variant(
+                "CoaT-Lite Small, 19.8 M parameters.",
+                dict(patch_size=4, embed_dims=(64, 128, 320, 512), serial_depths=(3, 4, 6, 3), mlp_ratios=(8, 8, 4, 4)),
+            ),
+            "coat_lite_medium": Variant(
+                "CoaT-Lite Medium, 44.6 M parameters.",
+                dict(patch_size=4, embed_dims=(128, 256, 320, 512), serial_depths=(3, 6, 10, 8)),
+            ),
+            "coat_lite_medium_384": Variant(
+                "CoaT-Lite Medium fine-tuned at 384 x 384, 44.6 M parameters.",
+                dict(patch_size=4, embed_dims=(128, 256, 320, 512), serial_depths=(3, 6, 10, 8)),
+            ),
+        },
+        checks=_CHECKS,
+    )

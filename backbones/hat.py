@@ -24,16 +24,17 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from timm.layers import DropPath, Mlp, calculate_drop_path_rates, register_notrace_function
-from timm.models import generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs
 from timm.models._features import feature_take_indices
 from timm.models._manipulate import checkpoint, checkpoint_seq
 from torch import nn
 
 from ..kernels import window_attention
 from .bodies.layers import channels_last, init_weights, larger_of, sizes_stay_free
-from .checkpoints.conversion import trunk_of
+from .checkpoints.conversion import renamed, trunk_of
 from .contract.arguments import check_divisible, check_integers, check_numbers, check_rates, check_stages
-from .contract.registration import build, levels_of
+from .contract.facts import Facts, Variant, stages_of
+from .contract.registration import register
 
 __all__ = ["HAT"]
 
@@ -561,8 +562,7 @@ def checkpoint_filter_fn(state_dict: dict[str, torch.Tensor], model: nn.Module) 
     for key, value in state_dict.items():
         if key.startswith("relative_position_index") or key == "attn_mask":
             continue
-        for pattern, new in [*_RENAMES, (r"^conv_last\.", f"head.{last}.")]:
-            key = re.sub(pattern, new, key)
+        key = renamed(key, [*_RENAMES, (r"^conv_last\.", f"head.{last}.")])
         if key.endswith("overlap.attn.relative_position_bias_table"):
             # The published index wraps round the table, and counts key minus query.
             value = value.roll(roll, 0).flip(0)
@@ -571,20 +571,6 @@ def checkpoint_filter_fn(state_dict: dict[str, torch.Tensor], model: nn.Module) 
         if model.restores or not key.startswith("head."):
             out[key] = value
     return out
-
-
-def _create_hat(variant: str, pretrained: bool = False, **kwargs) -> HAT:
-    # The levels are cropped and the last is a sum, which no module of the model puts out.
-    features = dict(feature_cls="getter")
-    return build(
-        HAT,
-        variant,
-        pretrained,
-        levels_of(kwargs, 6) + 1,
-        feature_cfg=features,
-        pretrained_filter_fn=checkpoint_filter_fn,
-        **kwargs,
-    )
 
 
 def _cfg(*notes: str) -> dict:
@@ -631,67 +617,39 @@ default_cfgs = generate_default_cfgs(
     }
 )
 
-
+_FACTS = Facts(
+    HAT,
+    checkpoint_filter_fn,
+    restores=True,
+    levels=lambda kwargs: stages_of(kwargs, 6) + 1,
+    # The levels are cropped and the last is a sum, which no module of the model puts out.
+    feature_cfg=dict(feature_cls="getter"),
+)
 _SMALL = dict(depths=(6,) * 6, embed_dim=144, num_heads=(6,) * 6, compress_ratio=24, squeeze_factor=24)
 _BASE = dict(depths=(6,) * 6, embed_dim=180, num_heads=(6,) * 6, compress_ratio=3, squeeze_factor=30)
 _LARGE = {**_BASE, "depths": (6,) * 12, "num_heads": (6,) * 12}
 
 
-@register_model
-def hat_small_x2(pretrained: bool = False, **kwargs) -> HAT:
-    """HAT-S, sides x2, 9.5 M parameters."""
-    return _create_hat("hat_small_x2", pretrained, **{**_SMALL, "upscale": 2, **kwargs})
-
-
-@register_model
-def hat_small_x3(pretrained: bool = False, **kwargs) -> HAT:
-    """HAT-S, sides x3, 9.7 M parameters."""
-    return _create_hat("hat_small_x3", pretrained, **{**_SMALL, "upscale": 3, **kwargs})
-
-
-@register_model
-def hat_small_x4(pretrained: bool = False, **kwargs) -> HAT:
-    """HAT-S, sides x4, 9.6 M parameters."""
-    return _create_hat("hat_small_x4", pretrained, **{**_SMALL, "upscale": 4, **kwargs})
-
-
-@register_model
-def hat_x2(pretrained: bool = False, **kwargs) -> HAT:
-    """HAT, sides x2, 20.6 M parameters."""
-    return _create_hat("hat_x2", pretrained, **{**_BASE, "upscale": 2, **kwargs})
-
-
-@register_model
-def hat_x3(pretrained: bool = False, **kwargs) -> HAT:
-    """HAT, sides x3, 20.8 M parameters."""
-    return _create_hat("hat_x3", pretrained, **{**_BASE, "upscale": 3, **kwargs})
-
-
-@register_model
-def hat_x4(pretrained: bool = False, **kwargs) -> HAT:
-    """HAT, sides x4, 20.8 M parameters."""
-    return _create_hat("hat_x4", pretrained, **{**_BASE, "upscale": 4, **kwargs})
-
-
-@register_model
-def hat_large_x2(pretrained: bool = False, **kwargs) -> HAT:
-    """HAT-L, sides x2, 40.7 M parameters."""
-    return _create_hat("hat_large_x2", pretrained, **{**_LARGE, "upscale": 2, **kwargs})
-
-
-@register_model
-def hat_large_x3(pretrained: bool = False, **kwargs) -> HAT:
-    """HAT-L, sides x3, 40.9 M parameters."""
-    return _create_hat("hat_large_x3", pretrained, **{**_LARGE, "upscale": 3, **kwargs})
-
-
-@register_model
-def hat_large_x4(pretrained: bool = False, **kwargs) -> HAT:
-    """HAT-L, sides x4, 40.8 M parameters."""
-    return _create_hat("hat_large_x4", pretrained, **{**_LARGE, "upscale": 4, **kwargs})
-
-
-@register_model
-def hat_real_x4(pretrained: bool = False, **kwargs) -> HAT:
-    """Real-world HAT, trained with a GAN: HAT's architecture, sides x4, 20.8 M parameters."""
-    return _create_hat("hat_real_x4", pretrained, **{**_BASE, "upscale": 4, **kwargs})
+register(
+    __name__,
+    _FACTS,
+    {
+        "hat_small_x2": Variant(
+            "HAT-S, sides x2, 9.5 M parameters.", dict(**_SMALL, upscale=2), golden=("hat_small_x2",)
+        ),
+        "hat_small_x3": Variant("HAT-S, sides x3, 9.7 M parameters.", dict(**_SMALL, upscale=3)),
+        "hat_small_x4": Variant(
+            "HAT-S, sides x4, 9.6 M parameters.", dict(**_SMALL, upscale=4), golden=("hat_small_x4",)
+        ),
+        "hat_x2": Variant("HAT, sides x2, 20.6 M parameters.", dict(**_BASE, upscale=2)),
+        "hat_x3": Variant("HAT, sides x3, 20.8 M parameters.", dict(**_BASE, upscale=3)),
+        "hat_x4": Variant("HAT, sides x4, 20.8 M parameters.", dict(**_BASE, upscale=4)),
+        "hat_large_x2": Variant("HAT-L, sides x2, 40.7 M parameters.", dict(**_LARGE, upscale=2)),
+        "hat_large_x3": Variant("HAT-L, sides x3, 40.9 M parameters.", dict(**_LARGE, upscale=3)),
+        "hat_large_x4": Variant("HAT-L, sides x4, 40.8 M parameters.", dict(**_LARGE, upscale=4)),
+        "hat_real_x4": Variant(
+            "Real-world HAT, trained with a GAN: HAT's architecture, sides x4, 20.8 M parameters.",
+            dict(**_BASE, upscale=4),
+        ),
+    },
+)

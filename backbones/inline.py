@@ -1,4 +1,4 @@
-"""InLine attention on the bodies of DeiT, PVT, Swin and CSwin.
+"""InLine attention on the bodies of DeiT, PVT and Swin.
 
 Bridging the Divide: Reconsidering Softmax and Linear Attention, https://arxiv.org/abs/2412.06590,
 https://github.com/LeapLabTHU/InLine (no licence; written from the paper and from facts about the published models).
@@ -8,25 +8,22 @@ convolution of the values whose kernels are made, for each image, from the mean 
 tied to the input size; the bodies say how they take any size. The repository has no dense-prediction code.
 """
 
-import re
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import register_notrace_function
-from timm.models import generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs
 from torch import nn
 
-from .bodies import pvt as _pvt
-from .bodies import swin as _swin
-from .bodies.deit import DeiT
+from .bodies.deit import FEATURES, DeiT
+from .bodies.exchange import convert_exchanged, leading_blocks
 from .bodies.layers import sizes_stay_free
-from .checkpoints.conversion import fit_tables, fuse_qkv, keep_classifier, trunk_of
-from .contract.arguments import check_integers, check_stages
-from .contract.registration import build, levels_of
+from .bodies.pvt import PyramidVisionTransformer
+from .bodies.swin import SwinTransformer
+from .contract.facts import Check, Facts, Variant
+from .contract.registration import imagenet_cfg, register
 
 __all__ = ["InLineDeiT", "InLinePVT", "InLineSwin"]
 
@@ -135,20 +132,6 @@ def convolve_locally(
     return x.permute(0, 2, 3, 1).squeeze(0).unflatten(2, [b, c]).permute(2, 0, 1, 3).flatten(1, 2)
 
 
-def _inline(
-    blocks: tuple[int | None, ...], depths: tuple[int, ...], layer: Callable[..., nn.Module] = InLineAttention
-) -> Callable[[int, int], Callable[..., nn.Module] | None]:
-    """Which attention a body's block has: InLine attention in the first `blocks` of its stage, else the body's own."""
-    check_stages(depths=depths, inline_blocks=blocks)
-    check_integers(least=0, tuples=True, inline_blocks=[count for count in blocks if count is not None])
-
-    def attention(stage: int, block: int) -> Callable[..., nn.Module] | None:
-        count = blocks[stage]
-        return layer if count is None or block < count else None
-
-    return attention
-
-
 class InLineDeiT(DeiT):
     """DeiT with InLine attention in every block.
 
@@ -160,46 +143,42 @@ class InLineDeiT(DeiT):
     """
 
     def __init__(self, **kwargs: Any):
-        super().__init__(attention=_inline((None,), (1,)), **kwargs)
+        super().__init__(attention=lambda stage, block: InLineAttention, **kwargs)
 
 
-class InLinePVT(_pvt.PyramidVisionTransformer):
-    """PVT with InLine attention, twice PVT's heads.
+class InLinePyramid(nn.Module):
+    """Before a body with stages: InLine attention in its leading blocks.
 
     Args:
         depths: blocks of each stage.
-        num_heads: heads of each stage.
-        inline_blocks: of each stage the leading blocks with InLine attention, the others with spatial-reduction
-            attention; None for all.
+        inline_blocks: of each stage the leading blocks with InLine attention, the others with the body's own; None for
+            all.
         kwargs: of the body.
 
     Raises:
         ValueError: where the body raises it, or `inline_blocks` has not one entry a stage.
     """
+
+    def __init__(self, depths: tuple[int, ...], inline_blocks: tuple[int | None, ...], **kwargs: Any):
+        attention = leading_blocks("inline_blocks", inline_blocks, depths, lambda stage: InLineAttention)
+        super().__init__(depths=depths, attention=attention, **kwargs)
+
+
+class InLinePVT(InLinePyramid, PyramidVisionTransformer):
+    """PVT with InLine attention, twice PVT's heads."""
 
     def __init__(
         self,
         depths: tuple[int, ...] = (2, 2, 2, 2),
-        num_heads: tuple[int, ...] = (2, 4, 10, 16),
         inline_blocks: tuple[int | None, ...] = (None, None, None, None),
+        num_heads: tuple[int, ...] = (2, 4, 10, 16),
         **kwargs: Any,
     ):
-        attention = _inline(inline_blocks, depths)
-        super().__init__(depths=depths, num_heads=num_heads, attention=attention, **kwargs)
+        super().__init__(depths, inline_blocks, num_heads=num_heads, **kwargs)
 
 
-class InLineSwin(_swin.SwinTransformer):
-    """Swin with InLine attention, over the whole map and never shifted.
-
-    Args:
-        depths: blocks of each stage.
-        inline_blocks: of each stage the leading blocks with InLine attention, the others with window attention; None
-            for all.
-        kwargs: of the body.
-
-    Raises:
-        ValueError: where the body raises it, or `inline_blocks` has not one entry a stage.
-    """
+class InLineSwin(InLinePyramid, SwinTransformer):
+    """Swin with InLine attention, over the whole map and never shifted."""
 
     def __init__(
         self,
@@ -207,67 +186,24 @@ class InLineSwin(_swin.SwinTransformer):
         inline_blocks: tuple[int | None, ...] = (None, None, None, 0),
         **kwargs: Any,
     ):
-        super().__init__(depths=depths, attention=_inline(inline_blocks, depths), **kwargs)
-
-
-_RENAMES: list[tuple[type[nn.Module], list[tuple[str, str]]]] = [
-    (DeiT, []),
-    (_pvt.PyramidVisionTransformer, _pvt.RENAMES),
-    (_swin.SwinTransformer, _swin.RENAMES),
-]
+        super().__init__(depths, inline_blocks, **kwargs)
 
 
 def checkpoint_filter_fn(state_dict: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
-    """Renames a published checkpoint (or one of a detector or segmentor) to our keys; returns ours untouched.
-
-    Tables of another input size are resized to the model's. The published index and mask buffers are left out.
-    """
-    state_dict, dense = trunk_of(state_dict)
-    if any(".kernels." in key for key in state_dict):
-        return keep_classifier(state_dict, model, ("norm.", "head.")) if dense else state_dict
-    renames = next(renames for body, renames in _RENAMES if isinstance(model, body))
-    out = {}
-    for key, value in state_dict.items():
-        if re.search(r"^norm\d\.|\.relative_position_index$|\.attn_mask$", key):
-            continue
-        for pattern, new in [*renames, (r"\.residual\.", ".kernels.")]:
-            key = re.sub(pattern, new, key)
-        out[key] = value
-    out = fit_tables(fuse_qkv(out, model), model, grids=("pos_embed", "relative_position_bias_table"))
-    return keep_classifier(out, model, ("norm.", "head.")) if dense else out
+    """Renames a published checkpoint (or one of a detector or segmentor) to our keys; returns ours untouched."""
+    return convert_exchanged(state_dict, model, ".kernels.", [(r"\.residual\.", ".kernels.")])
 
 
-def _create_inline(body: type[nn.Module], variant: str, pretrained: bool = False, **kwargs) -> Any:
-    if issubclass(body, DeiT):
-        depth = kwargs.get("depth")
-        levels: int = depth if isinstance(depth, int) else 12
-        # As many blocks' tokens as timm's vision transformers give.
-        features: dict[str, Any] = dict(default=min(3, levels), feature_cfg=dict(feature_cls="getter"))
-    else:
-        levels, features = levels_of(kwargs, 4), dict(feature_cfg=dict(flatten_sequential=True))
-    return build(body, variant, pretrained, levels, pretrained_filter_fn=checkpoint_filter_fn, **features, **kwargs)
-
-
-def _cfg(top1: float, **kwargs) -> dict:
-    return {
-        "num_classes": 1000,
-        "input_size": (3, 224, 224),
-        "pool_size": (7, 7),
-        "crop_pct": 0.9,
-        "interpolation": "bicubic",
-        "mean": IMAGENET_DEFAULT_MEAN,
-        "std": IMAGENET_DEFAULT_STD,
-        "first_conv": "stem.proj",
-        "classifier": "head.fc",
-        "license": "other",
-        "origin_url": "https://github.com/LeapLabTHU/InLine",
-        "paper_name": "Bridging the Divide: Reconsidering Softmax and Linear Attention",
-        "paper_ids": "arXiv:2412.06590",
-        "notes": ("The repository has no licence.", f"ImageNet-1k top-1 {top1} (authors' figure)."),
-        **kwargs,
-    }
-
-
+_cfg = partial(
+    imagenet_cfg,
+    crop_pct=0.9,
+    first_conv="stem.proj",
+    license="other",
+    origin_url="https://github.com/LeapLabTHU/InLine",
+    paper_name="Bridging the Divide: Reconsidering Softmax and Linear Attention",
+    paper_ids="arXiv:2412.06590",
+    notes=("The repository has no licence.",),
+)
 _deit_cfg = partial(_cfg, pool_size=None, first_conv="patch_embed.proj", classifier="head")
 _swin_cfg = partial(_cfg, first_conv="stem.0")
 
@@ -285,70 +221,60 @@ default_cfgs = generate_default_cfgs(
     }
 )
 
+_facts = partial(Facts, checkpoint_filter=checkpoint_filter_fn)
+_ATTENTION = Check("the attention matrix of the paper", "tests/backbones/test_inline.py::test_is_the_papers_attention")
+_DEIT = Check("timm's DeiT (the body)", "tests/backbones/test_agent.py::test_deit_body_equals_timm")
+_NO_GOLDEN = "none was made of the published body; its attention is that of inline_pvt_tiny"
 
-@register_model
-def inline_deit_tiny(pretrained: bool = False, **kwargs) -> InLineDeiT:
-    """InLine-DeiT-T, 6.5 M parameters."""
-    args = dict(embed_dim=192, num_heads=6)
-    return _create_inline(InLineDeiT, "inline_deit_tiny", pretrained, **{**args, **kwargs})
+register(
+    __name__,
+    _facts(InLineDeiT, **FEATURES),
+    {
+        "inline_deit_tiny": Variant("InLine-DeiT-T, 6.5 M parameters.", dict(embed_dim=192, num_heads=6)),
+        "inline_deit_small": Variant(
+            "InLine-DeiT-S, 16.7 M parameters; published at 288x288.", dict(embed_dim=320, num_heads=10, img_size=288)
+        ),
+    },
+    checks=(_ATTENTION, _DEIT),
+    no_golden=_NO_GOLDEN,
+)
 
+register(
+    __name__,
+    _facts(InLinePVT),
+    {
+        "inline_pvt_tiny": Variant(
+            "InLine-PVT-T, 12.0 M parameters.", dict(depths=(2, 2, 2, 2)), golden=("inline_pvt_tiny",)
+        ),
+        "inline_pvt_small": Variant("InLine-PVT-S, 21.6 M parameters.", dict(depths=(3, 4, 6, 3))),
+        "inline_pvt_medium": Variant("InLine-PVT-M, 37.6 M parameters.", dict(depths=(3, 4, 18, 3))),
+        "inline_pvt_large": Variant("InLine-PVT-L, 51.2 M parameters.", dict(depths=(3, 8, 27, 3))),
+    },
+    checks=(_ATTENTION,),
+)
 
-@register_model
-def inline_deit_small(pretrained: bool = False, **kwargs) -> InLineDeiT:
-    """InLine-DeiT-S, 16.7 M parameters; published at 288x288."""
-    args = dict(embed_dim=320, num_heads=10, img_size=288)
-    return _create_inline(InLineDeiT, "inline_deit_small", pretrained, **{**args, **kwargs})
-
-
-@register_model
-def inline_pvt_tiny(pretrained: bool = False, **kwargs) -> InLinePVT:
-    """InLine-PVT-T, 12.0 M parameters."""
-    args = dict(depths=(2, 2, 2, 2))
-    return _create_inline(InLinePVT, "inline_pvt_tiny", pretrained, **{**args, **kwargs})
-
-
-@register_model
-def inline_pvt_small(pretrained: bool = False, **kwargs) -> InLinePVT:
-    """InLine-PVT-S, 21.6 M parameters."""
-    args = dict(depths=(3, 4, 6, 3))
-    return _create_inline(InLinePVT, "inline_pvt_small", pretrained, **{**args, **kwargs})
-
-
-@register_model
-def inline_pvt_medium(pretrained: bool = False, **kwargs) -> InLinePVT:
-    """InLine-PVT-M, 37.6 M parameters."""
-    args = dict(depths=(3, 4, 18, 3))
-    return _create_inline(InLinePVT, "inline_pvt_medium", pretrained, **{**args, **kwargs})
-
-
-@register_model
-def inline_pvt_large(pretrained: bool = False, **kwargs) -> InLinePVT:
-    """InLine-PVT-L, 51.2 M parameters."""
-    args = dict(depths=(3, 8, 27, 3))
-    return _create_inline(InLinePVT, "inline_pvt_large", pretrained, **{**args, **kwargs})
-
-
-@register_model
-def inline_swin_tiny(pretrained: bool = False, **kwargs) -> InLineSwin:
-    """InLine-Swin-T, 30 M parameters; window attention in the last stage."""
-    args = dict(depths=(2, 2, 6, 2), inline_blocks=(None, None, None, 0))
-    return _create_inline(InLineSwin, "inline_swin_tiny", pretrained, **{**args, **kwargs})
-
-
-@register_model
-def inline_swin_small(pretrained: bool = False, **kwargs) -> InLineSwin:
-    """InLine-Swin-S, 50 M parameters; window attention in the last two stages."""
-    args = dict(depths=(2, 2, 18, 2), inline_blocks=(None, None, 0, 0))
-    return _create_inline(InLineSwin, "inline_swin_small", pretrained, **{**args, **kwargs})
-
-
-@register_model
-def inline_swin_base(pretrained: bool = False, **kwargs) -> InLineSwin:
-    """InLine-Swin-B, 88 M parameters; window attention in the last stage and behind two blocks of the third."""
-    args = dict(
-        depths=(2, 2, 18, 2),
-        embed_dims=(128, 256, 512, 1024),
-        num_heads=(4, 8, 16, 32),
-        inline_blocks=(None, None, 2, 0),
-    )
-    return _create_inline(InLineSwin, "inline_swin_base", pretrained, **{**args, **kwargs})
+register(
+    __name__,
+    _facts(InLineSwin),
+    {
+        "inline_swin_tiny": Variant(
+            "InLine-Swin-T, 30 M parameters; window attention in the last stage.",
+            dict(depths=(2, 2, 6, 2), inline_blocks=(None, None, None, 0)),
+        ),
+        "inline_swin_small": Variant(
+            "InLine-Swin-S, 50 M parameters; window attention in the last two stages.",
+            dict(depths=(2, 2, 18, 2), inline_blocks=(None, None, 0, 0)),
+        ),
+        "inline_swin_base": Variant(
+            "InLine-Swin-B, 88 M parameters; window attention in the last stage and behind two blocks of the third.",
+            dict(
+                depths=(2, 2, 18, 2),
+                embed_dims=(128, 256, 512, 1024),
+                num_heads=(4, 8, 16, 32),
+                inline_blocks=(None, None, 2, 0),
+            ),
+        ),
+    },
+    checks=(_ATTENTION,),
+    no_golden=_NO_GOLDEN,
+)

@@ -20,23 +20,20 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import DropPath, LayerNorm2d, calculate_drop_path_rates, register_notrace_function
-from timm.models import generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs
 from torch import nn
 
 from ..kernels import window_attention
 from .bodies.attention import softmax_attention
 from .bodies.layers import DepthwiseConv, PatchConv, init_weights, pad_to_least, pad_to_multiple
 from .bodies.pyramid import PyramidBackbone, PyramidStage
-from .checkpoints.conversion import keep_classifier, trunk_of
+from .checkpoints.conversion import converted, renamed
 from .contract.arguments import check_body, check_integers, check_numbers
-from .contract.registration import build, levels_of
+from .contract.facts import Facts, Variant
+from .contract.registration import imagenet_cfg, register
 
 __all__ = ["LITv2"]
-
-# As the published dense code names its per-stage norms: `norm0` to `norm3`. The mm adapter asks.
-STAGE_NORM_PREFIX = "norm"
 
 # A leaf of FX graphs: it reads sizes.
 register_notrace_function(window_attention)
@@ -297,52 +294,28 @@ def checkpoint_filter_fn(state_dict: dict[str, torch.Tensor], model: nn.Module) 
 
     The per-stage norms (`norm0` to `norm3`) of a detector or segmentor are the mm adapter's and left out.
     """
-    state_dict, dense = trunk_of(state_dict)
-    if "stem.0.weight" in state_dict:
-        return keep_classifier(state_dict, model, ("norm.", "head.")) if dense else state_dict
-    out = {}
-    for key, value in state_dict.items():
-        if re.match(r"norm\d\.", key):
-            continue
-        for pattern, new in _RENAMES:
-            key = re.sub(pattern, new, key)
+
+    def translate(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         # A published stage ends in the merging that begins ours.
-        out[re.sub(r"<(\d)>", lambda m: str(int(m[1]) + 1), key)] = value
-    return keep_classifier(out, model, ("norm.", "head.")) if dense else out
+        return {
+            re.sub(r"<(\d)>", lambda m: str(int(m[1]) + 1), renamed(key, _RENAMES)): value
+            for key, value in state_dict.items()
+            if not re.match(r"norm\d\.", key)
+        }
+
+    return converted(state_dict, model, lambda state: "stem.0.weight" in state, translate, ("norm.", "head."))
 
 
-def _create_litv2(variant: str, pretrained: bool = False, **kwargs) -> LITv2:
-    features = dict(flatten_sequential=True)
-    return build(
-        LITv2,
-        variant,
-        pretrained,
-        levels_of(kwargs, 4),
-        feature_cfg=features,
-        pretrained_filter_fn=checkpoint_filter_fn,
+def _cfg(file: str, top1: float, **kwargs: Any) -> dict[str, Any]:
+    return imagenet_cfg(
+        top1,
+        url=f"https://github.com/ziplab/LITv2/releases/download/v1.0/{file}.pth",
+        license="apache-2.0",
+        origin_url="https://github.com/ziplab/LITv2",
+        paper_name="Fast Vision Transformers with HiLo Attention",
+        paper_ids="arXiv:2205.13213",
         **kwargs,
     )
-
-
-def _cfg(file: str, top1: float, **kwargs) -> dict:
-    return {
-        "url": f"https://github.com/ziplab/LITv2/releases/download/v1.0/{file}.pth",
-        "num_classes": 1000,
-        "input_size": (3, 224, 224),
-        "pool_size": (7, 7),
-        "crop_pct": 0.875,
-        "interpolation": "bicubic",
-        "mean": IMAGENET_DEFAULT_MEAN,
-        "std": IMAGENET_DEFAULT_STD,
-        "first_conv": "stem.0",
-        "classifier": "head.fc",
-        "license": "apache-2.0",
-        "origin_url": "https://github.com/ziplab/LITv2",
-        "paper_name": "Fast Vision Transformers with HiLo Attention",
-        "paper_ids": "arXiv:2205.13213",
-        "notes": (f"ImageNet-1k top-1 {top1} (authors' figure).",),
-        **kwargs,
-    }
 
 
 default_cfgs = generate_default_cfgs(
@@ -357,22 +330,22 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-@register_model
-def litv2_small(pretrained: bool = False, **kwargs) -> LITv2:
-    """LITv2-S, 27.8 M parameters."""
-    args = dict(depths=(2, 2, 6, 2), embed_dims=(96, 192, 384, 768), num_heads=(3, 6, 12, 24))
-    return _create_litv2("litv2_small", pretrained, **{**args, **kwargs})
-
-
-@register_model
-def litv2_medium(pretrained: bool = False, **kwargs) -> LITv2:
-    """LITv2-M, 48.8 M parameters."""
-    args = dict(depths=(2, 2, 18, 2), embed_dims=(96, 192, 384, 768), num_heads=(3, 6, 12, 24))
-    return _create_litv2("litv2_medium", pretrained, **{**args, **kwargs})
-
-
-@register_model
-def litv2_base(pretrained: bool = False, **kwargs) -> LITv2:
-    """LITv2-B, 86.5 M parameters."""
-    args = dict(depths=(2, 2, 18, 2), embed_dims=(128, 256, 512, 1024), num_heads=(4, 8, 16, 32))
-    return _create_litv2("litv2_base", pretrained, **{**args, **kwargs})
+register(
+    __name__,
+    Facts(LITv2, checkpoint_filter_fn, stage_norms="norm"),
+    {
+        "litv2_small": Variant(
+            "LITv2-S, 27.8 M parameters.",
+            dict(depths=(2, 2, 6, 2), embed_dims=(96, 192, 384, 768), num_heads=(3, 6, 12, 24)),
+            golden=("litv2_small",),
+        ),
+        "litv2_medium": Variant(
+            "LITv2-M, 48.8 M parameters.",
+            dict(depths=(2, 2, 18, 2), embed_dims=(96, 192, 384, 768), num_heads=(3, 6, 12, 24)),
+        ),
+        "litv2_base": Variant(
+            "LITv2-B, 86.5 M parameters.",
+            dict(depths=(2, 2, 18, 2), embed_dims=(128, 256, 512, 1024), num_heads=(4, 8, 16, 32)),
+        ),
+    },
+)

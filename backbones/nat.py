@@ -25,7 +25,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import (
     DropPath,
     LayerNorm2d,
@@ -34,21 +33,19 @@ from timm.layers import (
     calculate_drop_path_rates,
     register_notrace_function,
 )
-from timm.models import generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs
 from torch import nn
 
 from ..kernels import neighborhood_attention
 from .bodies import swin as _swin
 from .bodies.layers import PatchConv, init_weights, larger_of, sizes_stay_free
 from .bodies.pyramid import PyramidBackbone, PyramidStage
-from .checkpoints.conversion import keep_classifier, trunk_of
+from .checkpoints.conversion import converted, renamed
 from .contract.arguments import check_body, check_integers, check_numbers
-from .contract.registration import build, levels_of
+from .contract.facts import Check, Facts, Variant
+from .contract.registration import imagenet_cfg, register
 
 __all__ = ["NeighborhoodAttentionTransformer"]
-
-# As the published dense code names its per-stage norms: `norm0` to `norm3`. The mm adapter asks.
-STAGE_NORM_PREFIX = "norm"
 
 # A leaf of FX graphs: it reads sizes.
 register_notrace_function(neighborhood_attention)
@@ -284,57 +281,28 @@ def checkpoint_filter_fn(state_dict: dict[str, torch.Tensor], model: nn.Module) 
     The bias tables of another `kernel_size` are resized (bicubic, as the authors did for 11x11 windows). A detector's
     or segmentor's `norm0` to `norm3` are the mm adapter's and left out.
     """
-    state_dict, dense = trunk_of(state_dict)
-    if "stem.0.weight" in state_dict:
-        return keep_classifier(state_dict, model, ("norm.", "head.")) if dense else state_dict
-    own = model.state_dict()
-    # The body of DiNAT_s is Swin's, names included.
-    renames = _swin.RENAMES if "patch_embed.proj.weight" in state_dict else _RENAMES
-    out = {}
-    for key, value in state_dict.items():
-        if re.match(r"norm\d\.", key):
-            continue
-        for pattern, new in renames:
-            key = re.sub(pattern, new, key)
-        if key.endswith(".rpb") and key in own and own[key].shape[1:] != value.shape[1:]:
-            value = F.interpolate(value[None].float(), own[key].shape[1:], mode="bicubic")[0].to(value.dtype)
-        out[key] = value
-    return keep_classifier(out, model, ("norm.", "head.")) if dense else out
+
+    def translate(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        own = model.state_dict()
+        # The body of DiNAT_s is Swin's, names included.
+        renames = _swin.RENAMES if "patch_embed.proj.weight" in state_dict else _RENAMES
+        out = {renamed(key, renames): v for key, v in state_dict.items() if not re.match(r"norm\d\.", key)}
+        for key, value in out.items():
+            if key.endswith(".rpb") and key in own and own[key].shape[1:] != value.shape[1:]:
+                resized = F.interpolate(value[None].float(), own[key].shape[1:], mode="bicubic")[0]
+                out[key] = resized.to(value.dtype)
+        return out
+
+    return converted(state_dict, model, lambda state: "stem.0.weight" in state, translate, ("norm.", "head."))
 
 
-def _create_nat(variant: str, pretrained: bool = False, **kwargs) -> NeighborhoodAttentionTransformer:
-    features = dict(flatten_sequential=True)
-    return build(
-        NeighborhoodAttentionTransformer,
-        variant,
-        pretrained,
-        levels_of(kwargs, 4),
-        feature_cfg=features,
-        pretrained_filter_fn=checkpoint_filter_fn,
-        **kwargs,
-    )
-
-
-def _cfg(top1: float, **kwargs) -> dict:
-    return {
-        "num_classes": 1000,
-        "input_size": (3, 224, 224),
-        "pool_size": (7, 7),
-        "crop_pct": 0.875,
-        "interpolation": "bicubic",
-        "mean": IMAGENET_DEFAULT_MEAN,
-        "std": IMAGENET_DEFAULT_STD,
-        "first_conv": "stem.0",
-        "classifier": "head.fc",
-        "license": "mit",
-        "origin_url": "https://github.com/SHI-Labs/Neighborhood-Attention-Transformer",
-        "paper_name": "Neighborhood Attention Transformer",
-        "paper_ids": "arXiv:2204.07143",
-        "notes": (f"ImageNet-1k top-1 {top1} (authors' figure).",),
-        **kwargs,
-    }
-
-
+_cfg = partial(
+    imagenet_cfg,
+    license="mit",
+    origin_url="https://github.com/SHI-Labs/Neighborhood-Attention-Transformer",
+    paper_name="Neighborhood Attention Transformer",
+    paper_ids="arXiv:2204.07143",
+)
 _dinat_cfg = partial(_cfg, paper_name="Dilated Neighborhood Attention Transformer", paper_ids="arXiv:2209.15001")
 _dinat_384_cfg = partial(_dinat_cfg, input_size=(3, 384, 384), pool_size=(12, 12), crop_pct=1.0)
 
@@ -363,201 +331,77 @@ default_cfgs = generate_default_cfgs(
 _DILATIONS = ((1, 8), (1, 4), (1, 2), (1,))
 _DILATIONS_384 = ((1, 13), (1, 6), (1, 3), (1,))
 
+_FACTS = Facts(NeighborhoodAttentionTransformer, checkpoint_filter_fn, stage_norms="norm")
+# Channels, heads and hidden channels of the sizes.
+_MINI = dict(embed_dims=(64, 128, 256, 512), num_heads=(2, 4, 8, 16), mlp_ratio=3.0)
+_SMALL = dict(embed_dims=(96, 192, 384, 768), num_heads=(3, 6, 12, 24), mlp_ratio=2.0)
+_BASE = dict(embed_dims=(128, 256, 512, 1024), num_heads=(4, 8, 16, 32), mlp_ratio=2.0)
+_LARGE = dict(embed_dims=(192, 384, 768, 1536), num_heads=(6, 12, 24, 48), mlp_ratio=2.0)
+# DiNAT_s in Swin's layout.
+_SWIN = dict(mlp_ratio=4.0, dilations=_DILATIONS, swin_layout=True)
 
-@register_model
-def nat_mini(pretrained: bool = False, **kwargs) -> NeighborhoodAttentionTransformer:
-    """NAT-Mini, 20.0 M parameters."""
-    args = dict(depths=(3, 4, 6, 5), embed_dims=(64, 128, 256, 512), num_heads=(2, 4, 8, 16), mlp_ratio=3.0)
-    return _create_nat("nat_mini", pretrained, **{**args, **kwargs})
+register(
+    __name__,
+    _FACTS,
+    {
+        "nat_mini": Variant("NAT-Mini, 20.0 M parameters.", dict(_MINI, depths=(3, 4, 6, 5)), golden=("nat_mini",)),
+        "nat_tiny": Variant("NAT-Tiny, 27.9 M parameters.", dict(_MINI, depths=(3, 4, 18, 5))),
+        "nat_small": Variant(
+            "NAT-Small, 50.7 M parameters.", dict(_SMALL, depths=(3, 4, 18, 5), init_values=1e-5), beyond="layer scale"
+        ),
+        "nat_base": Variant(
+            "NAT-Base, 89.8 M parameters.", dict(_BASE, depths=(3, 4, 18, 5), init_values=1e-5), beyond="layer scale"
+        ),
+        "dinat_mini": Variant(
+            "DiNAT-Mini, 20.0 M parameters.",
+            dict(_MINI, depths=(3, 4, 6, 5), dilations=_DILATIONS),
+            golden=("dinat_mini",),
+        ),
+        "dinat_tiny": Variant(
+            "DiNAT-Tiny, 27.9 M parameters.", dict(_MINI, depths=(3, 4, 18, 5), dilations=_DILATIONS)
+        ),
+        "dinat_small": Variant(
+            "DiNAT-Small, 50.7 M parameters; no layer scale, unlike NAT-Small.",
+            dict(_SMALL, depths=(3, 4, 18, 5), dilations=_DILATIONS),
+        ),
+        "dinat_base": Variant(
+            "DiNAT-Base, 89.8 M parameters.",
+            dict(_BASE, depths=(3, 4, 18, 5), init_values=1e-5, dilations=_DILATIONS),
+            beyond="layer scale",
+        ),
+        "dinat_large": Variant(
+            "DiNAT-Large, 200.9 M parameters; no layer scale, unlike DiNAT-Base.",
+            dict(_LARGE, depths=(3, 4, 18, 5), dilations=_DILATIONS),
+        ),
+        "dinat_large_384": Variant(
+            "DiNAT-Large, dilated for 384x384; `dinat_large` but for that.",
+            dict(_LARGE, depths=(3, 4, 18, 5), dilations=_DILATIONS_384),
+        ),
+        "dinat_large_384_11x11": Variant(
+            "DiNAT-Large with 11x11 windows for 384x384, 201.1 M parameters.",
+            dict(_LARGE, depths=(3, 4, 18, 5), kernel_size=11, dilations=_DILATIONS),
+        ),
+    },
+)
 
-
-@register_model
-def nat_tiny(pretrained: bool = False, **kwargs) -> NeighborhoodAttentionTransformer:
-    """NAT-Tiny, 27.9 M parameters."""
-    args = dict(depths=(3, 4, 18, 5), embed_dims=(64, 128, 256, 512), num_heads=(2, 4, 8, 16), mlp_ratio=3.0)
-    return _create_nat("nat_tiny", pretrained, **{**args, **kwargs})
-
-
-@register_model
-def nat_small(pretrained: bool = False, **kwargs) -> NeighborhoodAttentionTransformer:
-    """NAT-Small, 50.7 M parameters."""
-    args = dict(
-        depths=(3, 4, 18, 5), embed_dims=(96, 192, 384, 768), num_heads=(3, 6, 12, 24), mlp_ratio=2.0, init_values=1e-5
-    )
-    return _create_nat("nat_small", pretrained, **{**args, **kwargs})
-
-
-@register_model
-def nat_base(pretrained: bool = False, **kwargs) -> NeighborhoodAttentionTransformer:
-    """NAT-Base, 89.8 M parameters."""
-    args = dict(
-        depths=(3, 4, 18, 5),
-        embed_dims=(128, 256, 512, 1024),
-        num_heads=(4, 8, 16, 32),
-        mlp_ratio=2.0,
-        init_values=1e-5,
-    )
-    return _create_nat("nat_base", pretrained, **{**args, **kwargs})
-
-
-@register_model
-def dinat_mini(pretrained: bool = False, **kwargs) -> NeighborhoodAttentionTransformer:
-    """DiNAT-Mini, 20.0 M parameters."""
-    args = dict(
-        depths=(3, 4, 6, 5),
-        embed_dims=(64, 128, 256, 512),
-        num_heads=(2, 4, 8, 16),
-        mlp_ratio=3.0,
-        dilations=_DILATIONS,
-    )
-    return _create_nat("dinat_mini", pretrained, **{**args, **kwargs})
-
-
-@register_model
-def dinat_tiny(pretrained: bool = False, **kwargs) -> NeighborhoodAttentionTransformer:
-    """DiNAT-Tiny, 27.9 M parameters."""
-    args = dict(
-        depths=(3, 4, 18, 5),
-        embed_dims=(64, 128, 256, 512),
-        num_heads=(2, 4, 8, 16),
-        mlp_ratio=3.0,
-        dilations=_DILATIONS,
-    )
-    return _create_nat("dinat_tiny", pretrained, **{**args, **kwargs})
-
-
-@register_model
-def dinat_small(pretrained: bool = False, **kwargs) -> NeighborhoodAttentionTransformer:
-    """DiNAT-Small, 50.7 M parameters; no layer scale, unlike NAT-Small."""
-    args = dict(
-        depths=(3, 4, 18, 5),
-        embed_dims=(96, 192, 384, 768),
-        num_heads=(3, 6, 12, 24),
-        mlp_ratio=2.0,
-        dilations=_DILATIONS,
-    )
-    return _create_nat("dinat_small", pretrained, **{**args, **kwargs})
-
-
-@register_model
-def dinat_base(pretrained: bool = False, **kwargs) -> NeighborhoodAttentionTransformer:
-    """DiNAT-Base, 89.8 M parameters."""
-    args = dict(
-        depths=(3, 4, 18, 5),
-        embed_dims=(128, 256, 512, 1024),
-        num_heads=(4, 8, 16, 32),
-        mlp_ratio=2.0,
-        init_values=1e-5,
-        dilations=_DILATIONS,
-    )
-    return _create_nat("dinat_base", pretrained, **{**args, **kwargs})
-
-
-@register_model
-def dinat_large(pretrained: bool = False, **kwargs) -> NeighborhoodAttentionTransformer:
-    """DiNAT-Large, 200.9 M parameters; no layer scale, unlike DiNAT-Base."""
-    args = dict(
-        depths=(3, 4, 18, 5),
-        embed_dims=(192, 384, 768, 1536),
-        num_heads=(6, 12, 24, 48),
-        mlp_ratio=2.0,
-        dilations=_DILATIONS,
-    )
-    return _create_nat("dinat_large", pretrained, **{**args, **kwargs})
-
-
-@register_model
-def dinat_large_384(pretrained: bool = False, **kwargs) -> NeighborhoodAttentionTransformer:
-    """DiNAT-Large, dilated for 384x384; `dinat_large` but for that."""
-    args = dict(
-        depths=(3, 4, 18, 5),
-        embed_dims=(192, 384, 768, 1536),
-        num_heads=(6, 12, 24, 48),
-        mlp_ratio=2.0,
-        dilations=_DILATIONS_384,
-    )
-    return _create_nat("dinat_large_384", pretrained, **{**args, **kwargs})
-
-
-@register_model
-def dinat_large_384_11x11(pretrained: bool = False, **kwargs) -> NeighborhoodAttentionTransformer:
-    """DiNAT-Large with 11x11 windows for 384x384, 201.1 M parameters."""
-    args = dict(
-        depths=(3, 4, 18, 5),
-        embed_dims=(192, 384, 768, 1536),
-        num_heads=(6, 12, 24, 48),
-        mlp_ratio=2.0,
-        kernel_size=11,
-        dilations=_DILATIONS,
-    )
-    return _create_nat("dinat_large_384_11x11", pretrained, **{**args, **kwargs})
-
-
-@register_model
-def dinat_s_tiny(pretrained: bool = False, **kwargs) -> NeighborhoodAttentionTransformer:
-    """DiNAT_s-Tiny, 28.3 M parameters."""
-    args = dict(
-        depths=(2, 2, 6, 2),
-        embed_dims=(96, 192, 384, 768),
-        num_heads=(3, 6, 12, 24),
-        mlp_ratio=4.0,
-        dilations=_DILATIONS,
-        swin_layout=True,
-    )
-    return _create_nat("dinat_s_tiny", pretrained, **{**args, **kwargs})
-
-
-@register_model
-def dinat_s_small(pretrained: bool = False, **kwargs) -> NeighborhoodAttentionTransformer:
-    """DiNAT_s-Small, 49.6 M parameters."""
-    args = dict(
-        depths=(2, 2, 18, 2),
-        embed_dims=(96, 192, 384, 768),
-        num_heads=(3, 6, 12, 24),
-        mlp_ratio=4.0,
-        dilations=_DILATIONS,
-        swin_layout=True,
-    )
-    return _create_nat("dinat_s_small", pretrained, **{**args, **kwargs})
-
-
-@register_model
-def dinat_s_base(pretrained: bool = False, **kwargs) -> NeighborhoodAttentionTransformer:
-    """DiNAT_s-Base, 87.8 M parameters."""
-    args = dict(
-        depths=(2, 2, 18, 2),
-        embed_dims=(128, 256, 512, 1024),
-        num_heads=(4, 8, 16, 32),
-        mlp_ratio=4.0,
-        dilations=_DILATIONS,
-        swin_layout=True,
-    )
-    return _create_nat("dinat_s_base", pretrained, **{**args, **kwargs})
-
-
-@register_model
-def dinat_s_large(pretrained: bool = False, **kwargs) -> NeighborhoodAttentionTransformer:
-    """DiNAT_s-Large, 196.5 M parameters."""
-    args = dict(
-        depths=(2, 2, 18, 2),
-        embed_dims=(192, 384, 768, 1536),
-        num_heads=(6, 12, 24, 48),
-        mlp_ratio=4.0,
-        dilations=_DILATIONS,
-        swin_layout=True,
-    )
-    return _create_nat("dinat_s_large", pretrained, **{**args, **kwargs})
-
-
-@register_model
-def dinat_s_large_384(pretrained: bool = False, **kwargs) -> NeighborhoodAttentionTransformer:
-    """DiNAT_s-Large, dilated for 384x384; `dinat_s_large` but for that."""
-    args = dict(
-        depths=(2, 2, 18, 2),
-        embed_dims=(192, 384, 768, 1536),
-        num_heads=(6, 12, 24, 48),
-        mlp_ratio=4.0,
-        dilations=_DILATIONS_384,
-        swin_layout=True,
-    )
-    return _create_nat("dinat_s_large_384", pretrained, **{**args, **kwargs})
+register(
+    __name__,
+    _FACTS,
+    {
+        "dinat_s_tiny": Variant("DiNAT_s-Tiny, 28.3 M parameters.", dict(_SMALL | _SWIN, depths=(2, 2, 6, 2))),
+        "dinat_s_small": Variant("DiNAT_s-Small, 49.6 M parameters.", dict(_SMALL | _SWIN, depths=(2, 2, 18, 2))),
+        "dinat_s_base": Variant("DiNAT_s-Base, 87.8 M parameters.", dict(_BASE | _SWIN, depths=(2, 2, 18, 2))),
+        "dinat_s_large": Variant("DiNAT_s-Large, 196.5 M parameters.", dict(_LARGE | _SWIN, depths=(2, 2, 18, 2))),
+        "dinat_s_large_384": Variant(
+            "DiNAT_s-Large, dilated for 384x384; `dinat_s_large` but for that.",
+            dict(_LARGE | _SWIN, depths=(2, 2, 18, 2), dilations=_DILATIONS_384),
+        ),
+    },
+    no_golden="none was made of the published layout of Swin; its attention is that of dinat_mini",
+    checks=(
+        Check(
+            "a plain definition of patch merging",
+            "tests/backbones/bodies/test_swin_bodies.py::test_patch_merging_order_and_padding",
+        ),
+    ),
+)

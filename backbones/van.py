@@ -16,17 +16,17 @@ from functools import partial
 from typing import Any
 
 import torch
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import DropPath, LayerNorm2d, calculate_drop_path_rates
-from timm.models import generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs
 from torch import nn
 
 from ..kernels import pointwise_conv
 from .bodies.layers import ChannelsLastConv, DepthwiseConv2d, LargeKernelGate, PointwiseConv2d
 from .bodies.pyramid import PyramidBackbone, PyramidStage
-from .checkpoints.conversion import keep_classifier, trunk_of
+from .checkpoints.conversion import converted, renamed
 from .contract.arguments import check_body, check_integers, check_numbers
-from .contract.registration import build, levels_of
+from .contract.facts import Facts, Variant
+from .contract.registration import imagenet_cfg, register
 
 __all__ = ["VisualAttentionNetwork"]
 
@@ -248,52 +248,26 @@ _RENAMES = [
 
 def checkpoint_filter_fn(state_dict: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
     """Renames a published checkpoint (classifier, detector or segmentor) to our keys; returns ours untouched."""
-    state_dict, dense = trunk_of(state_dict)
-    if "stem.0.weight" in state_dict:
-        return keep_classifier(state_dict, model, ("head.",)) if dense else state_dict
-    out = {}
-    for key, value in state_dict.items():
-        for pattern, new in _RENAMES:
-            key = re.sub(pattern, new, key)
+
+    def translate(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         # Published stages count from 1.
-        out[re.sub(r"<(\d)>", lambda m: str(int(m[1]) - 1), key)] = value
-    return keep_classifier(out, model, ("head.",)) if dense else out
+        return {
+            re.sub(r"<(\d)>", lambda m: str(int(m[1]) - 1), renamed(key, _RENAMES)): value
+            for key, value in state_dict.items()
+        }
+
+    return converted(state_dict, model, lambda state: "stem.0.weight" in state, translate, ("head.",))
 
 
-def _create_van(variant: str, pretrained: bool = False, **kwargs) -> VisualAttentionNetwork:
-    features = dict(flatten_sequential=True)
-    return build(
-        VisualAttentionNetwork,
-        variant,
-        pretrained,
-        levels_of(kwargs, 4),
-        feature_cfg=features,
-        pretrained_filter_fn=checkpoint_filter_fn,
-        **kwargs,
-    )
-
-
-def _cfg(top1: float | None = None, **kwargs) -> dict:
-    return {
-        "num_classes": 1000,
-        "input_size": (3, 224, 224),
-        "pool_size": (7, 7),
-        "crop_pct": 0.9,
-        "interpolation": "bicubic",
-        "mean": IMAGENET_DEFAULT_MEAN,
-        "std": IMAGENET_DEFAULT_STD,
-        "first_conv": "stem.0",
-        "classifier": "head.fc",
-        "license": "apache-2.0",
-        "origin_url": "https://github.com/Visual-Attention-Network/VAN-Classification",
-        "paper_name": "Visual Attention Network",
-        "paper_ids": "arXiv:2202.09741",
-        "notes": ("The authors ask commercial users to contact them.",)
-        + ((f"ImageNet-1k top-1 {top1} (authors' figure).",) if top1 else ()),
-        **kwargs,
-    }
-
-
+_cfg = partial(
+    imagenet_cfg,
+    crop_pct=0.9,
+    license="apache-2.0",
+    origin_url="https://github.com/Visual-Attention-Network/VAN-Classification",
+    paper_name="Visual Attention Network",
+    paper_ids="arXiv:2202.09741",
+    notes=("The authors ask commercial users to contact them.",),
+)
 _mscan_cfg = partial(
     _cfg,
     origin_url="https://github.com/Visual-Attention-Network/SegNeXt",
@@ -317,79 +291,48 @@ default_cfgs = generate_default_cfgs(
     }
 )
 
+_FACTS = Facts(VisualAttentionNetwork, checkpoint_filter_fn)
 
-@register_model
-def van_b0(pretrained: bool = False, **kwargs) -> VisualAttentionNetwork:
-    """VAN-B0, 4.1 M parameters."""
-    args = dict(embed_dims=(32, 64, 160, 256), depths=(3, 3, 5, 2))
-    return _create_van("van_b0", pretrained, **{**args, **kwargs})
+register(
+    __name__,
+    _FACTS,
+    {
+        "van_b0": Variant(
+            "VAN-B0, 4.1 M parameters.",
+            dict(embed_dims=(32, 64, 160, 256), depths=(3, 3, 5, 2)),
+            golden=("van_b0", "van_b0_200x264"),
+        ),
+        "van_b1": Variant(
+            "VAN-B1, 13.9 M parameters.", dict(embed_dims=(64, 128, 320, 512), depths=(2, 2, 4, 2)), golden=("van_b1",)
+        ),
+        "van_b2": Variant("VAN-B2, 26.6 M parameters.", dict(embed_dims=(64, 128, 320, 512), depths=(3, 3, 12, 3))),
+        "van_b3": Variant("VAN-B3, 44.8 M parameters.", dict(embed_dims=(64, 128, 320, 512), depths=(3, 5, 27, 3))),
+        "van_b4": Variant("VAN-B4, 60.3 M parameters.", dict(embed_dims=(64, 128, 320, 512), depths=(3, 6, 40, 3))),
+        "van_b5": Variant("VAN-B5, 90.0 M parameters.", dict(embed_dims=(96, 192, 480, 768), depths=(3, 3, 24, 3))),
+        "van_b6": Variant("VAN-B6, 199.8 M parameters.", dict(embed_dims=(96, 192, 384, 768), depths=(6, 6, 90, 6))),
+    },
+)
 
-
-@register_model
-def van_b1(pretrained: bool = False, **kwargs) -> VisualAttentionNetwork:
-    """VAN-B1, 13.9 M parameters."""
-    args = dict(embed_dims=(64, 128, 320, 512), depths=(2, 2, 4, 2))
-    return _create_van("van_b1", pretrained, **{**args, **kwargs})
-
-
-@register_model
-def van_b2(pretrained: bool = False, **kwargs) -> VisualAttentionNetwork:
-    """VAN-B2, 26.6 M parameters."""
-    args = dict(embed_dims=(64, 128, 320, 512), depths=(3, 3, 12, 3))
-    return _create_van("van_b2", pretrained, **{**args, **kwargs})
-
-
-@register_model
-def van_b3(pretrained: bool = False, **kwargs) -> VisualAttentionNetwork:
-    """VAN-B3, 44.8 M parameters."""
-    args = dict(embed_dims=(64, 128, 320, 512), depths=(3, 5, 27, 3))
-    return _create_van("van_b3", pretrained, **{**args, **kwargs})
-
-
-@register_model
-def van_b4(pretrained: bool = False, **kwargs) -> VisualAttentionNetwork:
-    """VAN-B4, 60.3 M parameters."""
-    args = dict(embed_dims=(64, 128, 320, 512), depths=(3, 6, 40, 3))
-    return _create_van("van_b4", pretrained, **{**args, **kwargs})
-
-
-@register_model
-def van_b5(pretrained: bool = False, **kwargs) -> VisualAttentionNetwork:
-    """VAN-B5, 90.0 M parameters."""
-    args = dict(embed_dims=(96, 192, 480, 768), depths=(3, 3, 24, 3))
-    return _create_van("van_b5", pretrained, **{**args, **kwargs})
-
-
-@register_model
-def van_b6(pretrained: bool = False, **kwargs) -> VisualAttentionNetwork:
-    """VAN-B6, 199.8 M parameters."""
-    args = dict(embed_dims=(96, 192, 384, 768), depths=(6, 6, 90, 6))
-    return _create_van("van_b6", pretrained, **{**args, **kwargs})
-
-
-@register_model
-def mscan_tiny(pretrained: bool = False, **kwargs) -> VisualAttentionNetwork:
-    """MSCAN-T, SegNeXt-T's backbone."""
-    args = dict(embed_dims=(32, 64, 160, 256), depths=(3, 3, 5, 2), multi_scale=True, norm_eps=1e-5)
-    return _create_van("mscan_tiny", pretrained, **{**args, **kwargs})
-
-
-@register_model
-def mscan_small(pretrained: bool = False, **kwargs) -> VisualAttentionNetwork:
-    """MSCAN-S, SegNeXt-S's backbone."""
-    args = dict(embed_dims=(64, 128, 320, 512), depths=(2, 2, 4, 2), multi_scale=True, norm_eps=1e-5)
-    return _create_van("mscan_small", pretrained, **{**args, **kwargs})
-
-
-@register_model
-def mscan_base(pretrained: bool = False, **kwargs) -> VisualAttentionNetwork:
-    """MSCAN-B, SegNeXt-B's backbone."""
-    args = dict(embed_dims=(64, 128, 320, 512), depths=(3, 3, 12, 3), multi_scale=True, norm_eps=1e-5)
-    return _create_van("mscan_base", pretrained, **{**args, **kwargs})
-
-
-@register_model
-def mscan_large(pretrained: bool = False, **kwargs) -> VisualAttentionNetwork:
-    """MSCAN-L, SegNeXt-L's backbone."""
-    args = dict(embed_dims=(64, 128, 320, 512), depths=(3, 5, 27, 3), multi_scale=True, norm_eps=1e-5)
-    return _create_van("mscan_large", pretrained, **{**args, **kwargs})
+register(
+    __name__,
+    _FACTS,
+    {
+        "mscan_tiny": Variant(
+            "MSCAN-T, SegNeXt-T's backbone.",
+            dict(embed_dims=(32, 64, 160, 256), depths=(3, 3, 5, 2), multi_scale=True, norm_eps=1e-5),
+            golden=("mscan_t",),
+        ),
+        "mscan_small": Variant(
+            "MSCAN-S, SegNeXt-S's backbone.",
+            dict(embed_dims=(64, 128, 320, 512), depths=(2, 2, 4, 2), multi_scale=True, norm_eps=1e-5),
+        ),
+        "mscan_base": Variant(
+            "MSCAN-B, SegNeXt-B's backbone.",
+            dict(embed_dims=(64, 128, 320, 512), depths=(3, 3, 12, 3), multi_scale=True, norm_eps=1e-5),
+        ),
+        "mscan_large": Variant(
+            "MSCAN-L, SegNeXt-L's backbone.",
+            dict(embed_dims=(64, 128, 320, 512), depths=(3, 5, 27, 3), multi_scale=True, norm_eps=1e-5),
+        ),
+    },
+)

@@ -50,6 +50,7 @@ _TIMM = {
     "mambaout": dict(depths=(1, 1, 1, 1)),
     "maxvit": dict(depths=(1, 1, 1, 1)),
     "resnest": dict(layers=(1, 1, 1, 1), zero_init_last=False),
+    "resnet": dict(layers=(1, 1, 1, 1), zero_init_last=False),
 }
 
 

@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
+from ..backbones.contract.facts import families, feature_levels
 from .common.errors import UserError
 from .common.files import atomic_path, check_outputs, write_json
 from .common.progress import bar
 from .config.loading import one_line
 from .data.images import MAX_SIDE
 from .info import check_model
-from .list_models import families
 from .measuring.machine import cpu_name
 
 if TYPE_CHECKING:
@@ -157,8 +157,7 @@ def build(name: str, features: bool, device: str = "cpu") -> Any:
 
 def sizes_of(model: Any, cfg: dict[str, Any], sizes: list[int]) -> list[int]:
     """`sizes`, or for a model that keeps the stride 1 that of its default configuration."""
-    info = getattr(model, "feature_info", None)
-    strides = [stage["reduction"] for stage in (info if isinstance(info, list) else info or [])]
+    strides = [level["reduction"] for level in feature_levels(model)]
     return [cfg["input_size"][-1]] if strides and max(strides) == 1 else sizes
 
 

@@ -6,6 +6,8 @@ import argparse
 from typing import Any
 
 from .. import list_models
+from ..backbones.contract.facts import feature_levels
+from ..backbones.contract.provenance import comparison
 from .common.errors import UserError
 from .config.loading import nearest
 
@@ -54,7 +56,7 @@ def describe(name: str) -> dict[str, str]:
         model = timm.create_model(name)
     known = timm.models.get_pretrained_cfg(name)
     cfg: dict[str, Any] = known.to_dict() if known else {}
-    stages: list[dict[str, Any]] = list(getattr(model, "feature_info", ()))
+    stages = feature_levels(model)
     facts = {
         "model": name,
         "class": f"{type(model).__module__}.{type(model).__name__}",
@@ -76,6 +78,7 @@ def describe(name: str) -> dict[str, str]:
     ):
         if value:
             facts[heading] = value
+    facts["compared with"] = str(comparison(name) or "nothing here: a model of timm's own")
     return facts
 
 

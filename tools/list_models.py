@@ -27,15 +27,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--table", action="store_true", help="print all configs as the table of configs/README.md")
 
 
-def families() -> dict[str, list[str]]:
-    """The zoo's models by family."""
-    import timm
-
-    ours = set(list_models())
-    modules = {timm.model_entrypoint(name).__module__.rsplit(".", 1)[-1] for name in ours}
-    return {family: [m for m in timm.list_models(module=family) if m in ours] for family in sorted(modules)}
-
-
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
     if args.table:

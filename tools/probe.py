@@ -22,6 +22,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..backbones.contract.facts import convert_checkpoint
 from .common.errors import UserError
 from .common.files import atomic_path, check_outputs, write_json
 from .common.progress import bar
@@ -200,14 +201,12 @@ def build(name: str, checkpoint: str | os.PathLike[str] | None = None, pretraine
 
 def _converted(model: Any, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """A checkpoint in the model's layout; the classifier, which probing does not use, keeps its own values."""
-    convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
-    if convert is not None:
-        try:
-            state = convert(state, model)
-        except ValueError:
-            raise
-        except Exception as error:  # timm's take the shapes that they expect for granted
-            raise ValueError(f"not weights of {type(model).__name__}: {one_line(error, 200)}") from error
+    try:
+        state = convert_checkpoint(state, model)
+    except ValueError:
+        raise
+    except Exception as error:  # timm's take the shapes that they expect for granted
+        raise ValueError(f"not weights of {type(model).__name__}: {one_line(error, 200)}") from error
     names = model.pretrained_cfg.get("classifier") or ()
     prefixes = tuple(f"{name}." for name in ([names] if isinstance(names, str) else names))
     own = {key: value for key, value in model.state_dict().items() if key.startswith(prefixes)}

@@ -1,1 +1,1 @@
-"""What several families share: whole bodies with exchangeable attention, layers, and tiles for large images."""
+"""What several families share: whole bodies, attention exchanged in them, layers, and tiles for large images."""

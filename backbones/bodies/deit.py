@@ -8,7 +8,7 @@ right and bottom to whole patches, and the position embedding is resized bilinea
 False), as that code does when it loads a checkpoint at another size, where timm's own resizing is bicubic.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -302,3 +302,13 @@ class DeiT(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, in_chans, H, W) -> (B, num_classes)."""
         return self.forward_head(self.forward_features(x))
+
+
+def _blocks_of(kwargs: Mapping[str, Any]) -> int:
+    """Blocks that the arguments of a model ask for; a depth that is no number is the constructor's to refuse."""
+    depth = kwargs.get("depth")
+    return depth if isinstance(depth, int) else 12
+
+
+# Of `contract.facts.Facts`: as many blocks' tokens as timm's vision transformers give.
+FEATURES: dict[str, Any] = dict(levels=_blocks_of, default_levels=3, feature_cfg=dict(feature_cls="getter"))

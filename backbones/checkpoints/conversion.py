@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +32,35 @@ def trunk_of(state_dict: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tenso
     if adapted:
         state_dict = {key: value for key, value in state_dict.items() if not key.startswith(STAGE_NORMS)}
     return state_dict, dense
+
+
+def converted(
+    state_dict: dict[str, torch.Tensor],
+    model: nn.Module,
+    is_own: Callable[[dict[str, torch.Tensor]], bool],
+    translate: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]],
+    classifier: tuple[str, ...],
+) -> dict[str, torch.Tensor]:
+    """What the checkpoint filters of families have in common: our own layout stays, a dense one gets a classifier.
+
+    Args:
+        state_dict: as `trunk_of` takes it.
+        model: about to be loaded.
+        is_own: whether names are the model's own already.
+        translate: published names and tensors to the model's own.
+        classifier: prefixes of what dense-prediction code deletes.
+    """
+    state_dict, dense = trunk_of(state_dict)
+    if not is_own(state_dict):
+        state_dict = translate(state_dict)
+    return keep_classifier(state_dict, model, classifier) if dense else state_dict
+
+
+def renamed(key: str, renames: Iterable[tuple[str, str]]) -> str:
+    """The key after all substitutions (pattern, replacement), in their order."""
+    for pattern, new in renames:
+        key = re.sub(pattern, new, key)
+    return key
 
 
 def unwrapped(state_dict: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], bool, bool]:

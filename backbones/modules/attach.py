@@ -25,6 +25,7 @@ from torch import nn
 
 from .. import modules
 from ..contract.arguments import check_flags
+from ..contract.facts import feature_levels
 
 __all__ = ["Gated", "attach", "put_into_block"]
 
@@ -197,8 +198,7 @@ def _in_blocks(body: nn.Module, patterns: list[str] | None) -> list[Place]:
 
 def _behind_stages(model: nn.Module, body: nn.Module, levels: list[int] | None) -> list[Place]:
     """Places behind all stages, or behind the levels asked for."""
-    info: Any = getattr(body, "feature_info", None)
-    info = getattr(info, "info", info) or []
+    info = feature_levels(body)
     if levels is None:
         chosen = [i for i in range(len(info)) if _row(body, info[i]["module"]) is not None]
     else:

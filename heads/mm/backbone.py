@@ -2,7 +2,6 @@
 
 import difflib
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ...backbones import attach
 from ...backbones.checkpoints import CheckpointError, check_weights
 from ...backbones.checkpoints.conversion import STAGE_NORMS, unwrapped
+from ...backbones.contract.facts import convert_checkpoint, feature_levels, stage_norm_prefix
 from ..arguments import check_bool, check_int, check_ints, check_number, check_text
 from .checkpoints import pretrained, read_state_dict
 from .registry import MODELS
@@ -249,10 +249,8 @@ class Backbone(BaseModule):
             raise CheckpointError(f"{path}: {error}") from error
         state = dict(state)
         whole = create_model(self.model_name, **{**self.model_kwargs, "pretrained": False})
-        family = sys.modules[type(whole).__module__]
         norms = {}
-        # A family whose published dense code names them otherwise says so in its module.
-        for name in {STAGE_NORMS, getattr(family, "STAGE_NORM_PREFIX", STAGE_NORMS)}:
+        for name in {STAGE_NORMS, stage_norm_prefix(whole)}:
             for key in [key for key in state if re.fullmatch(rf"{re.escape(name)}\d+\.(weight|bias)", key)]:
                 norms[f"extra_norms.{key.removeprefix(name)}"] = state.pop(key)
 
@@ -260,9 +258,7 @@ class Backbone(BaseModule):
         if not attention:
             attention = {key: value for key, value in self.model.state_dict().items() if key in self.attention_keys}
 
-        translate = getattr(family, "checkpoint_filter_fn", None)
-        if translate:
-            state = translate(state, whole)
+        state = convert_checkpoint(state, whole)
         kept = self.model.state_dict().keys()
         cut_off = whole.state_dict().keys() - kept
         state = {key: value for key, value in state.items() if key not in cut_off and not _is_classifier(whole, key)}
@@ -347,7 +343,7 @@ def _given(kwargs: dict[str, Any]) -> dict[str, Any]:
 
 def _levels(model_name: str, model: Any) -> list[dict[str, Any]]:
     """The model's `feature_info`, if it tells of every level what is needed here."""
-    levels = list(getattr(model, "feature_info", None) or ())
+    levels = feature_levels(model)
     if not levels or any(not {"module", "num_chs", "reduction"} <= set(level) for level in levels):
         raise ValueError(
             f"model_name={model_name!r}: its feature_info does not name levels with module, num_chs and reduction"

@@ -1,6 +1,5 @@
 """Training and testing of timm models that map an image to a larger one."""
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,11 @@ from mmengine.model import BaseDataPreprocessor, BaseModel
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
+from ...backbones import list_models
 from ...backbones.bodies.tiling import restore_tiled
 from ...backbones.checkpoints import check_weights
+from ...backbones.contract.facts import convert_checkpoint, gives_images, restores
+from ...backbones.contract.provenance import abbreviated
 from ..arguments import check_bool, check_int
 from ..mm.backbone import create_model
 from ..mm.checkpoints import pretrained, read_state_dict
@@ -157,7 +159,7 @@ class Restorer(BaseModel):
         other = model_name != self.model_name
         source = _create_restorer(model_name, **self.model_kwargs) if other else self.model
         try:
-            state = sys.modules[type(source).__module__].checkpoint_filter_fn(state, source)
+            state = convert_checkpoint(state, source)
             check_weights(state, source)
             source.load_state_dict(state)
             if other:
@@ -186,6 +188,7 @@ def _create_restorer(model_name: str, **kwargs: Any) -> Any:
     Any, because timm's models keep their contract without a common class.
     """
     model = create_model(model_name, **kwargs)
-    if not getattr(model, "restores", False):
-        raise ValueError(f"model_name={model_name!r}: gives no image; restoration models are hat_*")
+    if not gives_images(model):
+        known = abbreviated(name for name in list_models() if restores(name))
+        raise ValueError(f"model_name={model_name!r}: gives no image; restoration models are {', '.join(known)}")
     return model

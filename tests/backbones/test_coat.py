@@ -23,20 +23,15 @@ def published(file: str) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("file", ["coat_lite_tiny", "coat_tiny"])
-@pytest.mark.parametrize("aliases", [True, False])
-@torch.inference_mode()
-def test_equals_published_implementation(file, aliases):
+def test_published_files_have_shared_and_unused_tensors(file):
     golden = golden_files.load(file)
-    model = timm.create_model(file).double().eval()
-    weights = published(file) if aliases else golden_files.checkpoint(golden)
-    model.load_state_dict(checkpoint_filter_fn(weights, model), strict=True)
+    model = timm.create_model(file)
+    weights = golden_files.checkpoint(golden)
+    found, want = checkpoint_filter_fn(published(file), model), checkpoint_filter_fn(weights, model)
+    assert found.keys() == want.keys() == model.state_dict().keys()
+    assert all(torch.equal(found[key], value) for key, value in want.items())
     unused = [k for k in golden["tensors"] if k.startswith("norm") and k not in model.state_dict()]
-    count = sum(p.numel() for p in model.parameters()) + sum(weights[k].numel() for k in unused)
-    assert count == golden["params"]
-    last, maps = model.forward_intermediates(golden_files.image(golden))
-    outputs = {f"stage{i}": x for i, x in enumerate(maps)} | {"logits": model.forward_head(last)}
-    errors = {key: golden_files.error(outputs[key], want) for key, want in golden["outputs"].items()}
-    assert max(errors.values()) < 1e-9, errors
+    assert sum(p.numel() for p in model.parameters()) + sum(weights[k].numel() for k in unused) == golden["params"]
 
 
 @pytest.mark.parametrize("name", NAMES)

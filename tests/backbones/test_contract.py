@@ -14,9 +14,10 @@ from timm.models import get_notrace_functions, get_notrace_modules, group_parame
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
-from zoo import map_side, one_of_a_kind, restores, shallow
+from zoo import map_side, one_of_a_kind, plain, restores, shallow
 
 import attnzoo
+from attnzoo.backbones.contract.facts import group_of
 
 NAMES = attnzoo.list_models()
 ONE_OF_A_KIND = one_of_a_kind()
@@ -82,7 +83,7 @@ def test_classifier_of_any_width(classifier):
     theirs = isinstance(model, timm.models.ResNet | timm.models.EfficientNet)
     counted = timm.create_model("test_resnet", global_pool="catavgmax")
     uncounted = theirs and counted.head_hidden_size == counted.num_features
-    tokens = classifier.startswith("coat_") or "_deit_" in classifier
+    tokens = classifier.startswith("coat_") or plain(classifier)
     wide = [] if tokens or uncounted else ["catavgmax"]
     with torch.inference_mode():
         for indices in (None, [1]):
@@ -141,7 +142,7 @@ def test_restoration_maps_an_image_to_an_image():
     assert names
     for name in names:
         model = shallow(name).eval()
-        scale = int(name[-1])
+        scale = model.upscale
         with torch.inference_mode():
             assert model(torch.rand(2, 3, 19, 33)).shape == (2, 3, 19 * scale, 33 * scale)
 
@@ -216,7 +217,7 @@ def test_intermediates(name):
 
 def test_every_parameter_gets_a_gradient_and_checkpointing_keeps_it(name):
     # A classifier of the class token leaves parameters of the last block nothing to learn, one of the patches others.
-    pool = {"global_pool": ""} if "_deit_" in name else {}
+    pool = {"global_pool": ""} if plain(name) else {}
     model = shallow(name, num_classes=3, **pool).double()
     # Freshly drawn running statistics would differ between the two passes.
     for module in model.modules():
@@ -320,7 +321,7 @@ def test_no_images(name, training):
     pairs = zip(features, one, strict=True) if isinstance(one, list) else [(features, one)]
     assert all(a.shape == (0, *b.shape[1:]) for a, b in pairs)
     out = model(x)
-    assert out.shape == ((0, 1000) if not restores(name) else (0, 3, 33 * int(name[-1]), 47 * int(name[-1])))
+    assert out.shape == ((0, 1000) if not restores(name) else (0, 3, 33 * model.upscale, 47 * model.upscale))
     out.sum().backward()
     assert x.grad is not None and x.grad.shape == x.shape
 
@@ -349,7 +350,7 @@ def test_gradients_have_gradients(name):
 
 def test_torchscript(name):
     # TorchScript cannot read what timm wraps around models whose features are no modules' outputs.
-    features = {} if restores(name) or "_deit_" in name else {"features_only": True}
+    features = {} if restores(name) or plain(name) else {"features_only": True}
     model = shallow(name, scriptable=True, **features).eval()
     scripted = torch.jit.script(model)
     x = torch.randn(1, 3, 64, 97)
@@ -385,9 +386,7 @@ def test_fx(name):
 
 
 # Of each family's file one; the others, and HAT's many layers, take minutes.
-FIRST_OF_FAMILY = {
-    timm.model_entrypoint(name).__module__: name for name in reversed(ONE_OF_A_KIND) if not restores(name)
-}.values()
+FIRST_OF_FAMILY = {group_of(name).family: name for name in reversed(ONE_OF_A_KIND) if not restores(name)}.values()
 
 
 @pytest.mark.parametrize(

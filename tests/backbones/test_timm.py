@@ -58,13 +58,17 @@ __CHECK__
 
 
 def imported(patch: str = "", check: str = "") -> dict:
+    return printed(patch, check)[0]
+
+
+def printed(patch: str = "", check: str = "") -> list:
     import json
 
     code = SNAPSHOT.replace("__PATCH__", patch).replace("__CHECK__", check)
     env = {**os.environ, "PYTHONWARNINGS": "ignore"}
     result = interpreters.run(code, env=env)
     assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout.splitlines()[0])
+    return [json.loads(line) for line in result.stdout.splitlines()]
 
 
 def test_nothing_of_timm_changes_but_the_entries_of_coat():
@@ -145,6 +149,18 @@ else:
     assert not [name for name in found["ours"] if name.startswith("coat_")] and "van_b0" in found["ours"]
     (warning,) = found["warnings"]
     assert re.search(message, warning) and "stay as timm has them" in warning
+
+
+def test_the_order_in_which_families_are_found_does_not_matter():
+    patch = "import pkgutil; forwards = pkgutil.iter_modules\n"
+    patch += "pkgutil.iter_modules = lambda *args: reversed(list(forwards(*args)))"
+    check = "from attnzoo.backbones.contract.facts import families\nprint(json.dumps([*families().items()]))"
+    found, families = printed(patch, check)
+    import attnzoo
+    from attnzoo.backbones.contract import facts
+
+    assert found["ours"] == sorted(attnzoo.list_models()) and found["warnings"] == []
+    assert families == [list(entry) for entry in facts.families().items()]
 
 
 def test_names_of_levels_are_what_transformers_needs():

@@ -7,7 +7,9 @@ import random
 import campaign
 import timm
 import torch
-from zoo import map_side
+from zoo import map_side, one_of_a_kind, restores, shallow_arguments
+
+from attnzoo.backbones.contract import facts
 
 DRAWS = 500
 
@@ -147,6 +149,13 @@ MAKERS = {
     "mobilenetv2_100_cbam": _mobilenet,
     "mobilenetv2_100_ela": _mobilenet,
 }
+_DRAWN = {facts.group_of(name).family for name in MAKERS}
+# Families of which nothing more is known here than their test data.
+MAKERS |= {
+    name: lambda rng, name=name: dict(shallow_arguments(name))
+    for name in one_of_a_kind()
+    if facts.group_of(name).family not in _DRAWN
+}
 # Values that no argument, or not every argument, allows.
 WRONG = (0, -1, 1.5, -0.5, 2, 7, math.nan, math.inf, "a", "", None, (), [], (0, 0, 0, 0), (1,), [-1, 1, 1, 1], {}, True)
 
@@ -171,10 +180,10 @@ def draw_model(seed: int) -> str:
     torch.manual_seed(seed)
     name = rng.choice(list(MAKERS))
     kwargs = MAKERS[name](rng)
-    restores = name.startswith("hat_")
-    chans, classes = rng.choice((1, 3, 3, 4)), 0 if restores else rng.choice((0, 1, 5))
+    restoring = restores(name)
+    chans, classes = rng.choice((1, 3, 3, 4)), 0 if restoring else rng.choice((0, 1, 5))
     kwargs |= dict(in_chans=chans, drop_rate=rng.choice((0.0, 0.5)), drop_path_rate=rng.choice((0.0, 0.5)))
-    if not restores:
+    if not restoring:
         kwargs["num_classes"] = classes
     if rng.random() < 0.2:
         kwargs[rng.choice(list(kwargs))] = rng.choice(WRONG)
@@ -187,7 +196,7 @@ def draw_model(seed: int) -> str:
     dtype = rng.choice((torch.float32, torch.float32, torch.float64, torch.bfloat16))
     model = timm.create_model(name, **kwargs).to(dtype)
     batch, height, width = rng.choice((0, 1, 2, 2)), rng.randint(1, 70), rng.randint(1, 70)
-    if restores:
+    if restoring:
         height, width = min(height, 24), min(width, 24)
     x = _image(rng, (batch, chans, height, width), dtype)
     mode = rng.choice(("train", "eval", "inference"))
@@ -211,7 +220,7 @@ def draw_model(seed: int) -> str:
             if mode == "train" and batch == 1 and "more than 1 value per channel" in str(error):
                 return "one value for a batch norm"
             raise
-    _check_shapes(model, kwargs, out, (batch, height, width), features, restores, classes)
+    _check_shapes(model, kwargs, out, (batch, height, width), features, restoring, classes)
     outputs = out if features else [out]
     assert all(y.dtype == dtype for y in outputs)
     if poisoned:
@@ -230,14 +239,14 @@ def draw_model(seed: int) -> str:
     return f"{'features' if features else 'output'} in {mode}"
 
 
-def _check_shapes(model, kwargs, out, size, features, restores, classes) -> None:
+def _check_shapes(model, kwargs, out, size, features, restoring, classes) -> None:
     batch, height, width = size
     if features:
         info = model.feature_info.get_dicts()
         assert len(out) == len(info) == len(kwargs["out_indices"])
         for y, level in zip(out, info, strict=True):
             assert y.shape == (batch, level["num_chs"], map_side(level, height), map_side(level, width))
-    elif restores:
+    elif restoring:
         assert out.shape == (batch, kwargs["in_chans"], kwargs["upscale"] * height, kwargs["upscale"] * width)
     else:
         assert out.shape == (batch, classes or model.head_hidden_size)

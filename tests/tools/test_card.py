@@ -1,12 +1,13 @@
+import argparse
 import functools
 import re
 
 import pytest
 
+from attnzoo.backbones.contract.facts import families
 from attnzoo.tools import bench
-from attnzoo.tools.card import CARD_ROOT, card
+from attnzoo.tools.card import CARD_ROOT, card, run, table
 from attnzoo.tools.common.errors import UserError
-from attnzoo.tools.list_models import families
 
 card = functools.cache(card)
 
@@ -44,3 +45,13 @@ def test_counts_what_the_paper_counts(size, giga):
 def test_unknown_family():
     with pytest.raises(UserError, match="did you mean biformer"):
         card("biforma")
+
+
+def test_readme_has_the_table():
+    readme = (CARD_ROOT.parent / "README.md").read_text(encoding="utf-8")
+    assert f"\n\n{table()}\n" in readme, "put what `attnzoo card --table` prints into README.md"
+
+
+def test_table_takes_no_family():
+    with pytest.raises(UserError, match="--table is a table of all families"):
+        run(argparse.Namespace(family="van", table=True, write=False))

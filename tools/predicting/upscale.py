@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ... import list_models
+from ...backbones.contract.facts import convert_checkpoint, restores
 from ..common.errors import UserError
 from ..common.files import atomic_path
 from ..data.images import decoded, find_images, read_image
@@ -24,9 +24,7 @@ OVERLAP = 32
 
 def restoration_models() -> list[str]:
     """The models of the zoo that map an image to an image."""
-    from timm.models import get_pretrained_cfg
-
-    return [name for name in list_models() if getattr(get_pretrained_cfg(name), "num_classes", None) == 0]
+    return [name for name in list_models() if restores(name)]
 
 
 def _open(path: Path) -> Image.Image:
@@ -122,8 +120,7 @@ def upscale(
     if tile is not None and (tile < 1 or tile % window):
         name = model.pretrained_cfg["architecture"]
         raise UserError(f"--tile must be a positive multiple of {window}, the window of {name}, got {tile}")
-    convert = sys.modules[type(model).__module__].checkpoint_filter_fn
-    load_into(model, checkpoint, partial(convert, model=model))
+    load_into(model, checkpoint, partial(convert_checkpoint, model=model))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = model.to(device).eval()
 

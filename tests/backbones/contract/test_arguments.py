@@ -6,24 +6,24 @@ import math
 import numpy as np
 import pytest
 import timm
+import zoo
 
-import attnzoo
+from attnzoo.backbones.bodies.deit import DeiT
+from attnzoo.backbones.bodies.pyramid import PyramidBackbone
+from attnzoo.backbones.contract.facts import group_of
 
-# A name of each class of models, and what makes it small.
-PYRAMIDS = {
-    "agent_pvt_tiny": {},
-    "agent_swin_tiny": {},
-    "agent_cswin_tiny": {},
-    "biformer_tiny": {},
-    "inline_pvt_tiny": {},
-    "inline_swin_tiny": {},
-    "litv2_small": {},
-    "nat_mini": {},
-    "van_b0": {},
-}
-VITS = ("agent_deit_tiny", "inline_deit_tiny")
-CNNS = ("resnet18_cbam", "mobilenetv2_100_ela")
-ALL = (*PYRAMIDS, *VITS, *CNNS, "coat_tiny", "hat_small_x2")
+# A name of each class of models, by what the class takes.
+ALL = zoo.one_of_a_class()
+_CLASSES = {name: group_of(name).facts.model_cls for name in ALL}
+PYRAMIDS = [name for name in ALL if issubclass(_CLASSES[name], PyramidBackbone)]
+WITH_HEADS = [
+    name
+    for name in PYRAMIDS
+    if any("num_heads" in inspect.signature(kind.__init__).parameters for kind in _CLASSES[name].__mro__)
+]
+VITS = [name for name in ALL if issubclass(_CLASSES[name], DeiT)]
+CNNS = [name for name in ALL if issubclass(_CLASSES[name], timm.models.ResNet | timm.models.EfficientNet)]
+CLASSIFYING = [name for name in ALL if not zoo.restores(name)]
 
 EVERYWHERE = [
     dict(in_chans=0),
@@ -61,9 +61,9 @@ HEADS = [dict(num_heads=(0, 1, 1, 1)), dict(num_heads=(1, 1)), dict(num_heads=(7
 CASES = [
     *((name, dict(num_classes=3, global_pool="")) for name in CNNS),
     *((name, kwargs) for name in ALL for kwargs in EVERYWHERE + OUT_INDICES),
-    *((name, kwargs) for name in ALL if name != "hat_small_x2" for kwargs in CLASSIFIERS),
+    *((name, kwargs) for name in CLASSIFYING for kwargs in CLASSIFIERS),
     *((name, kwargs) for name in PYRAMIDS for kwargs in STAGES),
-    *((name, kw) for name in PYRAMIDS if name not in ("biformer_tiny", "van_b0") for kw in HEADS),
+    *((name, kw) for name in WITH_HEADS for kw in HEADS),
     *(
         (name, {k: 0})
         for name in VITS
@@ -191,13 +191,8 @@ def test_what_is_allowed_builds(name):
         for out_indices in (np.int64(2), (np.int64(2), np.int32(-1)), [np.int64(2), 3]):
             model = timm.create_model(name, device="meta", features_only=1, out_indices=out_indices)
             assert model.feature_info.reduction() == [16, 32]
-    if name != "hat_small_x2":
+    if not zoo.restores(name):
         model = timm.create_model(name, device="meta")
         for wrong in (dict(num_classes=-1), dict(num_classes=1, global_pool="nothing")):
             with pytest.raises(ValueError, match="needed"):
                 model.reset_classifier(**wrong)
-
-
-def test_every_class_is_here():
-    classes = {name: type(timm.create_model(name, device="meta")) for name in attnzoo.list_models()}
-    assert {classes[name] for name in ALL} == set(classes.values())

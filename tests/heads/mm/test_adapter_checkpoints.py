@@ -1,7 +1,5 @@
 """What was trained with the adapter, in a detector or alone, is read by every family, by timm and by the adapter."""
 
-import sys
-
 import pytest
 import timm
 import torch
@@ -9,6 +7,7 @@ import zoo
 from safetensors.torch import save_file
 
 from attnzoo import attach
+from attnzoo.backbones.contract.facts import convert_checkpoint
 from attnzoo.heads import Backbone, Restorer
 
 NAMES = zoo.one_of_a_kind()
@@ -116,8 +115,7 @@ def test_plug_in_attention_goes_where_it_is_attached_and_is_never_dropped(name, 
     with pytest.raises(RuntimeError, match="Unexpected key"):
         from_file(name, tmp_path / "a.pth")
     model = attach(zoo.shallow(name), "ela", where=(-2, -1))
-    convert = sys.modules[type(model).__module__].checkpoint_filter_fn
-    model.load_state_dict(convert(torch.load(tmp_path / "a.pth"), model))
+    model.load_state_dict(convert_checkpoint(torch.load(tmp_path / "a.pth"), model))
     for key, value in backbone.model.state_dict().items():
         assert torch.equal(model.state_dict()[key], value), key
 
@@ -128,6 +126,5 @@ def test_two_tensors_of_one_name_are_refused(tmp_path):
     with pytest.raises(RuntimeError, match=r"a\.pth: 'stem\.0\.weight' and 'module\.stem\.0\.weight' are both there"):
         Backbone("van_b0").load_checkpoint(tmp_path / "a.pth")
     model = timm.create_model("van_b0")
-    convert = sys.modules[type(model).__module__].checkpoint_filter_fn
     with pytest.raises(ValueError, match="are both there"):
-        convert(torch.load(tmp_path / "a.pth"), model)
+        convert_checkpoint(torch.load(tmp_path / "a.pth"), model)
