@@ -8,11 +8,11 @@ import inspect
 from pathlib import Path
 from typing import Any
 
-from . import bench
 from .common.errors import UserError
 from .common.files import atomic_path
 from .config.loading import nearest
 from .list_models import families
+from .measuring import models
 
 EPILOG = """\
 examples:
@@ -64,7 +64,7 @@ def card(family: str) -> str:
         cells = [
             f"`{name}`",
             f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f}",
-            f"{bench.multiply_adds(name, False, height, width) / 1e9:.2f} at {width}",
+            f"{models.multiply_adds(name, False, height, width) / 1e9:.2f} at {width}",
             ", ".join(str(stage["num_chs"]) for stage in model.feature_info),
             f"`{model.feature_info[-1]['size']}`",
             cfg["license"],
