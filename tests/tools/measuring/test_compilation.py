@@ -2,11 +2,14 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from attnzoo import kernels
 from attnzoo.tools import cli
 from attnzoo.tools.measuring import static
 from attnzoo.tools.measuring.compilation import CAPABILITIES, MAX_SHARED
@@ -22,6 +25,7 @@ from attnzoo.tools.measuring.operators import static_cases
 found = {}
 for operator in sys.argv[2:]:
     cases = static_cases(operator)
+    assert cases, f"static_cases() of tools/measuring/operators/{operator}.py gives none"
     # The tiles of float32 need most registers.
     first = next(case for case in cases if case.dtype == "fp32")
     rows = []
@@ -63,6 +67,11 @@ def test_every_kernel_and_dtype_has_cases_and_the_first_compiles():
         assert {name for name, _, _, _ in kinds} == {operator}
         assert len(rows) == len(CAPABILITIES)
         check(rows)
+        source = Path(kernels.__file__).parent / operator / "triton.py"
+        # Those of three dimensions are those of two.
+        written = set(re.findall(r"^def (\w+_kernel)\(", source.read_text(), re.M)) if source.is_file() else set()
+        missing = written - {kernel for _, kernel, _, _ in kinds}
+        assert not missing, f"static_cases() of tools/measuring/operators/{operator}.py lacks {missing}"
         for kernel in {kernel for _, kernel, _, _ in kinds}:
             assert {dtype for _, name, dtype, _ in kinds if name == kernel} == {"fp32", "bf16", "fp16"}, kernel
         assert len(kinds) == len(set(map(tuple, kinds)))
