@@ -63,6 +63,7 @@ def attend(
     overlap: int,
     scale: float,
 ) -> torch.Tensor:
+    """`window_attention` of arguments that fit each other, part by part; the bias as `position_bias` lays it out."""
     margin = overlap // 2
     # A bias in another precision would take the attention off its fast path.
     bias = None if bias is None else bias.to(q.dtype)
