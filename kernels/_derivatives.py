@@ -1,9 +1,9 @@
 """Derivatives beyond the first backward pass, which fast forms of the operators lack.
 
 Custom operators and PyTorch's fused attention have one backward pass, and of forward-mode differentiation they know
-nothing: a custom operator would drop tangents without a word. Where more is asked for, the operators' definitions in
-plain PyTorch stand in: from the start where a transform of `torch.func` or forward mode is at work, and in the backward
-pass where that is itself to be differentiated.
+nothing: a custom operator would drop tangents without a word. Where more is asked for, the operators' forms in plain
+PyTorch stand in: from the start where a transform of `torch.func` or forward mode is at work, and in the backward pass
+where that is itself to be differentiated.
 """
 
 import functools

@@ -1,6 +1,7 @@
 """The public operators once more, dense, in float64: every query against every key, every sample against every pixel.
 
-Nothing here is taken from the package; what a window or a region may see is a mask.
+Nothing here is taken from the package, so that it guards the definitions there (`kernels/*/naive.py`) too; what a
+window or a region may see is a mask.
 """
 
 import torch

@@ -12,10 +12,10 @@ from typing import Any
 
 from ..backbones.contract.facts import families
 from ..backbones.contract.provenance import abbreviated, comparison
-from . import bench
 from .common.errors import UserError
 from .common.files import atomic_path
 from .config.loading import nearest
+from .measuring import models
 
 EPILOG = """\
 examples:
@@ -73,7 +73,7 @@ def card(family: str) -> str:
         cells = [
             f"`{name}`",
             f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f}",
-            f"{bench.multiply_adds(name, False, height, width) / 1e9:.2f} at {width}",
+            f"{models.multiply_adds(name, False, height, width) / 1e9:.2f} at {width}",
             ", ".join(str(stage["num_chs"]) for stage in model.feature_info),
             f"`{model.feature_info[-1]['size']}`",
             str(comparison(name)),

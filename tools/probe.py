@@ -174,7 +174,7 @@ def build(name: str, checkpoint: str | os.PathLike[str] | None = None, pretraine
     import timm
     import torch
 
-    from .bench import FREE_SIZE
+    from .measuring.models import FREE_SIZE
 
     model: Any = None
     with torch.random.fork_rng(devices=[]):

@@ -14,9 +14,7 @@ from torch import Tensor
 from .. import _derivatives, _dispatch
 from ..tracing import untraced
 from . import operator
-from .gathered import attend_gathered
-from .reference import deformable_attention_reference
-from .work import operations
+from .cpu import attend, attend_gathered
 
 __all__ = ["deformable_attention"]
 
@@ -63,7 +61,7 @@ def deformable_attention(
         backend,
         (value, sampling_locations, attention_weights),
         reason,
-        operations(value.shape, sampling_locations.shape),
+        operator.operations(value.shape, sampling_locations.shape),
     )
     if operator.is_empty(value, sampling_locations):
         shape = [value.shape[0], sampling_locations.shape[1], value.shape[2] * value.shape[3]]
@@ -76,9 +74,7 @@ def deformable_attention(
         return attend_gathered(value, None, *levels, sampling_locations, attention_weights)
     dtype = torch.promote_types(value.dtype, torch.float32)
     plain = operator.as_lists(spatial_shapes, level_start_index)
-    output = deformable_attention_reference(
-        value.to(dtype), *plain, sampling_locations.to(dtype), attention_weights.to(dtype)
-    )
+    output = attend(value.to(dtype), *plain, sampling_locations.to(dtype), attention_weights.to(dtype))
     return output.to(value.dtype)
 
 

@@ -11,11 +11,23 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from .. import _checks, _derivatives, _dispatch
 from ..tracing import is_exporting, leaves_sizes_free, untraced
-from .gathered import attend_gathered
+from .cpu import attend_gathered
 
 # A program of the kernels holds a head's channels, and a pixel's depth bins, in registers.
 MAX_CHANNELS = 256
 MAX_BINS = 256
+
+
+def operations(value: Sequence[int], locations: Sequence[int]) -> int:
+    """Of the forward pass in two dimensions, without bins: the size by which `measured.json` counts.
+
+    Args:
+        value: its shape, (B, K, M, C).
+        locations: their shape, (B, Q, M, L, P, 2 or 3).
+    """
+    batch, queries, heads, levels, points = locations[:5]
+    # A multiply-add for each of four pixels.
+    return 8 * batch * queries * heads * levels * points * value[3]
 
 
 @torch.library.custom_op("attnzoo::deformable_attention", mutates_args=())

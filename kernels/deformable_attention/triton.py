@@ -4,14 +4,11 @@ A row is one head of one query: its samples lie together in memory, and so do it
 by a head's channels. With BINS > 0 each corner of a sample is scaled by its pixel's depth distribution.
 """
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 
 from .. import _dispatch
-from .._static import StaticCase
 
 
 @triton.jit
@@ -406,40 +403,3 @@ def _cells(
     ordered, order = cell.flatten().sort(stable=True)
     first = torch.searchsorted(ordered, torch.arange(count + 1, device=cell.device, dtype=cell.dtype))
     return order, first
-
-
-def static_cases() -> list[StaticCase]:
-    """Every kernel as Deformable DETR and DINO launch it, and as DFA3D with 64 bins does; locations in float32."""
-    cases = []
-    kernels: dict[str, Any] = {"forward": (_forward_kernel, {}), "by pixel": (_by_pixel_kernel, {})}
-    kernels |= {f"backward{' atomic' * atomic}": (_backward_kernel, {"ATOMIC": atomic}) for atomic in (False, True)}
-    integers = ("queries", "positions", "levels")
-    for dtype, itemsize in (("fp32", 4), ("bf16", 2), ("fp16", 2)):
-        for channels in (16, 32, 64):
-            for bins, depth_heads in ((0, 1), (64, 1), (64, 8)):
-                for name, (kernel, constants) in kernels.items():
-                    pixel = kernel is _by_pixel_kernel
-                    if pixel:
-                        tile = _pixel_tile(channels, bins)
-                    else:
-                        tile = _tile(channels, itemsize, bins, constants.get("ATOMIC", False))
-                    shape = dict(HEADS=8, CHANNELS=channels, POINTS=4, BINS=bins, DEPTH_HEADS=depth_heads)
-                    sums = dtype if pixel else "fp32"
-                    types = dict.fromkeys(("sizes", "starts"), "*i32") | dict.fromkeys(integers, "i32")
-                    types |= dict.fromkeys(("locations", "weights", "grad_locations", "grad_weights"), "*fp32")
-                    types |= dict.fromkeys(("value", "depth", "grad", "out"), f"*{dtype}")
-                    types |= dict.fromkeys(("grad_value", "grad_depth"), f"*{sums}")
-                    types |= dict.fromkeys(("order", "first"), "*i64")
-                    none = {} if bins else {"depth": None}
-                    cases.append(
-                        StaticCase(
-                            "deformable_attention_3d" if bins else "deformable_attention",
-                            kernel,
-                            dtype,
-                            f"{name}, head_dim {channels}" + f", depth of {depth_heads} heads" * (bins > 0),
-                            {arg: types[arg] for arg in kernel.arg_names if arg in types and arg not in none},
-                            {**shape, **constants, **tile, **none},
-                            num_warps=_PIXEL_WARPS if pixel else _WARPS,
-                        )
-                    )
-    return cases

@@ -12,10 +12,9 @@ from torch import Tensor
 
 from .. import _derivatives, _dispatch
 from ..deformable_attention import operator
-from ..deformable_attention.gathered import attend_gathered
-from ..deformable_attention.work import operations
+from ..deformable_attention.cpu import attend_gathered
 from ..tracing import untraced
-from .reference import deformable_attention_3d_reference
+from .cpu import attend
 
 __all__ = ["deformable_attention_3d"]
 
@@ -63,7 +62,7 @@ def deformable_attention_3d(
         backend,
         (value, depth, sampling_locations, attention_weights),
         reason,
-        operations(value.shape, sampling_locations.shape),
+        operator.operations(value.shape, sampling_locations.shape),
     )
     if operator.is_empty(value, sampling_locations):
         shape = [value.shape[0], sampling_locations.shape[1], value.shape[2] * value.shape[3]]
@@ -76,9 +75,7 @@ def deformable_attention_3d(
         return attend_gathered(value, depth, *levels, sampling_locations, attention_weights)
     dtype = torch.promote_types(value.dtype, torch.float32)
     plain = operator.as_lists(spatial_shapes, level_start_index)
-    output = deformable_attention_3d_reference(
-        value.to(dtype), depth.to(dtype), *plain, sampling_locations.to(dtype), attention_weights.to(dtype)
-    )
+    output = attend(value.to(dtype), depth.to(dtype), *plain, sampling_locations.to(dtype), attention_weights.to(dtype))
     return output.to(value.dtype)
 
 

@@ -1,12 +1,13 @@
 """Depth-wise convolution and gated point-wise convolution by Triton as PyTorch operators; and what they ask for."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import _checks, _derivatives, _dispatch
-from .reference import depthwise, gated_pointwise
+from . import naive
 
 # Patches lie in registers, so that larger kernels cost time alone; these are the ones that are tested.
 MAX_KERNEL = 31
@@ -93,6 +94,28 @@ def why_not_pointwise(x: Tensor, weight: Tensor, bias: Tensor | None = None, gat
     return _dispatch.why_not(x, weight, bias) or _dispatch.why_not(gate)
 
 
+def depthwise_operations(shape: Sequence[int], weight: Sequence[int]) -> int:
+    """Of the forward pass: the size by which `measured.json` counts.
+
+    Args:
+        shape: of the map, (B, C, H, W).
+        weight: shape of the taps, (C, 1, K, L).
+    """
+    b, c, h, w = shape
+    return 2 * b * c * h * w * weight[2] * weight[3]
+
+
+def pointwise_operations(shape: Sequence[int], weight: Sequence[int]) -> int:
+    """Of the forward pass: the size by which `measured.json` counts.
+
+    Args:
+        shape: of the map, (B, C, H, W).
+        weight: shape of the matrix, (D, C, 1, 1).
+    """
+    b, c, h, w = shape
+    return 2 * b * c * h * w * weight[0]
+
+
 @torch.library.custom_op("attnzoo::depthwise_conv", mutates_args=())
 def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
     """As the public function; the result is in channels_last."""
@@ -131,7 +154,7 @@ def _depthwise_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     if _derivatives.backward_is_differentiated(grad):
 
         def definition(x, weight, bias):
-            return depthwise(x, weight, bias, ctx.dilation)
+            return naive.depthwise_conv(x, weight, bias, ctx.dilation)
 
         return *_derivatives.gradients(definition, (x, weight, bias), ctx.needs_input_grad[:3], grad), None
     grad_x, grad_weight = _depthwise_backward(grad, x, weight, ctx.dilation)
@@ -165,7 +188,7 @@ def _gated_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, weight, bias, gate = ctx.saved_tensors
     if _derivatives.backward_is_differentiated(grad):
         needed = ctx.needs_input_grad
-        return tuple(_derivatives.gradients(gated_pointwise, (x, weight, bias, gate), needed, grad))
+        return tuple(_derivatives.gradients(naive.pointwise_conv, (x, weight, bias, gate), needed, grad))
     inner = (grad * gate).to(x.dtype).permute(0, 2, 3, 1)
     grad_x = (inner @ weight.flatten(1)).permute(0, 3, 1, 2)
     grad_weight = (inner.flatten(0, 2).t() @ x.permute(0, 2, 3, 1).flatten(0, 2)).view(weight.shape)

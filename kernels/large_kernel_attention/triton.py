@@ -9,7 +9,6 @@ import triton
 import triton.language as tl
 
 from .. import _dispatch
-from .._static import StaticCase
 
 
 @triton.jit
@@ -273,38 +272,3 @@ def gated_pointwise_forward(
             num_warps=_WARPS,
         )
     return out.permute(0, 3, 1, 2)
-
-
-def static_cases() -> list[StaticCase]:
-    """Every kernel at the sizes of VAN and MSCAN, and at 31 x 31."""
-    cases = []
-    integers = ("height", "width", "channels", "pixels", "strip", "inputs", "outputs")
-    kernels = {(5, 5): 1, (7, 7): 3, (1, 21): 1, (21, 1): 1, (31, 31): 1}
-    for dtype, itemsize in (("fp32", 4), ("bf16", 2), ("fp16", 2)):
-        types = dict.fromkeys(("x", "weight", "bias", "gate", "grad", "out"), f"*{dtype}")
-        types |= dict.fromkeys(integers, "i32")
-
-        def case(kernel, label, constants, dtype=dtype, **replaced):
-            names = {name: {**types, **replaced}[name] for name in kernel.arg_names if name not in constants}  # noqa: B023
-            cases.append(
-                StaticCase(
-                    "large_kernel_attention",
-                    kernel,
-                    dtype,
-                    label,
-                    names,
-                    constants,
-                    num_warps=_WARPS,
-                    multiples=("channels", "inputs", "outputs"),
-                )
-            )
-
-        for (rows, cols), dilation in kernels.items():
-            taps = dict(DILATION=dilation, ROWS=rows, COLS=cols)
-            patch = _patch(rows, cols, 64, itemsize)
-            label = f"{rows} x {cols}, dilation {dilation}"
-            case(_depthwise_kernel, f"forward, {label}", {**taps, "TURNED": False, **patch})
-            case(_depthwise_kernel, f"backward, {label}", {**taps, "TURNED": True, "bias": None, **patch})
-            case(_taps_kernel, f"weights, {label}", {**taps, **_group(cols)}, out="*fp32")
-        case(_gated_kernel, "gated, 64 channels", {"PRECISION": "ieee", **_product(64, itemsize)})
-    return cases

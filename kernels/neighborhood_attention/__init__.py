@@ -5,9 +5,8 @@ import torch
 from .. import _derivatives, _dispatch
 from .._checks import default_scale
 from ..tracing import leaves_sizes_free, untraced
-from .operator import attention, check, why_not
-from .reference import attend
-from .work import operations
+from .cpu import attend
+from .operator import attention, check, operations, why_not
 
 __all__ = ["neighborhood_attention"]
 

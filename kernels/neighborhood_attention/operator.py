@@ -1,11 +1,12 @@
 """The kernels as an operator of PyTorch: one node in a compiled graph, with its gradient; and what they ask for."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from .. import _checks, _derivatives, _dispatch
-from .reference import attend_tiled
+from .cpu import attend_tiled
 
 MAX_HEAD_DIM = 128
 
@@ -53,6 +54,17 @@ def why_not(
     if reason is None and q.shape[3] > MAX_HEAD_DIM * num_heads:
         reason = f"a head has {q.shape[3] // num_heads} channels, it takes up to {MAX_HEAD_DIM}"
     return reason
+
+
+def operations(shape: Sequence[int], kernel_size: int) -> int:
+    """Of the forward pass, as if every window were whole: the size by which `measured.json` counts.
+
+    Args:
+        shape: of q, (B, H, W, C).
+        kernel_size: odd, 3 to 15.
+    """
+    b, height, width, c = shape
+    return 4 * b * height * width * c * kernel_size**2
 
 
 @torch.library.custom_op("attnzoo::neighborhood_attention", mutates_args=())

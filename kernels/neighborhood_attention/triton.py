@@ -1,19 +1,17 @@
 """Neighborhood attention in Triton: forward, backward and the gradient of the bias table, without atomics.
 
-The pixels of one residue class are a dense map of their own (see `reference`), which programs walk in tiles: of queries
+The pixels of one residue class are a dense map of their own (see `cpu`), which programs walk in tiles: of queries
 in the forward pass and for the gradient of q, of keys for those of k and v. What a tile attends to, or is attended by,
 is a rectangle of the same class. Softmaxes are in base 2.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 
 from .. import _dispatch
-from .._static import StaticCase
 
 # One compiled kernel serves all sizes.
 _SIZES = ("batch", "height", "width", "heads")
@@ -486,32 +484,3 @@ def neighborhood_attention_backward(
             num_warps=launch.num_warps, num_stages=launch.num_stages,
         )  # fmt: skip
         return grad_q, grad_k, grad_v, partial.sum(0).to(bias.dtype)
-
-
-def _case(kernel: Any, dtype: str, label: str, launch: _Launch, constants: dict[str, object]) -> StaticCase:
-    types = {"scale": "fp32", "lse": "*fp32", "delta": "*fp32", "partial": "*fp32"}
-    types |= dict.fromkeys((*_SIZES, "dilation"), "i32")
-    strides = tuple(f"{tensor}_{axis}" for tensor in "gqkv" for axis in "byx")
-    types |= dict.fromkeys(strides, "i32")
-    signature = {name: types.get(name, f"*{dtype}") for name in kernel.arg_names if name not in constants}
-    return StaticCase(
-        "neighborhood_attention", kernel, dtype, label, signature, constants, launch.num_warps, launch.num_stages,
-        tuple(name for name in strides if name in signature),
-    )  # fmt: skip
-
-
-def static_cases() -> list[StaticCase]:
-    """Of every kernel and dtype, with the bias, at NAT's kernel size; the bias table's gradient at larger ones too."""
-    cases = []
-    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)):
-        for head_dim in (16, 32, 64, 128):
-            launch = _tiles(dtype, head_dim)
-            for kernel in (_forward_kernel, _grad_query_kernel, _grad_key_value_kernel):
-                constants = _constants(launch, 7, head_dim, has_bias=True)
-                cases.append(_case(kernel, name, f"head_dim {head_dim}", launch, constants))
-            for kernel_size in (7, 15):
-                launch = _stretches(dtype, head_dim, kernel_size)
-                constants = _stretch_constants(launch, kernel_size, head_dim)
-                label = f"head_dim {head_dim}, kernel_size {kernel_size}"
-                cases.append(_case(_grad_bias_kernel, name, label, launch, constants))
-    return cases

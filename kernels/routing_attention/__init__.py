@@ -4,10 +4,9 @@ import torch
 
 from .. import _derivatives, _dispatch
 from ..tracing import leaves_sizes_free, untraced
-from . import chunked, operator
-from .operator import check
-from .reference import routing_attention as _definition
-from .work import operations
+from . import operator
+from .cpu import attend_in_chunks, attend_in_one
+from .operator import check, operations
 
 __all__ = ["routing_attention"]
 
@@ -94,14 +93,14 @@ def routing_attention(
     if topk == regions[0] * regions[1]:
         return _attend_to_all(q, k, v, num_heads, scale)
     if torch.jit.is_scripting():
-        return _definition(q, k, v, num_heads, regions, topk, scale)
+        return attend_in_one(q, k, v, num_heads, regions, topk, scale)
     else:
         # Compilers, exporters and transforms get one plain graph.
         if torch.compiler.is_compiling() or leaves_sizes_free() or _derivatives.is_transformed():
-            return _definition(q, k, v, num_heads, regions, topk, scale)
+            return attend_in_one(q, k, v, num_heads, regions, topk, scale)
         if q.device.type != "cpu":
-            return _definition(q, k, v, num_heads, regions, topk, scale)
-        return chunked.routing_attention(q, k, v, num_heads, regions, topk, scale)
+            return attend_in_one(q, k, v, num_heads, regions, topk, scale)
+        return attend_in_chunks(q, k, v, num_heads, regions, topk, scale)
 
 
 def _attend_to_all(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, num_heads: int, scale: float) -> torch.Tensor:

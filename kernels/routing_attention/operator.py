@@ -3,12 +3,13 @@
 Triton is imported when the operator runs.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from .. import _checks, _derivatives, _dispatch
-from .reference import attend_to_chosen
+from .cpu import attend_to_chosen
 
 # Beyond it no tiles were found that keep all sums of float32 in registers.
 _MAX_HEAD_DIM = 64
@@ -51,6 +52,19 @@ def why_not(
     if q.shape[3] // num_heads > _MAX_HEAD_DIM:
         return f"head dimension is {q.shape[3] // num_heads}, it takes up to {_MAX_HEAD_DIM}"
     return _dispatch.why_not(q, k, v)
+
+
+def operations(shape: Sequence[int], regions: tuple[int, int], topk: int) -> int:
+    """Of the forward pass without the routing: the size by which `measured.json` counts.
+
+    Args:
+        shape: of q, (B, H, W, C).
+        regions: (rows, columns).
+        topk: regions chosen by each.
+    """
+    b, h, w, c = shape
+    keys = topk * -(-h // regions[0]) * -(-w // regions[1])
+    return 4 * b * h * w * c * keys
 
 
 @torch.library.custom_op("attnzoo::routing_attention", mutates_args=())

@@ -12,8 +12,7 @@ import triton
 import triton.language as tl
 
 from .. import _dispatch
-from .._static import StaticCase
-from .reference import match
+from .cpu import match
 
 _LN_2 = tl.constexpr(0.6931471805599453)
 
@@ -431,7 +430,7 @@ def region_means(x: torch.Tensor, regions: tuple[int, int]) -> torch.Tensor:
 
 
 def route(q: torch.Tensor, k: torch.Tensor, regions: tuple[int, int], topk: int) -> torch.Tensor:
-    """As `reference.route`, from maps (B, H, W, C) -> (B, R, topk) int32."""
+    """As `cpu.route`, from maps (B, H, W, C) -> (B, R, topk) int32."""
     scores = match(region_means(q, regions), region_means(k, regions))
     height, width, _, region_h, region_w, _ = _geometry(q, regions)
     # Empty regions are whole rows and columns of the grid.
@@ -569,46 +568,3 @@ def attention_backward(
             **_attention_options(*kind, keys=True),
         )
     return grad_q, grad_k, grad_v
-
-
-def static_cases() -> list[StaticCase]:
-    """Every kernel as the host functions launch it, in head dimensions of 16 to 64 and regions small to large."""
-    cases = []
-    for dtype, name in ((torch.float32, "fp32"), (torch.bfloat16, "bf16"), (torch.float16, "fp16")):
-        cases += [_case(_invert_kernel, name, f"{count} regions", _invert_options(count)) for count in (49, 256)]
-        for whole in (True, False):
-            ragged = "" if whole else ", ragged"
-            cases.append(_case(_means_kernel, name, f"64 channels{ragged}", _means_options(64, whole)))
-            for precision in ("ieee", "tf32") if dtype == torch.float32 else ("ieee",):
-                for head_dim in (16, 32, 64):
-                    for tokens in (16, 32, 64):
-                        kind = (tokens, head_dim, dtype, precision, whole)
-                        label = f"head_dim {head_dim}, {tokens} tokens{ragged}"
-                        label += f", {precision}" if dtype == torch.float32 else ""
-                        for kernel in (_forward_kernel, _query_gradient_kernel, _key_gradient_kernel):
-                            options = _attention_options(*kind, keys=kernel is _key_gradient_kernel)
-                            cases.append(_case(kernel, name, label, options))
-    return cases
-
-
-def _case(kernel: Any, dtype: str, label: str, options: dict[str, Any]) -> StaticCase:
-    types = dict.fromkeys(("index", "lists", "numbers"), "*i32")
-    types |= dict.fromkeys(("logsumexp", "delta"), "*fp32")
-    types |= {"means": "*fp32"} | dict.fromkeys(
-        ("x", "q", "k", "v", "out", "grad", "grad_q", "grad_k", "grad_v"), f"*{dtype}"
-    )
-    types["scale"] = "fp32"
-    constants = {name: value for name, value in options.items() if name in kernel.arg_names}
-    signature = {name: types.get(name, "i32") for name in kernel.arg_names if name not in constants}
-    return StaticCase(
-        "routing_attention",
-        kernel,
-        dtype,
-        label,
-        signature,
-        constants,
-        options["num_warps"],
-        options.get("num_stages", 3),
-        # Strides, where C is a multiple of 16.
-        tuple(name for name in signature if name.endswith(("_b", "_h", "_w")) and name[0] in "qkvx"),
-    )

@@ -5,10 +5,9 @@ import torch
 from .. import _derivatives, _dispatch
 from .._checks import default_scale
 from ..tracing import leaves_sizes_free, untraced
-from .operator import attention, check, pair, why_not
-from .reference import attend, attend_in_one, position_bias
-from .training import attend_with_gradients
-from .work import operations
+from .cpu import attend, attend_in_one, attend_with_gradients
+from .operator import attention, check, operations, pair, why_not
+from .windows import position_bias
 
 __all__ = ["window_attention"]
 

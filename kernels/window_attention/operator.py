@@ -3,12 +3,14 @@
 Triton is imported when the operator runs.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from .. import _checks, _derivatives, _dispatch
-from .reference import attend_in_one, position_bias
+from .cpu import attend_in_one
+from .windows import check_sizes, position_bias
 
 
 def max_head_dim(dtype: torch.dtype) -> int:
@@ -61,15 +63,6 @@ def check(
     check_sizes(q, window)
 
 
-def check_sizes(q: torch.Tensor, window: tuple[int, int]) -> None:
-    """Raises ValueError for a map (B, H, W, C) that windows of these sides do not fill."""
-    free = False
-    if not torch.jit.is_scripting():
-        free = _checks.are_sizes_free()
-    if not free and (q.shape[1] % window[0] != 0 or q.shape[2] % window[1] != 0):
-        raise ValueError(f"H and W must be multiples of window_size {window}, got {(q.shape[1], q.shape[2])}")
-
-
 def why_not(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, num_heads: int, bias_table: torch.Tensor | None
 ) -> str | None:
@@ -81,6 +74,18 @@ def why_not(
     if reason is None and q.shape[3] > max_head_dim(q.dtype) * num_heads:
         reason = f"a head has {q.shape[3] // num_heads} channels, in {q.dtype} it takes up to {max_head_dim(q.dtype)}"
     return reason
+
+
+def operations(shape: Sequence[int], window: tuple[int, int], overlap: int) -> int:
+    """Of the forward pass, as if no border cut any window: the size by which `measured.json` counts.
+
+    Args:
+        shape: of q, (B, H, W, C).
+        window: sides of the windows of queries, pixels.
+        overlap: pixels by which windows of keys are larger.
+    """
+    b, height, width, c = shape
+    return 4 * b * height * width * c * (window[0] + overlap) * (window[1] + overlap)
 
 
 @torch.library.custom_op("attnzoo::window_attention_triton", mutates_args=())

@@ -14,8 +14,6 @@ import triton
 import triton.language as tl
 
 from .. import _dispatch
-from .._static import StaticCase
-from .operator import max_head_dim
 
 # One compiled kernel serves all sizes.
 _SIZES = ("windows", "rows", "cols", "heads", "shift_h", "shift_w", "share")
@@ -493,45 +491,3 @@ def window_attention_backward(
             num_warps=1, num_stages=2,
         )  # fmt: skip
     return grad_q, grad_k, grad_v, grad_table
-
-
-def _case(kernel: Any, dtype: str, label: str, geometry: _Geometry) -> StaticCase:
-    constants = geometry.options(kernel)
-    num_warps, num_stages = constants.pop("num_warps"), constants.pop("num_stages")
-    if not geometry.has_bias:
-        constants["table"] = None
-    types = dict.fromkeys(_SIZES, "i32") | dict.fromkeys(("stride_b", "stride_h", "stride_w"), "i32")
-    types |= {"scale": "fp32"} | dict.fromkeys(("table", "lse", "delta", "partial"), "*fp32")
-    signature = {name: types.get(name, f"*{dtype}") for name in kernel.arg_names if name not in constants}
-    # The channels of a head are a multiple of 8 at the least.
-    multiples = ("stride_b", "stride_h", "stride_w") if geometry.head_dim % 16 == 0 else ()
-    return StaticCase(
-        "window_attention", kernel, dtype, label, signature, constants, num_warps, num_stages, multiples,
-    )  # fmt: skip
-
-
-def static_cases() -> list[StaticCase]:
-    """Of every kernel and dtype: Swin's windows, LITv2's, HAT's shifted and overlapping ones."""
-    cases = []
-    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)):
-        dims = [d for d in (16, 32, 64, 128) if d <= max_head_dim(dtype)]
-        named = [(f"7x7 shifted, head_dim {d}", _Geometry(dtype, d, (7, 7), True, 0, True)) for d in dims]
-        named += [
-            ("8x8, head_dim 32", _Geometry(dtype, 32, (8, 8), False, 0, True)),
-            ("4x4 overlap 2, head_dim 16", _Geometry(dtype, 16, (4, 4), False, 2, True)),
-            ("2x2, head_dim 32", _Geometry(dtype, 32, (2, 2), False, 0, False)),
-            ("16x16 shifted, head_dim 30", _Geometry(dtype, 30, (16, 16), True, 0, True)),
-            ("16x16 overlap 8, head_dim 30", _Geometry(dtype, 30, (16, 16), False, 8, True)),
-        ]
-        for label, geometry in named:
-            kernels = [_forward_kernel, _grad_query_kernel, _grad_key_kernel]
-            for kernel in [*kernels, _grad_bias_kernel] if geometry.has_bias else kernels:
-                cases.append(_case(kernel, name, label, geometry))
-    for window, key in (((7, 7), (7, 7)), ((16, 16), (24, 24))):
-        block = triton.next_power_of_2(window[1] + key[1] - 1)
-        constants = {"WH": window[0], "WW": window[1], "KEY_H": key[0], "KEY_W": key[1], "BLOCK": block}
-        label = f"{window[0]}x{window[1]}, keys {key[0]}x{key[1]}"
-        for name in ("fp32", "bf16", "fp16"):
-            signature = {"bias": "*fp32", "table": f"*{name}", "heads": "i32"}
-            cases.append(StaticCase("window_attention", _grad_table_kernel, name, label, signature, constants, 1))
-    return cases

@@ -16,7 +16,7 @@ from attnzoo import kernels
 
 FOLDER = Path(kernels.__file__).parent
 # Errors by these files are the operators' own.
-CHECKS = ("_checks.py", "_dispatch.py", "operator.py")
+CHECKS = ("_checks.py", "_dispatch.py", "operator.py", "windows.py")
 DTYPES = (torch.float32, torch.float32, torch.float64, torch.bfloat16, torch.float16)
 # Of the largest magnitude expected; 16-bit sums of softmaxes round at every step.
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 3e-4, torch.float16: 0.03, torch.bfloat16: 0.12}

@@ -1,14 +1,15 @@
-"""Multi-scale deformable attention against a loop over samples, and its operators in mmcv's clothes."""
+"""Multi-scale deformable attention against its definition, and its operators in mmcv's clothes."""
 
 import functools
 import itertools
 import math
 
+import operator_definitions
 import pytest
 import torch
 
-from attnzoo.kernels.deformable_attention import deformable_attention
-from attnzoo.kernels.deformable_attention.gathered import attend_gathered
+from attnzoo.kernels.deformable_attention import deformable_attention, naive
+from attnzoo.kernels.deformable_attention.cpu import attend_gathered
 
 SHAPES = [(3, 4), (2, 5), (1, 1)]
 STARTS = [0, 12, 22]
@@ -23,18 +24,13 @@ def arguments(dtype=torch.float64, batch=2, queries=3, heads=2, channels=3, poin
 
 
 def by_definition(value, shapes, starts, places, weights):
-    batch, queries, heads, levels, points, _ = places.shape
-    output = value.new_zeros(batch, queries, heads, value.shape[3])
-    for b, q, m, level, p in torch.cartesian_prod(*map(torch.arange, (batch, queries, heads, levels, points))).tolist():
-        height, width = SHAPES[level]
-        x, y = places[b, q, m, level, p].tolist()
-        x, y = x * width - 0.5, y * height - 0.5
-        for row in (math.floor(y), math.floor(y) + 1):
-            for column in (math.floor(x), math.floor(x) + 1):
-                if 0 <= row < height and 0 <= column < width:
-                    share = (1 - abs(y - row)) * (1 - abs(x - column)) * weights[b, q, m, level, p]
-                    output[b, q, m] += share * value[b, STARTS[level] + row * width + column, m]
-    return output.flatten(2)
+    return naive.deformable_attention(value, SHAPES, STARTS, places, weights)
+
+
+def test_definition_equals_the_dense_one():
+    value, _, _, places, weights = arguments()
+    want = operator_definitions.deformable_attention(value, SHAPES, STARTS, places, weights)
+    torch.testing.assert_close(naive.deformable_attention(value, SHAPES, STARTS, places, weights), want)
 
 
 def test_definition_and_gradient():

@@ -1,11 +1,12 @@
-"""Deformable attention in three dimensions against published figures, the volume itself and its other forms."""
+"""Deformable attention in three dimensions against published figures, its definition and its other forms."""
 
 import golden_files
+import operator_definitions
 import pytest
 import torch
 
 from attnzoo.kernels import deformable_attention, deformable_attention_3d
-from attnzoo.kernels.deformable_attention_3d.reference import by_volume
+from attnzoo.kernels.deformable_attention_3d import naive
 
 GOLDEN = golden_files.load("dfa3d_op")
 LEVELS, STARTS = [(3, 4), (2, 5)], [0, 12]
@@ -15,8 +16,9 @@ def noise(seed, *shape):
     return golden_files.noise(shape, seed)
 
 
+@pytest.mark.parametrize("function", [deformable_attention_3d, naive.deformable_attention_3d])
 @pytest.mark.parametrize(("number", "name"), enumerate(GOLDEN["kwargs"]["cases"]))
-def test_published_result_and_every_gradient(number, name):
+def test_published_result_and_every_gradient(number, name, function):
     """Made by the published rule: inputs from the notes of the golden file."""
     sizes = GOLDEN["kwargs"]["cases"][name]["spatial_shapes_HWD"]
     levels, bins, base = [size[:2] for size in sizes], sizes[0][2], 100 * number
@@ -30,7 +32,7 @@ def test_published_result_and_every_gradient(number, name):
         "weights": noise(base + 3, 2, 10, 2, len(levels) * 4).softmax(-1).view(samples),
     }
     value, depth, places, weights = (x.requires_grad_() for x in leaves.values())
-    out = deformable_attention_3d(value, depth, levels, starts, places, weights)
+    out = function(value, depth, levels, starts, places, weights)
     out.backward(noise(base + 4, 2, 10, 16))
     assert golden_files.error(out, GOLDEN["outputs"][f"{name}/out"]) < 1e-12
     for leaf, x in leaves.items():
@@ -45,9 +47,16 @@ def arguments(bins=4, groups=2, dtype=torch.float64, queries=3):
 
 
 @pytest.mark.parametrize("groups", [1, 2])
-def test_equals_the_volume(groups):
+def test_equals_the_definition(groups):
     given = arguments(groups=groups)
-    torch.testing.assert_close(deformable_attention_3d(*given), by_volume(*given))
+    torch.testing.assert_close(deformable_attention_3d(*given), naive.deformable_attention_3d(*given))
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_definition_equals_the_dense_one(groups):
+    given = arguments(groups=groups)
+    want = operator_definitions.deformable_attention_3d(*given)
+    torch.testing.assert_close(naive.deformable_attention_3d(*given), want)
 
 
 def test_gradients():

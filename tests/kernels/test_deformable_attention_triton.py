@@ -1,5 +1,7 @@
 """Triton's deformable attention, in two and in three dimensions, against its definition."""
 
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -8,7 +10,8 @@ from kernel_helpers import DEVICE, assert_near
 
 from attnzoo import kernels
 from attnzoo.kernels import _dispatch, deformable_attention, deformable_attention_3d
-from attnzoo.kernels.deformable_attention import operator, work
+from attnzoo.kernels.deformable_attention import naive, operator
+from attnzoo.kernels.deformable_attention_3d import naive as naive_3d
 
 LEVELS = [(2, 3), (3, 1)]
 STARTS = [0, 6]
@@ -29,12 +32,15 @@ def tensors(levels=LEVELS, batch=1, queries=3, heads=2, channels=3, points=2, bi
 
 
 def run(given, backend, levels=LEVELS):
-    """The result and every gradient, by name."""
+    """The result and every gradient, by name, of a backend or of the "definition"."""
     starts = [sum(h * w for h, w in levels[:i]) for i in range(len(levels))]
     leaves = {name: x.detach().requires_grad_() for name, x in given.items()}
     value, *depth, places, weights = leaves.values()
-    function = deformable_attention_3d if depth else deformable_attention
-    out = function(value, *depth, levels, starts, places, weights, backend=backend)
+    if backend == "definition":
+        function = naive_3d.deformable_attention_3d if depth else naive.deformable_attention
+    else:
+        function = partial(deformable_attention_3d if depth else deformable_attention, backend=backend)
+    out = function(value, *depth, levels, starts, places, weights)
     shares = torch.linspace(-1, 1, out.numel(), device=out.device).view_as(out).sin()
     grads = torch.autograd.grad((out.float() * shares).sum(), list(leaves.values()))
     return {"out": out.detach()} | {f"gradient of {name}": x for name, x in zip(leaves, grads, strict=True)}
@@ -42,7 +48,7 @@ def run(given, backend, levels=LEVELS):
 
 def compare(given, levels=LEVELS, tolerance=1e-5):
     exact = {name: x.double() for name, x in given.items()}
-    got, want = run(given, "triton", levels), run(exact, "torch", levels)
+    got, want = run(given, "triton", levels), run(exact, "definition", levels)
     for name in want:
         assert_near(name, got[name], want[name], tolerance)
 
@@ -248,19 +254,3 @@ def test_the_context_chooses():
         deformable_attention(value.double(), LEVELS, STARTS, places, weights)
     with _dispatch.use_backend("torch"):
         deformable_attention(value.double(), LEVELS, STARTS, places, weights)
-
-
-def test_work():
-    """Two images, 10 positions, 3 queries, 2 heads of 4 channels, 2 levels of 5 points."""
-    samples, value, out = 2 * 3 * 2 * 10, 2 * 10 * 2 * 4, 2 * 3 * 2 * 4
-    forward = work.forward(2, 10, 3, 2, 4, 2, 5, torch.float16)
-    # Value and result in 16 bits; two coordinates and a weight a sample in 32.
-    assert forward.bytes == 2 * (value + out) + 4 * 3 * samples
-    # Four corners, a multiply-add a channel each.
-    assert forward.flops == samples * 4 * 4 * 2
-    backward = work.backward(2, 10, 3, 2, 4, 2, 5, torch.float16)
-    assert backward.bytes == 2 * (2 * value + out) + 4 * 6 * samples
-    assert backward.flops == 2 * forward.flops
-    spread = work.forward(2, 10, 3, 2, 4, 2, 5, torch.float16, bins=6, groups=1)
-    assert spread.bytes == forward.bytes + 2 * 2 * 10 * 6 + 4 * samples
-    assert spread.flops == forward.flops + samples * 4 * 2 * 2

@@ -1,20 +1,9 @@
+import operator_definitions
 import pytest
 import torch
 
 from attnzoo.kernels import depthwise_conv, large_kernel_attention, pointwise_conv
-
-
-def depthwise(x, weight, bias, dilation=1):
-    """Tap by tap over a zero-padded copy."""
-    channels, _, size, _ = weight.shape
-    reach = dilation * (size // 2)
-    padded = torch.nn.functional.pad(x, (reach,) * 4)
-    out = torch.zeros_like(x) + bias.view(1, channels, 1, 1)
-    for i in range(size):
-        for j in range(size):
-            window = padded[:, :, i * dilation :, j * dilation :][:, :, : x.shape[2], : x.shape[3]]
-            out = out + weight[:, 0, i, j].view(1, channels, 1, 1) * window
-    return out
+from attnzoo.kernels.large_kernel_attention import naive
 
 
 def operands(channels=3, height=7, width=5):
@@ -33,11 +22,12 @@ def operands(channels=3, height=7, width=5):
 
 
 @pytest.mark.parametrize(("height", "width", "dilation"), [(7, 5, 3), (1, 1, 3), (30, 2, 2)])
-def test_equals_the_definition(height, width, dilation):
-    x, w0, b0, w1, b1, w2, b2 = args = operands(height=height, width=width)
-    gate = depthwise(depthwise(x, w0, b0), w1, b1, dilation)
-    want = x * (torch.einsum("oi,bihw->bohw", w2[:, :, 0, 0], gate) + b2.view(1, -1, 1, 1))
-    torch.testing.assert_close(large_kernel_attention(*args, dilation=dilation), want, rtol=1e-10, atol=1e-10)
+@pytest.mark.parametrize("function", [large_kernel_attention, naive.large_kernel_attention])
+def test_equals_the_dense_definition(function, height, width, dilation):
+    """Both, as the definition is PyTorch's own convolutions."""
+    args = operands(height=height, width=width)
+    want = operator_definitions.large_kernel_attention(*args, dilation=dilation)
+    torch.testing.assert_close(function(*args, dilation=dilation), want, rtol=1e-10, atol=1e-10)
 
 
 def test_gradients():
@@ -52,11 +42,6 @@ def gradients(function, x, *parameters, **kwargs):
     return out, torch.autograd.grad((out * weights).sum(), leaves)
 
 
-def plain(x, weight, bias, dilation):
-    padding = [dilation * (side // 2) for side in weight.shape[2:]]
-    return torch.nn.functional.conv2d(x, weight, bias, padding=padding, dilation=dilation, groups=x.shape[1])
-
-
 @pytest.mark.parametrize("size", [(13, 8), (4, 19), (2, 1)])
 @pytest.mark.parametrize(
     ("kernel", "dilation"), [((3, 3), 1), ((5, 5), 1), ((7, 7), 3), ((1, 7), 1), ((21, 1), 1), ((5, 3), 2)]
@@ -66,7 +51,7 @@ def test_depthwise_conv_and_every_gradient(size, kernel, dilation, memory_format
     x = torch.randn(2, 6, *size, dtype=torch.float64).contiguous(memory_format=memory_format)
     weight, bias = torch.randn(6, 1, *kernel, dtype=torch.float64), torch.randn(6, dtype=torch.float64)
     got, got_gradients = gradients(depthwise_conv, x, weight, bias, dilation=dilation)
-    want, want_gradients = gradients(plain, x, weight, bias, dilation=dilation)
+    want, want_gradients = gradients(naive.depthwise_conv, x, weight, bias, dilation=dilation)
     torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
     assert got.is_contiguous(memory_format=memory_format)
     for ours, theirs in zip(got_gradients, want_gradients, strict=True):
@@ -81,7 +66,9 @@ def test_depthwise_conv_in_single_precision(dilation):
     x = torch.randn(1, 16, 20, 23).contiguous(memory_format=torch.channels_last)
     weight, bias = torch.randn(16, 1, 7, 7), torch.randn(16)
     got, got_gradients = gradients(depthwise_conv, x, weight, bias, dilation=dilation)
-    want, want_gradients = gradients(plain, x.double(), weight.double(), bias.double(), dilation=dilation)
+    want, want_gradients = gradients(
+        naive.depthwise_conv, x.double(), weight.double(), bias.double(), dilation=dilation
+    )
     for ours, theirs in zip((got, *got_gradients), (want, *want_gradients), strict=True):
         torch.testing.assert_close(ours.double(), theirs, rtol=1e-4, atol=1e-4 * theirs.abs().max().item())
 

@@ -1,7 +1,8 @@
-"""Triton's depth-wise and gated point-wise convolution against PyTorch's."""
+"""Triton's depth-wise and gated point-wise convolution against their definitions."""
 
 import copy
 import importlib
+from functools import partial
 
 import pytest
 import torch
@@ -11,9 +12,8 @@ from kernel_helpers import DEVICE, assert_near
 from torch import nn
 
 from attnzoo import kernels
-from attnzoo.kernels import depthwise_conv, large_kernel_attention, pointwise_conv
-from attnzoo.kernels.large_kernel_attention import operator, work
-from attnzoo.kernels.large_kernel_attention import reference as definition
+from attnzoo.kernels import depthwise_conv, large_kernel_attention
+from attnzoo.kernels.large_kernel_attention import naive, operator
 
 
 def draw(*shapes, dtype=torch.float32):
@@ -24,25 +24,22 @@ def channels_last(x):
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def compare(function, tensors, tolerance=1e-5, exact=None):
-    """Result and every gradient by Triton against those in plain PyTorch in float64."""
+def compare(name, tensors, tolerance=1e-5, **settings):
+    """Result and every gradient of an operator by Triton against those of its definition in float64."""
     results = []
-    for way, dtype in (("triton", None), ("torch", torch.float64)):
-        leaves = [x.detach().to(dtype or x.dtype).requires_grad_() for x in tensors]
-        out = function(*leaves, backend=way) if way == "triton" or exact is None else exact(*leaves)
+    for function, dtype in (
+        (partial(getattr(kernels, name), backend="triton"), None),
+        (getattr(naive, name), torch.float64),
+    ):
+        leaves = [None if x is None else x.detach().to(dtype or x.dtype).requires_grad_() for x in tensors]
+        out = function(*leaves, **settings)
         shares = torch.linspace(-1, 1, out.numel(), dtype=torch.float64, device=out.device).sin().view(out.shape)
-        results.append((out, *torch.autograd.grad(out, leaves, shares.to(out.dtype))))
+        learning = [x for x in leaves if x is not None]
+        results.append((out, *torch.autograd.grad(out, learning, shares.to(out.dtype))))
     for i, (got, want) in enumerate(zip(*results, strict=True)):
         assert got.dtype == tensors[0].dtype
         assert_near("out" if i == 0 else f"gradient {i - 1}", got, want, tolerance)
     return results[0][0]
-
-
-def depthwise(dilation):
-    def function(x, weight, *bias, backend):
-        return depthwise_conv(x, weight, bias[0] if bias else None, dilation, backend)
-
-    return function
 
 
 @pytest.mark.parametrize(
@@ -57,7 +54,7 @@ def depthwise(dilation):
 )
 def test_depthwise_and_every_gradient(kernel, dilation, size, poisoned):
     x, weight, bias = draw((2, 3, *size), (3, 1, *kernel), (3,))
-    out = compare(depthwise(dilation), [channels_last(x), weight, bias])
+    out = compare("depthwise_conv", [channels_last(x), weight, bias], dilation=dilation)
     assert out.is_contiguous(memory_format=torch.channels_last)
 
 
@@ -65,7 +62,7 @@ def test_channels_and_pixels_beyond_a_tile(poisoned, monkeypatch):
     """35 channels, tiles of 32; two strips of pixels."""
     monkeypatch.setattr(importlib.import_module("attnzoo.kernels.large_kernel_attention.triton"), "_STRIP", 64)
     x, weight, bias = draw((2, 35, 5, 9), (35, 1, 1, 1), (35,))
-    compare(depthwise(1), [channels_last(x), weight, bias])
+    compare("depthwise_conv", [channels_last(x), weight, bias])
 
 
 @settings(max_examples=3, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
@@ -77,24 +74,20 @@ def test_channels_and_pixels_beyond_a_tile(poisoned, monkeypatch):
     batch=st.integers(1, 2),
 )
 def test_any_shape(kernel, size, dilation, channels, batch):
-    compare(depthwise(dilation), draw((batch, channels, *size), (channels, 1, *kernel)))
+    compare("depthwise_conv", draw((batch, channels, *size), (channels, 1, *kernel)), dilation=dilation)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision(dtype):
     x, weight, bias, matrix, shift = draw((1, 4, 5, 6), (4, 1, 3, 3), (4,), (4, 4, 1, 1), (4,), dtype=dtype)
-    compare(depthwise(1), [x, weight, bias], 4 * torch.finfo(dtype).eps)
-    compare(pointwise_conv, [x, matrix, shift, x.flip(2)], 4 * torch.finfo(dtype).eps)
+    compare("depthwise_conv", [x, weight, bias], 4 * torch.finfo(dtype).eps)
+    compare("pointwise_conv", [x, matrix, shift, x.flip(2)], 4 * torch.finfo(dtype).eps)
 
 
 @pytest.mark.parametrize("biased", [True, False])
 def test_gated_pointwise_and_every_gradient(biased, poisoned):
     x, weight, bias, gate = draw((2, 35, 5, 7), (66, 35, 1, 1), (66,), (2, 66, 5, 7))
-
-    def function(x, weight, gate, *bias, backend):
-        return pointwise_conv(x, weight, bias[0] if bias else None, gate, backend)
-
-    out = compare(function, [x, weight, gate, *[bias] * biased])
+    out = compare("pointwise_conv", [x, weight, bias if biased else None, gate])
     assert out.is_contiguous(memory_format=torch.channels_last)
 
 
@@ -111,7 +104,7 @@ def attention_operands(channels=3, size=(4, 5), batch=1):
 
 
 def test_attention_and_every_gradient(poisoned):
-    compare(large_kernel_attention, attention_operands(), exact=definition.large_kernel_attention)
+    compare("large_kernel_attention", attention_operands())
 
 
 def test_equal_in_every_run():
@@ -136,7 +129,7 @@ def test_autocast():
     operands = [x.requires_grad_() for x in attention_operands()]
     with torch.autocast(DEVICE, torch.bfloat16):
         out = large_kernel_attention(*operands, backend="triton")
-        want = definition.large_kernel_attention(*operands)
+        want = naive.large_kernel_attention(*operands)
     assert out.dtype == want.dtype == torch.float32
     assert_near("out", out, want, 0.05)
     out.sum().backward()
@@ -209,19 +202,3 @@ def test_operators_are_registered_well():
     torch.library.opcheck(torch.ops.attnzoo.depthwise_conv.default, (channels_last(x), weight, bias, 1))
     torch.library.opcheck(torch.ops.attnzoo.gated_pointwise_conv.default, (x, matrix, None, x.flip(3)))
     assert operator.MAX_KERNEL == 31
-
-
-def test_work():
-    """Maps of 2 x 3 x 4 x 5 = 120 numbers."""
-    shape = (2, 3, 4, 5)
-    found = work.depthwise_forward(shape, (5, 5), torch.float32)
-    assert (found.bytes, found.flops) == (4 * (240 + 3 * 26), 120 * 50)
-    found = work.depthwise_backward(shape, (5, 5), torch.float32)
-    assert (found.bytes, found.flops) == (4 * (360 + 3 * 51), 120 * 100)
-    # A pixel takes 3 x 3 multiply-adds.
-    found = work.gated_forward(shape, torch.float16)
-    assert (found.bytes, found.flops) == (2 * (360 + 9 + 3), 40 * 9 * 2)
-    found = work.gated_backward(shape, torch.float16)
-    assert (found.bytes, found.flops) == (2 * (600 + 18 + 3), 40 * 27 * 2)
-    assert work.forward(shape, torch.float16).flops == 120 * (50 + 98) + 40 * 18
-    assert work.backward(shape, torch.float16).flops == 120 * (100 + 196) + 40 * 54

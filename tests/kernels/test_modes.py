@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from attnzoo import kernels
 from attnzoo.kernels import _dispatch
-from attnzoo.kernels.window_attention import reference, training
+from attnzoo.kernels.window_attention import cpu, windows
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 ATTENTION = [name for name in CASES if name.startswith(("routing", "window", "neighborhood"))]
@@ -212,7 +212,7 @@ def test_gradient_of_a_bias_table_is_rounded_once(name, side, settings, table, d
     if not kept:
         if name != "window_attention":
             pytest.skip("keeps nothing")
-        monkeypatch.setattr(training, "KEPT_BYTES", 0)
+        monkeypatch.setattr(cpu, "KEPT_BYTES", 0)
     halved = [(0.5 * torch.randn(32, side, side, 8)).to(dtype) for _ in range(3)]
     bias = (0.5 * torch.randn(table)).to(dtype)
     # What a step along the values' own direction makes of it: the pairs' parts do not cancel each other.
@@ -241,7 +241,7 @@ def test_strips_are_as_large_as_the_device_bears(shift, overlap):
     def parts(device):
         x = torch.empty(64, 56, 56, 96, device="meta")
         counted = torch.empty(0, device=device) if device == "cpu" else x
-        rectangles = reference.parts_of(Shaped(x.shape, counted.device), (7, 7), shift, overlap)
+        rectangles = windows.parts_of(Shaped(x.shape, counted.device), (7, 7), shift, overlap)
         # A shift cuts the map into up to nine rectangles, whose windows are not of one size.
         return len(rectangles), 9 if shift != (0, 0) else 1
 
@@ -249,8 +249,8 @@ def test_strips_are_as_large_as_the_device_bears(shift, overlap):
     assert count == least
     assert parts("cpu")[0] > least
     attention = torch.empty(64 * 64 * 3, 49, 49, device="meta")
-    assert len(list(training._chunks(attention, 3))) == 1
-    assert len(list(training._chunks(Shaped(attention.shape, torch.device("cpu")), 3))) > 50
+    assert len(list(cpu._chunks(attention, 3))) == 1
+    assert len(list(cpu._chunks(Shaped(attention.shape, torch.device("cpu")), 3))) > 50
 
 
 class Shaped:

@@ -1,40 +1,9 @@
+import operator_definitions
 import pytest
 import torch
 
 from attnzoo.kernels import neighborhood_attention
-from attnzoo.kernels.neighborhood_attention import reference
-
-
-def window(i, n, kernel_size, dilation):
-    """Pixels of pixel i's window along an axis of n: the definition, from lists of the residue class."""
-    same = list(range(i % dilation, n, dilation))
-    first = max(min(same.index(i) - kernel_size // 2, len(same) - kernel_size), 0)
-    return same[first : first + kernel_size]
-
-
-def definition(q, k, v, num_heads, kernel_size, dilation, table, scale):
-    """Pixel by pixel and head by head."""
-    b, h, w, c = q.shape
-    out = []
-    for y in range(h):
-        for x in range(w):
-            pixels = [
-                (i, j, (i - y) // dilation + kernel_size - 1, (j - x) // dilation + kernel_size - 1)
-                for i in window(y, h, kernel_size, dilation)
-                for j in window(x, w, kernel_size, dilation)
-            ]
-            keys = torch.stack([k[:, i, j] for i, j, _, _ in pixels], 1)
-            values = torch.stack([v[:, i, j] for i, j, _, _ in pixels], 1)
-            heads = []
-            for n, (qh, kh, vh) in enumerate(
-                zip(*(t.chunk(num_heads, -1) for t in (q[:, y, x], keys, values)), strict=True)
-            ):
-                scores = scale * torch.einsum("bc,bnc->bn", qh, kh)
-                if table is not None:
-                    scores = scores + torch.stack([table[n, row, col] for _, _, row, col in pixels])
-                heads.append(torch.einsum("bn,bnc->bc", scores.softmax(-1), vh))
-            out.append(torch.cat(heads, -1))
-    return torch.stack(out, 1).reshape(b, h, w, c)
+from attnzoo.kernels.neighborhood_attention import cpu, naive
 
 
 def qkv(b, h, w, c, dtype=torch.float64):
@@ -67,37 +36,41 @@ CASES = [
 
 
 @pytest.mark.parametrize(("b", "h", "w", "kernel_size", "dilation"), CASES)
+@pytest.mark.parametrize("biased", [False, True])
+def test_definition_equals_the_dense_one(b, h, w, kernel_size, dilation, biased):
+    given = (*qkv(b, h, w, 4), 2, kernel_size, dilation, bias(2, kernel_size) if biased else None, 0.7)
+    want = operator_definitions.neighborhood_attention(*given)
+    torch.testing.assert_close(naive.neighborhood_attention(*given), want, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(("b", "h", "w", "kernel_size", "dilation"), CASES)
 @pytest.mark.parametrize("learns", [False, True])
 def test_equals_the_definition(b, h, w, kernel_size, dilation, learns):
     """Through `scaled_dot_product_attention`, and through the branch for a bias that learns."""
     q, k, v = qkv(b, h, w, 4)
     table = bias(2, kernel_size)
     got = neighborhood_attention(q, k, v, 2, kernel_size, dilation, table.requires_grad_(learns), 0.7)
-    want = definition(q, k, v, 2, kernel_size, dilation, table.detach(), 0.7)
+    want = naive.neighborhood_attention(q, k, v, 2, kernel_size, dilation, table.detach(), 0.7)
     torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-12)
 
 
 def test_without_bias_and_with_the_default_scale():
     q, k, v = qkv(1, 9, 22, 8)
     got = neighborhood_attention(q, k, v, 2, 5)
-    torch.testing.assert_close(got, definition(q, k, v, 2, 5, 1, None, 0.5), rtol=1e-10, atol=1e-12)
+    want = naive.neighborhood_attention(q, k, v, 2, 5)
+    torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-12)
+    assert torch.equal(want, naive.neighborhood_attention(q, k, v, 2, 5, 1, None, 0.5))
 
 
 @pytest.mark.parametrize("kernel_size", range(3, 16, 2))
 def test_every_length_of_an_axis(kernel_size):
-    """Tiles lie anew at each length: all up to six windows, against windows gathered by index."""
+    """Tiles lie anew at each length: all up to six windows."""
     table = bias(1, kernel_size)
     for w in range(kernel_size, 6 * kernel_size):
         q, k, v = qkv(1, kernel_size, w, 2)
         got = neighborhood_attention(q, k, v, 1, kernel_size, 1, table, 1.0)
-        index = torch.tensor([window(x, w, kernel_size, 1) for x in range(w)])
-        rows = torch.arange(kernel_size)
-        row = rows[None, :] - rows[:, None] + kernel_size - 1
-        col = index - torch.arange(w)[:, None] + kernel_size - 1
-        scores = torch.einsum("yxc,ixjc->yxij", q[0], k[0][:, index]) + table[0][row[:, None, :, None], col[:, None]]
-        weights = scores.flatten(2).softmax(-1).unflatten(2, (kernel_size, kernel_size))
-        want = torch.einsum("yxij,ixjc->yxc", weights, v[0][:, index])
-        torch.testing.assert_close(got[0], want, rtol=1e-10, atol=1e-12)
+        want = naive.neighborhood_attention(q, k, v, 1, kernel_size, 1, table, 1.0)
+        torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("kernel_size", [7, 9, 15])
@@ -130,7 +103,7 @@ def test_gradients_of_the_form_that_is_compiled(h, w, dilation):
 
     def indexed(q, k, v, table):
         padded = torch.nn.functional.pad(table, [0, 1, 0, 1], value=float("-inf"))
-        return reference._gathered(q, k, v, 2, 3, dilation, padded, 0.7)
+        return cpu._gathered(q, k, v, 2, 3, dilation, padded, 0.7)
 
     assert torch.autograd.gradcheck(indexed, (q, k, v, table))
 

@@ -11,7 +11,7 @@ from torch.autograd import forward_ad
 
 from attnzoo import kernels
 from attnzoo.kernels import _derivatives, _dispatch, _precision
-from attnzoo.kernels.routing_attention import reference
+from attnzoo.kernels.routing_attention import cpu
 
 AUTOCAST = torch.bfloat16 if DEVICE == "cuda" else torch.float16
 
@@ -45,14 +45,14 @@ def test_regions_are_chosen_as_without_autocast(height, way):
 def test_exported_routing_is_that_without_autocast(learns):
     class Route(torch.nn.Module):
         def forward(self, q, k):
-            return reference.route(q, k, 4)
+            return cpu.route(q, k, 4)
 
     q, k = (off_centre(1, 49, 4, 16).to(AUTOCAST).requires_grad_(learns) for _ in range(2))
     program = torch.export.export(Route(), (q, k), strict=False).module()
     with torch.autocast(DEVICE, AUTOCAST):
         inside = torch.export.export(Route(), (q, k), strict=False).module()
-        eager = reference.route(q, k, 4)
-    want = reference.route(q, k, 4)
+        eager = cpu.route(q, k, 4)
+    want = cpu.route(q, k, 4)
     assert torch.equal(program(q, k), want) and torch.equal(inside(q, k), want) and torch.equal(eager, want)
 
 

@@ -1,61 +1,47 @@
-import math
-
+import operator_definitions
 import pytest
 import torch
 
 from attnzoo.kernels import routing_attention
-from attnzoo.kernels.routing_attention import chunked, reference
-
-
-def definition(q, k, v, num_heads, regions, topk, scale):
-    """The paper's equations 3 to 7, region by region and query by query; what lies off the map does not exist."""
-    b, h, w, c = q.shape
-    rh, rw = math.ceil(h / regions[0]), math.ceil(w / regions[1])
-    cells = [(slice(i, i + rh), slice(j, j + rw)) for i in range(0, h, rh) for j in range(0, w, rw)]
-    topk = min(topk, len(cells))
-    out = torch.zeros_like(q)
-    for n in range(b):
-        means_k = torch.stack([k[n][cell].reshape(-1, c).mean(0) for cell in cells])
-        for cell in cells:
-            scores = means_k @ q[n][cell].reshape(-1, c).mean(0)
-            chosen = scores.topk(topk).indices.tolist()
-            keys = torch.cat([k[n][cells[i]].reshape(-1, c) for i in chosen])
-            values = torch.cat([v[n][cells[i]].reshape(-1, c) for i in chosen])
-            queries = q[n][cell].reshape(-1, c)
-            heads = []
-            for qh, kh, vh in zip(*(x.chunk(num_heads, -1) for x in (queries, keys, values)), strict=True):
-                heads.append((scale * qh @ kh.T).softmax(-1) @ vh)
-            out[n][cell] = torch.cat(heads, -1).reshape(out[n][cell].shape)
-    return out
+from attnzoo.kernels.routing_attention import cpu, naive
 
 
 def qkv(b, h, w, c, dtype=torch.float64):
     return (torch.randn(b, h, w, 3 * c, dtype=dtype)).chunk(3, -1)
 
 
-@pytest.mark.parametrize(
-    ("b", "h", "w", "c", "heads", "regions", "topk"),
-    [
-        (2, 6, 9, 8, 2, (3, 3), 4),
-        (1, 4, 10, 6, 3, (2, 5), 1),
-        (2, 3, 3, 4, 1, (3, 3), 9),
-        (1, 5, 7, 4, 2, (1, 1), 1),
-        (3, 8, 4, 8, 4, (4, 2), 3),
-        # Smaller last regions, one of a single pixel.
-        (2, 7, 10, 8, 2, (3, 4), 4),
-        (1, 10, 13, 4, 1, (4, 2), 3),
-        # Empty ones behind them: fewer than topk are left, exactly topk, all but two.
-        (2, 4, 9, 4, 2, (3, 5), 12),
-        (1, 4, 6, 4, 1, (3, 3), 6),
-        (1, 2, 1, 4, 2, (7, 7), 4),
-        (1, 1, 1, 4, 2, (3, 3), 1),
-    ],
-)
-@pytest.mark.parametrize("function", [routing_attention, reference.routing_attention])
+SHAPES = [
+    (2, 6, 9, 8, 2, (3, 3), 4),
+    (1, 4, 10, 6, 3, (2, 5), 1),
+    (2, 3, 3, 4, 1, (3, 3), 9),
+    (1, 5, 7, 4, 2, (1, 1), 1),
+    (3, 8, 4, 8, 4, (4, 2), 3),
+    # Smaller last regions, one of a single pixel.
+    (2, 7, 10, 8, 2, (3, 4), 4),
+    (1, 10, 13, 4, 1, (4, 2), 3),
+    # Empty ones behind them: fewer than topk are left, exactly topk, all but two.
+    (2, 4, 9, 4, 2, (3, 5), 12),
+    (1, 4, 6, 4, 1, (3, 3), 6),
+    (1, 2, 1, 4, 2, (7, 7), 4),
+    (1, 1, 1, 4, 2, (3, 3), 1),
+]
+
+
+@pytest.mark.parametrize(("b", "h", "w", "c", "heads", "regions", "topk"), SHAPES)
+def test_definition_equals_the_dense_one(b, h, w, c, heads, regions, topk):
+    q, k, v = qkv(b, h, w, c)
+    got = naive.routing_attention(q, k, v, heads, regions, topk, c**-0.5)
+    want = operator_definitions.routing_attention(q, k, v, heads, regions, topk, c**-0.5)
+    torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(("b", "h", "w", "c", "heads", "regions", "topk"), SHAPES)
+@pytest.mark.parametrize("function", [routing_attention, cpu.attend_in_one])
 def test_equals_the_definition(function, b, h, w, c, heads, regions, topk):
     q, k, v = qkv(b, h, w, c)
     got = function(q, k, v, heads, regions, topk, c**-0.5)
-    torch.testing.assert_close(got, definition(q, k, v, heads, regions, topk, c**-0.5), rtol=1e-10, atol=1e-12)
+    want = naive.routing_attention(q, k, v, heads, regions, topk, c**-0.5)
+    torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-12)
 
 
 def test_all_regions_is_full_attention():
@@ -66,7 +52,7 @@ def test_all_regions_is_full_attention():
     torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("function", [routing_attention, reference.routing_attention])
+@pytest.mark.parametrize("function", [routing_attention, cpu.attend_in_one])
 @pytest.mark.parametrize(("h", "w"), [(4, 6), (5, 4)])
 def test_gradients(function, h, w):
     q, k, v = (x.clone().requires_grad_() for x in qkv(1, h, w, 4))
@@ -109,10 +95,10 @@ def test_shapes_must_agree():
 @pytest.mark.parametrize("size", [(6, 9), (7, 8)])
 def test_memory_budget_changes_nothing(budget, topk, size, monkeypatch):
     """A region at a time, chunks that do not divide the regions, all at once."""
-    monkeypatch.setattr(chunked, "_BUDGET", budget)
+    monkeypatch.setattr(cpu, "_BUDGET", budget)
     leaves = [x.contiguous().requires_grad_() for x in qkv(2, *size, 8)]
     out = routing_attention(*leaves, 2, (3, 3), topk, 0.3)
-    want = reference.routing_attention(*leaves, 2, (3, 3), topk, 0.3)
+    want = cpu.attend_in_one(*leaves, 2, (3, 3), topk, 0.3)
     torch.testing.assert_close(out, want, rtol=1e-10, atol=1e-12)
     weights = torch.randn_like(out)
     for ours, theirs in zip(

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from kernel_helpers import DEVICE, assert_near
 
 from attnzoo.kernels import can_run, routing_attention
-from attnzoo.kernels.routing_attention import operator, reference, work
+from attnzoo.kernels.routing_attention import cpu, naive, operator
 
 triton = pytest.importorskip("attnzoo.kernels.routing_attention.triton")
 pytestmark = pytest.mark.skipif(
@@ -22,8 +22,8 @@ def qkv(b, h, w, c, dtype=torch.float32):
 
 
 def chosen(q, k, regions, topk):
-    inside = reference.tokens_inside(q, *regions)
-    return reference.route(reference.to_regions(q, *regions), reference.to_regions(k, *regions), topk, inside)
+    inside = naive.to_regions(q.new_ones(1, *q.shape[1:3], 1), regions)
+    return naive.route(naive.to_regions(q, regions), naive.to_regions(k, regions), inside, topk)
 
 
 def outputs_and_gradients(function, q, k, v, *args):
@@ -35,7 +35,7 @@ def outputs_and_gradients(function, q, k, v, *args):
 
 def check(q, k, v, heads, regions, topk, scale, tolerance=1e-5):
     args = heads, regions, topk, scale
-    want = outputs_and_gradients(reference.routing_attention, *(x.double() for x in (q, k, v)), *args)
+    want = outputs_and_gradients(naive.routing_attention, *(x.double() for x in (q, k, v)), *args)
     got = outputs_and_gradients(routing_attention, q, k, v, *args, "triton")
     for name in want:
         assert got[name].dtype == q.dtype
@@ -100,7 +100,7 @@ def test_large_scores_overflow_nothing(poisoned):
         q, k = q.abs() * 30, k.abs() * 30 * sign
         got = outputs_and_gradients(routing_attention, q, k, v, 1, (2, 2), 2, 1.0, "triton")
         assert all(x.isfinite().all() for x in got.values())
-        assert_near("out", got["out"], reference.routing_attention(q, k, v, 1, (2, 2), 2, 1.0), 1e-4)
+        assert_near("out", got["out"], naive.routing_attention(q, k, v, 1, (2, 2), 2, 1.0), 1e-4)
 
 
 def test_same_bits_again():
@@ -159,7 +159,7 @@ def test_compiles_once_for_all_batches():
         with torch._dynamo.config.patch(error_on_recompile=batch == 3):
             q, k, v = qkv(batch, 3, 4, 4)
             got = outputs_and_gradients(compiled, q, k, v, 1, (2, 2), 2, 0.4, "triton")
-        want = outputs_and_gradients(reference.routing_attention, q, k, v, 1, (2, 2), 2, 0.4)
+        want = outputs_and_gradients(naive.routing_attention, q, k, v, 1, (2, 2), 2, 0.4)
         for name in want:
             assert_near(name, got[name], want[name], 1e-5)
 
@@ -174,23 +174,6 @@ def test_export_holds_plain_operators():
     targets = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
     assert any("scaled_dot_product_attention" in target for target in targets)
     assert not any("attnzoo" in target for target in targets)
-
-
-def test_work():
-    """By hand: 2 images of 4 x 6 pixels, 8 channels; 6 regions of 4 pixels; each chooses 3, so 12 keys a query."""
-    shape, regions, topk = (2, 4, 6, 8), (2, 3), 3
-    # q and k in bfloat16, 36 indices out; a sum of 2 * 384 elements, 36 products of 8 channels an image.
-    assert work.routing(shape, regions, topk, torch.bfloat16) == work.Work(
-        2 * 384 * 2 + 36 * 4, 2 * 384 + 2 * 2 * 36 * 8
-    )
-    # q, k, v, out; log-sum-exp of 2 heads; 48 queries by 12 keys by 8 channels, twice.
-    attention = work.Work(4 * 384 * 2 + 96 * 4 + 36 * 4, 2 * 2 * 48 * 12 * 8)
-    routing = work.routing(shape, regions, topk, torch.bfloat16)
-    assert work.forward(shape, 2, regions, topk, torch.bfloat16) == routing + attention
-    # 36 entries in and out, 12 numbers.
-    assert work.inverted_index(2, regions, topk) == work.Work((36 + 36 + 12) * 4, 0)
-    backward = work.Work(8 * 384 * 2 + 96 * 4 + 36 * 4, 5 * 2 * 48 * 12 * 8)
-    assert work.backward(shape, 2, regions, topk, torch.bfloat16) == work.inverted_index(2, regions, topk) + backward
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")
@@ -208,9 +191,7 @@ def test_real_sizes(dtype, size, c, heads, topk):
     grads = triton.attention_backward(torch.ones_like(out), q, k, v, index, out, lse, heads, regions, scale)
     assert torch.cuda.max_memory_allocated() - before <= 1.2 * 4 * out.numel() * out.element_size() + 2**20
     exact = [x.detach().double().requires_grad_() for x in (q, k, v)]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reference, "route", lambda *_: index.long())
-        want = reference.routing_attention(*exact, heads, regions, topk, scale)
+    want = cpu.attend_to_chosen(*exact, index.long(), heads, regions, scale)
     want_grads = torch.autograd.grad(want.sum(), exact)
     tolerance = 1e-4 if dtype == torch.float32 else 6 * torch.finfo(dtype).eps
     for name, got, expected in zip(["out", *"qkv"], [out, *grads], [want, *want_grads], strict=True):

@@ -1,48 +1,9 @@
+import operator_definitions
 import pytest
 import torch
 
 from attnzoo.kernels import window_attention
-from attnzoo.kernels.window_attention import training
-from attnzoo.kernels.window_attention.reference import unseen
-
-
-def definition(q, k, v, num_heads, window, shift=(0, 0), overlap=0, table=None, scale=None):
-    """Query by query: which keys it sees, and at what distance each stands."""
-    _, height, width, c = q.shape
-    (wh, ww), (sh, sw), half = window, shift, overlap // 2
-    scale = (c // num_heads) ** -0.5 if scale is None else scale
-    cols = 2 * ww - 1 + overlap
-    out = torch.zeros_like(q)
-
-    def place(y, x):
-        """Row and column in the rolled map that Swin's code cuts into windows."""
-        return (y - sh) % height, (x - sw) % width
-
-    def region(y, x):
-        """Swin's label of what a shifted window may see: windows that wrap hold up to four of them."""
-        return [(i >= n - w) + (s > 0 and i >= n - s) for i, n, w, s in ((y, height, wh, sh), (x, width, ww, sw))]
-
-    for y in range(height):
-        for x in range(width):
-            row, col = place(y, x)
-            first, left = row // wh * wh, col // ww * ww
-            keys, values, rows = [], [], []
-            for i in range(first - half, first + wh + half):
-                for j in range(left - half, left + ww + half):
-                    inside = 0 <= i < height and 0 <= j < width
-                    if inside and region(i, j) != region(row, col) and (sh or sw):
-                        continue
-                    source = ((i + sh) % height, (j + sw) % width)
-                    keys.append(k[:, source[0], source[1]] if inside else torch.zeros_like(k[:, 0, 0]))
-                    values.append(v[:, source[0], source[1]] if inside else torch.zeros_like(v[:, 0, 0]))
-                    rows.append((row - i + wh - 1 + half) * cols + col - j + ww - 1 + half)
-            keys, values = torch.stack(keys, 1), torch.stack(values, 1)
-            for h, part in enumerate(torch.arange(c).chunk(num_heads)):
-                scores = scale * torch.einsum("bc,bnc->bn", q[:, y, x, part], keys[..., part])
-                if table is not None:
-                    scores = scores + table[rows, h]
-                out[:, y, x, part] = torch.einsum("bn,bnc->bc", scores.softmax(-1), values[..., part])
-    return out
+from attnzoo.kernels.window_attention import cpu, naive, windows
 
 
 def qkv(b, h, w, c, dtype=torch.float64):
@@ -82,12 +43,21 @@ def geometry(request):
 
 
 @pytest.mark.parametrize("biased", [True, False])
+def test_definition_equals_the_dense_one(geometry, biased):
+    window, shift, overlap = geometry["window"], geometry["shift"], geometry["overlap"]
+    table = table_for(window, overlap, 3) if biased else None
+    given = (*qkv(2, *geometry["size"], 6), 3, window, shift, overlap, table)
+    want = operator_definitions.window_attention(*given)
+    torch.testing.assert_close(naive.window_attention(*given), want, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("biased", [True, False])
 @pytest.mark.parametrize("grad", [True, False])
 def test_equals_the_definition(geometry, biased, grad):
     window, shift, overlap = geometry["window"], geometry["shift"], geometry["overlap"]
     q, k, v = qkv(2, *geometry["size"], 6)
     table = table_for(window, overlap, 3) if biased else None
-    want = definition(q, k, v, 3, window, shift, overlap, table)
+    want = naive.window_attention(q, k, v, 3, window, shift, overlap, table)
     with torch.set_grad_enabled(grad):
         got = window_attention(q, k, v, 3, window, shift, overlap, table)
     torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-12)
@@ -120,7 +90,7 @@ def test_gradients_with_the_attention_kept(shift, biased, monkeypatch):
     assert keeps_attention(out)
     grad = torch.randn_like(out)
     kept = torch.autograd.grad(out, inputs, grad)
-    monkeypatch.setattr(training, "KEPT_BYTES", 2 * 6 * 12 * 2 * 12 * 8 - 1)
+    monkeypatch.setattr(cpu, "KEPT_BYTES", 2 * 6 * 12 * 2 * 12 * 8 - 1)
     out = attend(*inputs)
     assert not keeps_attention(out)
     torch.testing.assert_close(kept, torch.autograd.grad(out, inputs, grad))
@@ -282,5 +252,5 @@ def test_shapes_must_agree():
 def test_what_is_unseen_is_the_same_on_every_device(shift):
     """The CPU reads from a table what other devices compute."""
     window = (4, 3)
-    table = torch.tensor(training._hidden(window, shift))
-    assert torch.equal(table, unseen((8, 6), window, shift, torch.device("cpu")))
+    table = torch.tensor(windows.hidden_by_kind(window, shift))
+    assert torch.equal(table, windows.unseen((8, 6), window, shift, torch.device("cpu")))

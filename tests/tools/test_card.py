@@ -5,9 +5,9 @@ import re
 import pytest
 
 from attnzoo.backbones.contract.facts import families
-from attnzoo.tools import bench
 from attnzoo.tools.card import CARD_ROOT, card, run, table
 from attnzoo.tools.common.errors import UserError
+from attnzoo.tools.measuring import models
 
 card = functools.cache(card)
 
@@ -17,9 +17,9 @@ def test_card_is_current(family, monkeypatch):
     """But for the multiply-adds, which take minutes over the whole zoo: those of each family's first model here."""
     text = (CARD_ROOT / f"{family}.md").read_text(encoding="utf-8")
     stated = dict(re.findall(r"^\| `(\w+)` \| [\d.]+ \| ([\d.]+) at ", text, flags=re.MULTILINE))
-    count, (first, *_) = bench.multiply_adds, stated
+    count, (first, *_) = models.multiply_adds, stated
     monkeypatch.setattr(
-        bench,
+        models,
         "multiply_adds",
         lambda name, *size: count(name, *size) if name == first else round(1e9 * float(stated.get(name, 0))),
     )

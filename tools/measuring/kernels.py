@@ -4,166 +4,32 @@ from __future__ import annotations
 
 import argparse
 import gc
-import importlib
-import importlib.metadata
-import importlib.util
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import bench
 from ..common.errors import UserError
-from ..common.files import check_outputs, write_json
 from ..common.progress import bar
 from ..config.loading import one_line
-from .kernel_cases import FORMS, IMAGES, OPERATORS, Case, cases
+from .cases import FORMS, Case
+from .memory import fresh_processes, resident
+from .operators import cases
+from .tables import markdown
+from .timing import spread, stopwatch
 
 if TYPE_CHECKING:
     import torch
 
-EPILOG = """\
-what is measured:
-  correctness   first: result and gradients of each form against the definition in float32; root mean square of the
-                difference over that of the expected. What fails is not timed, and fails the command if it is attnzoo's
-  triton        attnzoo's kernels        twin    attnzoo without Triton
-  definition    the operator as published, PyTorch operator by operator, and as torch.compile makes it
-  sdpa, flex    scaled_dot_product_attention on copied windows with a mask; FlexAttention where it can say it
-  natten, mmcv  their compiled operators, where they are installed
-  forward       inference mode       backward   forward and gradients of all tensors
-  time          median and quartiles over --repeat rounds in which the forms take turns; the first is not counted
-  memory        the most that a pass takes beyond its tensors: what CUDA's allocator counts, or growth of the resident
-                set in a process of its own
-  roofline      the least time in which an H100 could do the work (kernels/*/work.py), over the time of Triton
-  part          a step of Triton's backward pass alone: the routing's inverted index
-  steps         whole models: forward and backward in bfloat16 (autocast)
-
-Without a GPU there is the twin beside the definition, in float32, and the rest is not measured. --static needs none:
-it compiles every kernel for sm_80 and sm_90.
-"""
-STATIC_PACKAGES = (
-    "routing_attention",
-    "window_attention",
-    "neighborhood_attention",
-    "deformable_attention",
-    "large_kernel_attention",
-)
 # Root mean square of the difference from float32 over that of the result; a routing that turns out otherwise in 16 bits
 # for want of digits moves some regions.
 TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
 _PASSES = ("forward", "backward")
+IMAGES = ((224, 224), (512, 512), (800, 1333))
 # Of the models, images at a time and their side.
 STEPS = {"biformer_small": (64, 224), "dinat_tiny": (64, 224), "van_b2": (64, 224), "hat_small_x4": (4, 64)}
 # One processor has a small machine's patience: the routing at its size of note, the others at small ones.
 _CPU_IMAGES = {"routing_attention": (512, 512), "window_attention": (64, 64)}
 _CPU_IMAGE = (224, 224)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of `attnzoo bench kernels`."""
-    parser.add_argument(
-        "--operators",
-        nargs="+",
-        choices=OPERATORS,
-        default=list(OPERATORS),
-        metavar="NAME",
-        help=f"some of {', '.join(OPERATORS)} (all)",
-    )
-    parser.add_argument("--static", action="store_true", help="compile for sm_80 and sm_90: registers, memory, spills")
-    parser.add_argument("--cpu", action="store_true", help="measure on the CPU where there is a GPU")
-    parser.add_argument("--batch", type=bench.natural, default=1, metavar="N", help="images at a time (1)")
-    parser.add_argument("--threads", type=bench.natural, default=1, metavar="N", help="of the CPU (1)")
-    parser.add_argument("--repeat", type=bench.natural, default=10, metavar="N", help="rounds that count (10)")
-    parser.add_argument("--cpu-time", action="store_true", help="count processor time instead of the clock's")
-    parser.add_argument("--no-steps", action="store_true", help="leave out the whole models")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure, with versions and hardware")
-    parser.add_argument("--overwrite", action="store_true", help="replace the file of --json")
-
-
-def run(args: argparse.Namespace) -> int:
-    """Run the command."""
-    import torch
-
-    check_outputs(filter(None, [args.json]), overwrite=args.overwrite)
-    args.device = "cuda" if torch.cuda.is_available() and not args.cpu else "cpu"
-    args.features = False
-    about = {**bench.conditions(args), "versions": _versions()}
-    del about["features"], about["dtype"]
-    if args.static:
-        results: Any = static(args.operators)
-        print(static_table(results))
-    else:
-        results = measure(args)
-        print(table(results))
-        if parts := parts_table(results):
-            print("\n" + parts)
-        steps = [] if args.no_steps else measure_steps(args)
-        if steps:
-            print("\n" + steps_table(steps))
-        results = {"operators": results, "steps": steps}
-    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
-    print(f"\n{about['device']}, threads {args.threads}, batch {args.batch}, {about['clock']} time, {versions}")
-    if args.json:
-        print(write_json(args.json, {**about, "results": results}))
-    return 0
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in ("torch", "triton", "timm", "natten", "mmcv", "onedl-mmcv"):
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def static(operators: list[str]) -> list[dict[str, Any]]:
-    """Registers, shared memory and spills of every kernel on sm_80 and sm_90.
-
-    Raises:
-        UserError: under Triton's interpreter, or without Triton.
-    """
-    from ...kernels import _dispatch, _static
-
-    if importlib.util.find_spec("triton") is None:
-        raise UserError("--static needs Triton: pip install triton")
-    if _dispatch.INTERPRETED:
-        raise UserError("--static compiles kernels, which TRITON_INTERPRET=1 interprets: unset it")
-    todo = []
-    for name in STATIC_PACKAGES:
-        todo += importlib.import_module(f"...kernels.{name}.triton", __package__).static_cases()
-    todo = [case for case in todo if case.operator in operators]
-    rows = []
-    with bar(total=len(todo) * len(_static.CAPABILITIES), title="compile", leave=False) as progress:
-        for case in todo:
-            for capability in _static.CAPABILITIES:
-                result = _static.compile_static(case, capability)
-                rows.append(
-                    {
-                        "operator": case.operator,
-                        "kernel": case.kernel.__name__,
-                        "case": case.label,
-                        "dtype": case.dtype,
-                        "warps": case.num_warps,
-                        "stages": case.num_stages,
-                        "capability": capability,
-                        "registers": result.registers,
-                        "shared": result.shared,
-                        "spilled": result.spilled,
-                    }
-                )
-                progress.update()
-    return rows
-
-
-def static_table(rows: list[dict[str, Any]]) -> str:
-    """The rows of `static` in Markdown."""
-    heads = ["operator", "kernel", "case", "dtype", "warps", "sm", "registers", "shared (bytes)", "spilled (bytes)"]
-    keys = ("operator", "kernel", "case", "dtype", "warps", "capability", "registers", "shared", "spilled")
-    spilling = sum(row["spilled"] > 0 for row in rows)
-    lines = bench.markdown(heads, [[str(row[key]) for key in keys] for row in rows], left=4)
-    return f"{lines}\n\n{len(rows)} compilations, {spilling} with spills"
 
 
 def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -201,7 +67,7 @@ def _measure_case(
     errors, failed = check(case, forms, tensors, dtype)
     forms = {name: form for name, form in forms.items() if name not in failed}
     works = case.work(getattr(torch, dtype))
-    watch = bench.stopwatch(args.device, args.cpu_time)
+    watch = stopwatch(args.device, args.cpu_time)
     rows = []
     for kind in _PASSES:
         times: dict[str, list[float]] = {name: [] for name in forms}
@@ -219,9 +85,8 @@ def _measure_case(
             "pass": kind,
             "h100_roofline_milliseconds": 1e3 * least,
             "failed": failed,
-            "same": "twin" not in case.forms,
             "forms": {
-                name: {"error": errors[name], "milliseconds": values, **bench.spread(values)}
+                name: {"error": errors[name], "milliseconds": values, **spread(values)}
                 for name, values in times.items()
             },
         }
@@ -237,7 +102,7 @@ def _measure_case(
         for name, (prepare, _) in case.parts.items():
             part = prepare(*tensors)
             values = [watch(part) for _ in range(args.repeat + 1)][1:]
-            rows[-1]["parts"][name] |= {"milliseconds": values, **bench.spread(values)}
+            rows[-1]["parts"][name] |= {"milliseconds": values, **spread(values)}
     return rows
 
 
@@ -309,7 +174,7 @@ def _peak_on_gpu(form: Any, tensors: list[torch.Tensor], backward: bool) -> int:
 
 
 def _peak_elsewhere(call: tuple[Any, ...], case: Case) -> int:
-    with bench.fresh_processes() as processes:
+    with fresh_processes() as processes:
         try:
             return processes.submit(peak_memory, *call).result()
         except BrokenProcessPool as error:
@@ -336,9 +201,9 @@ def peak_memory(
     torch.nn.functional.scaled_dot_product_attention(small, small, small).sum().backward()
     (torch.nn.functional.conv2d(small, torch.randn(8, 8, 3, 3)).flatten(1) @ torch.randn(288, 8)).sum().backward()
     gc.collect()
-    before = bench.resident("VmRSS")
+    before = resident("VmRSS")
     one_pass(case.forms[form], tensors, backward)
-    return bench.resident("VmHWM") - before
+    return resident("VmHWM") - before
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -351,27 +216,25 @@ def table(rows: list[dict[str, Any]]) -> str:
         forms = row["forms"]
         for name in FORMS:
             took = forms.get(name)
-            if name == "twin" and row["same"]:
-                cells.append("the definition")
-            elif took is None:
+            if took is None:
                 cells.append("failed" if name in row["failed"] else "not measured")
             else:
                 cells.append(
                     f"{took['median']:.3g} ({took['q1']:.3g}-{took['q3']:.3g}); {took['peak_bytes'] / 1e6:.3g}"
                 )
         if "twin" in forms:
-            literal, twin = forms["definition"], forms["twin"]
-            memory = literal["peak_bytes"] / max(twin["peak_bytes"], 1)
-            cells.append(f"{literal['median'] / twin['median']:.2f}; {memory:.2f}")
+            definition, twin = forms["definition"], forms["twin"]
+            memory = definition["peak_bytes"] / max(twin["peak_bytes"], 1)
+            cells.append(f"{definition['median'] / twin['median']:.2f}; {memory:.2f}")
         else:
-            cells.append("1" if row["same"] else "not measured")
+            cells.append("not measured")
         cells.append(
             f"{row['h100_roofline_milliseconds'] / forms['triton']['median']:.0%}"
             if "triton" in forms
             else "not measured"
         )
         lines.append(cells)
-    return bench.markdown(heads, lines, left=5)
+    return markdown(heads, lines, left=5)
 
 
 def parts_table(rows: list[dict[str, Any]]) -> str:
@@ -387,7 +250,7 @@ def parts_table(rows: list[dict[str, Any]]) -> str:
                 cells += ["not measured"] * 2
             lines.append(cells)
     heads = ["part", "of", "image", "dtype", "bytes at least", "triton (ms)", "of forward + backward"]
-    return bench.markdown(heads, lines, left=4) if lines else ""
+    return markdown(heads, lines, left=4) if lines else ""
 
 
 def measure_steps(args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -414,7 +277,7 @@ def measure_steps(args: argparse.Namespace) -> list[dict[str, Any]]:
 
         ways = {way: (way.split()[-1], "compiled" in way) for way in ("triton", "torch", "compiled torch")}
         ways["compiled triton"] = ("triton", True)
-        watch = bench.stopwatch(args.device, args.cpu_time)
+        watch = stopwatch(args.device, args.cpu_time)
         for way, (backend, compiled) in ways.items():
             torch._dynamo.reset()
             forward = torch.compile(model) if compiled else model
@@ -426,7 +289,7 @@ def measure_steps(args: argparse.Namespace) -> list[dict[str, Any]]:
                 step(forward)
                 peak = torch.cuda.max_memory_allocated() - before
                 times = [watch(partial(step, forward)) for _ in range(args.repeat)]
-            row["backends"][way] = {"milliseconds": times, **bench.spread(times), "peak_bytes": peak}
+            row["backends"][way] = {"milliseconds": times, **spread(times), "peak_bytes": peak}
     return rows
 
 
@@ -444,4 +307,4 @@ def steps_table(rows: list[dict[str, Any]]) -> str:
                 else f"{took['median']:.4g} ({took['q1']:.4g}-{took['q3']:.4g}); {took['peak_bytes'] / 1e6:.0f}"
             )
         lines.append(cells)
-    return bench.markdown(["model", "batch", "image", *(f"{way} (ms; MB)" for way in ways)], lines, left=1)
+    return markdown(["model", "batch", "image", *(f"{way} (ms; MB)" for way in ways)], lines, left=1)

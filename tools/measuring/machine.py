@@ -1,10 +1,18 @@
-"""The machine that a figure was measured on."""
+"""The machine that a figure was measured on, and all else that a reader needs to repeat the run."""
 
 from __future__ import annotations
 
+import argparse
+import importlib.metadata
+import os
 import platform
 import re
+import shlex
+import sys
 from pathlib import Path
+from typing import Any
+
+from ... import __version__
 
 
 def cpu_name() -> str:
@@ -12,3 +20,38 @@ def cpu_name() -> str:
     info = Path("/proc/cpuinfo")
     names = re.findall(r"^model name\s*: (.+)$", info.read_text(), re.MULTILINE) if info.is_file() else []
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def conditions(args: argparse.Namespace) -> dict[str, Any]:
+    """What a reader needs to repeat a run of `attnzoo bench` with these arguments."""
+    import torch
+
+    command = ["attnzoo", *sys.argv[1:]] if Path(sys.argv[0]).stem in ("attnzoo", "__main__") else ["attnzoo", "bench"]
+    return {
+        "command": shlex.join(command),
+        "device": torch.cuda.get_device_name(args.device) if args.device.startswith("cuda") else cpu_name(),
+        "cores": os.cpu_count(),
+        "platform": platform.platform(),
+        "versions": {
+            "attnzoo": __version__,
+            "python": platform.python_version(),
+            **versions("torch", "timm"),
+        },
+        "clock": "CUDA events" if args.device.startswith("cuda") else "processor" if args.cpu_time else "wall",
+        "threads": args.threads,
+        "batch": args.batch,
+        "repeat": args.repeat,
+        "features": args.features,
+        "dtype": "float32",
+    }
+
+
+def versions(*names: str) -> dict[str, str]:
+    """Of those of these packages that are installed."""
+    found = {}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

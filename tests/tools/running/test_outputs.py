@@ -7,11 +7,12 @@ import shutil
 import pytest
 from tools_helpers import DETECTOR, SEGMENTOR, write_config
 
-from attnzoo.tools import bench, card, cli, compare, demo
+from attnzoo.tools import card, cli, compare, demo
 from attnzoo.tools.common import files
 from attnzoo.tools.common.errors import UserError
 from attnzoo.tools.config.loading import load_config
 from attnzoo.tools.data import digits
+from attnzoo.tools.measuring import models
 from attnzoo.tools.running.outputs import check_evaluator
 from attnzoo.tools.running.work_dir import keep_config
 
@@ -68,15 +69,15 @@ def test_probing_with_overwrite_replaces_its_own_names(place):
 
 
 def test_bench_with_overwrite(place, monkeypatch, capsys):
-    monkeypatch.setattr(bench, "measure", lambda args: [])
-    monkeypatch.setattr(bench, "table", lambda rows: "")
+    monkeypatch.setattr(models, "measure", lambda names, args: [])
+    monkeypatch.setattr(models, "table", lambda rows: "")
     assert cli.main(["bench", "models", "van_b0", "--json", "mine.json", "--overwrite"]) == 0
     assert json.loads((place / "mine.json").read_text())["results"] == []
 
 
 def test_a_card_that_is_not_ours(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(card, "CARD_ROOT", tmp_path)
-    monkeypatch.setattr(bench, "multiply_adds", lambda *_: 0)
+    monkeypatch.setattr(models, "multiply_adds", lambda *_: 0)
     (tmp_path / "van.md").write_text("# my van")
     assert "van.md: was not written by this command" in refused(capsys, tmp_path, "card", "van", "--write")
     (tmp_path / "van.md").write_text(f"# van\n\n{card.STAMP}\n")

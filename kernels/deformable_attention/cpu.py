@@ -1,11 +1,56 @@
-"""Deformable attention by gathers, in two dimensions and in three: it fits every size and every derivative."""
+"""Deformable attention in plain PyTorch: level by level in two dimensions, and by gathers, in two and in three.
+
+The gathers fit every size and every derivative.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from .. import _derivatives
 from .._precision import own_precision
+from . import naive
+
+
+def attend(
+    value: Tensor,
+    spatial_shapes: Sequence[Sequence[int]],
+    level_start_index: Sequence[int],
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+) -> Tensor:
+    """`deformable_attention` of tensors of one dtype, and of any locations; it can be differentiated in any way.
+
+    Levels are summed one by one, so that no more than one level's samples is alive at a time in inference.
+    """
+    given = value, sampling_locations, attention_weights
+    places = _within_reach(sampling_locations, spatial_shapes)
+    output = naive.deformable_attention(value, spatial_shapes, level_start_index, places, attention_weights)
+    if output.requires_grad and not torch.compiler.is_compiling():
+        sizes, starts = (torch.as_tensor(x, device=value.device) for x in (spatial_shapes, level_start_index))
+
+        def definition(value, locations, weights):
+            return attend_gathered(value, None, sizes, starts, locations, weights)
+
+        output = _derivatives.twice(output, definition, *given)
+    return output.clone(memory_format=torch.contiguous_format)
+
+
+def _within_reach(sampling_locations: Tensor, spatial_shapes: Sequence[Sequence[int]]) -> Tensor:
+    """The same locations, but those far beyond the map, or no numbers, just beyond it and without a gradient.
+
+    Of such, grid_sample makes NaN. Nor get those a gradient that are exactly one pixel before the map, where samples
+    begin to be zero: the derivative has a step there, of which mmcv takes the outer value, 0, grid_sample the inner.
+    """
+    fixed = sampling_locations.detach().nan_to_num(nan=-1.0).clamp_(-1, 2)
+    if not (torch.is_grad_enabled() and sampling_locations.requires_grad):
+        return fixed
+    sizes = torch.tensor([(width, height) for height, width in spatial_shapes], device=fixed.device)
+    still = ((fixed != sampling_locations) | (fixed * sizes[:, None] - 0.5 == -1)).any(-1, keepdim=True)
+    return torch.where(still, fixed, sampling_locations)
 
 
 def attend_gathered(

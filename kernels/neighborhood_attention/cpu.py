@@ -1,4 +1,4 @@
-"""The definition of neighborhood attention in plain PyTorch.
+"""Neighborhood attention in plain PyTorch by blocks, and by columns of windows where a graph leaves sizes free.
 
 Along an axis, pixel i stands at position i // dilation of residue class i % dilation, and attends to `kernel_size`
 consecutive positions of its own class: those around it, the outermost ones where it is near the border, or all of a
@@ -12,7 +12,8 @@ import torch.nn.functional as F
 
 from .. import _derivatives
 from ..tracing import leaves_sizes_free
-from ..window_attention.training import attend_with_bias
+from ..window_attention.cpu import attend_with_bias
+from .naive import window
 
 
 def _table_index(query: torch.Tensor, key: torch.Tensor, last: torch.Tensor, kernel_size: int) -> torch.Tensor:
@@ -161,21 +162,6 @@ def _tiled(
     return out[:, :height, :width]
 
 
-def _window(size: int, kernel_size: int, dilation: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of each pixel of an axis: the pixels of its window, and their rows or columns in the bias table.
-
-    Returns:
-        Two int64 tensors, (size, kernel_size). What a class lacks is some pixel in column `2 * kernel_size - 1`.
-    """
-    pixel = torch.arange(size, device=device)
-    residue, position = pixel % dilation, pixel // dilation
-    length = (size - 1 - residue) // dilation + 1
-    first = torch.minimum(position - kernel_size // 2, length - kernel_size).clamp(min=0)
-    key, last = first[:, None] + torch.arange(kernel_size, device=device), length[:, None] - 1
-    column = torch.where(key > last, 2 * kernel_size - 1, key - position[:, None] + kernel_size - 1)
-    return torch.minimum(key, last) * dilation + residue[:, None], column
-
-
 def _gathered(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -192,8 +178,8 @@ def _gathered(
     """
     dtype = torch.promote_types(q.dtype, torch.float32)
     height, width = q.shape[1], q.shape[2]
-    rows, bias_rows = _window(height, kernel_size, dilation, q.device)
-    cols, bias_cols = _window(width, kernel_size, dilation, q.device)
+    rows, bias_rows = window(height, kernel_size, dilation, q.device)
+    cols, bias_cols = window(width, kernel_size, dilation, q.device)
     query = (q.to(dtype) * scale).unflatten(3, [num_heads, -1])[:, :, None]
     # (B, H, kernel_size, W, heads, D): the rows of each window.
     key = k.unflatten(3, [num_heads, -1]).index_select(1, rows.flatten()).unflatten(1, [height, kernel_size])

@@ -1,22 +1,118 @@
-"""Window attention that is trained in plain PyTorch: with its attention kept, or computed anew in the backward pass."""
+"""Window attention in plain PyTorch: in strips, in one graph, and trained, with its attention kept or computed anew."""
 
-import functools
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import torch
+import torch.nn.functional as F
 
 from .. import _derivatives
 from .._precision import own_precision
-from .operator import check_sizes
-from .reference import attend, attend_in_one, bias_of, parts_of, unseen, windows_of, with_margin
+from ..tracing import leaves_sizes_free
+from .windows import (
+    add_windows,
+    bias_of,
+    check_sizes,
+    from_windows,
+    hidden_by_kind,
+    parts_of,
+    to_windows,
+    unseen,
+    windows_of,
+    with_margin,
+)
 
 # Bytes of attention that one call may keep for its backward pass.
 KEPT_BYTES = 32 << 20
 # Elements of attention that are computed at a time: what a processor's cache holds, and elsewhere what a GPU can spare.
 _CACHED = 1 << 19
 _SPARED = 1 << 27
+
+
+def _attend_rectangle(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    bias: torch.Tensor | None,
+    num_heads: int,
+    window: tuple[int, int],
+    overlap: int,
+    scale: float,
+) -> torch.Tensor:
+    """Unshifted windows that fill q (B, H, W, C), with the margin around k and v -> (B, I, h, J, w, C)."""
+    key = (window[0] + overlap, window[1] + overlap)
+    out = F.scaled_dot_product_attention(
+        windows_of(q, num_heads, window, window),
+        windows_of(k, num_heads, key, window),
+        windows_of(v, num_heads, key, window),
+        bias_of(bias, window, key),
+        scale=scale,
+    )
+    rows, cols = q.shape[1] // window[0], q.shape[2] // window[1]
+    return out.transpose(1, 2).reshape(q.shape[0], rows, cols, window[0], window[1], q.shape[3]).transpose(2, 3)
+
+
+def attend(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    bias: torch.Tensor | None,
+    num_heads: int,
+    window: tuple[int, int],
+    shift: tuple[int, int],
+    overlap: int,
+    scale: float,
+) -> torch.Tensor:
+    """`window_attention` of arguments that fit each other, part by part; the bias as `position_bias` lays it out."""
+    margin = overlap // 2
+    # A bias in another precision would take the attention off its fast path.
+    bias = None if bias is None else bias.to(q.dtype)
+    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    for top, bottom, left, right, h, w in parts_of(q, window, shift, overlap):
+        part_q = q[:, top:bottom, left:right]
+        part_k = with_margin(k, top, bottom, left, right, margin)
+        part_v = with_margin(v, top, bottom, left, right, margin)
+        part = _attend_rectangle(part_q, part_k, part_v, bias, num_heads, (h, w), overlap, scale)
+        out[:, top:bottom, left:right].unflatten(2, (-1, w)).unflatten(1, (-1, h)).copy_(part)
+    return out
+
+
+def attend_in_one(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    bias: torch.Tensor | None,
+    num_heads: int,
+    window: tuple[int, int],
+    shift: tuple[int, int],
+    overlap: int,
+    scale: float,
+    hidden: float = -torch.inf,
+) -> torch.Tensor:
+    """`attend` in a graph whose sizes are free or that is differentiated in any way: Swin's own form, without strips.
+
+    Cut at the border, a map that is a single window leaves no whole window, and graphs must not be empty anywhere.
+    `hidden` is added to the scores that a window which wraps round the border must not see.
+    """
+    margin = overlap // 2
+    if margin > 0:
+        k, v = (F.pad(x, (0, 0, margin, margin, margin, margin)) for x in (k, v))
+    mask = bias_of(None if bias is None else bias.to(q.dtype), window, (window[0] + overlap, window[1] + overlap))
+    if shift != (0, 0):
+        border = torch.where(unseen((q.shape[1], q.shape[2]), window, shift, q.device), hidden, 0.0).to(q.dtype)
+        mask = (border if mask is None else border + mask).repeat(q.shape[0], 1, 1, 1)
+        q, k, v = (torch.roll(x, (-shift[0], -shift[1]), (1, 2)) for x in (q, k, v))
+    key = (window[0] + overlap, window[1] + overlap)
+    queries = windows_of(q, num_heads, window, window)
+    keys, values = windows_of(k, num_heads, key, window), windows_of(v, num_heads, key, window)
+    if leaves_sizes_free():
+        out = F.scaled_dot_product_attention(queries, keys, values, mask, scale=scale)
+    else:
+        out = _derivatives.written_out(queries, keys, values, mask, scale)
+    rows, cols = q.shape[1] // window[0], q.shape[2] // window[1]
+    out = out.transpose(1, 2).reshape(q.shape[0], rows, cols, window[0], window[1], q.shape[3]).transpose(2, 3)
+    out = out.clone(memory_format=torch.contiguous_format).view(q.shape)
+    return out if shift == (0, 0) else torch.roll(out, shift, (1, 2))
 
 
 def attend_with_gradients(
@@ -59,16 +155,16 @@ def _attend_keeping(
     kind: torch.Tensor | None = None
     if shift != (0, 0):
         if q.device.type == "cpu":
-            hidden = torch.tensor(_hidden(window, shift))
+            hidden = torch.tensor(hidden_by_kind(window, shift))
         else:  # a copy from the host would wait; a map of 2 x 2 windows has all four kinds
             hidden = unseen((2 * window[0], 2 * window[1]), window, shift, q.device)
         kinds = torch.zeros((b, height // window[0], width // window[1]), dtype=torch.long, device=q.device)
         kinds[:, -1] += 2
         kinds[:, :, -1] += 1
         kind = kinds.flatten()
-    windows = (_to_windows(x, num_heads, window, shift) for x in (q, k, v))
+    windows = (to_windows(x, num_heads, window, shift) for x in (q, k, v))
     out = _Keeping.apply(*windows, bias_of(bias, window, window), hidden, kind, num_heads, scale)
-    return _from_windows(out, q.shape, num_heads, window, shift)
+    return from_windows(out, q.shape, num_heads, window, shift)
 
 
 def attend_with_bias(
@@ -77,87 +173,6 @@ def attend_with_bias(
     """Attention of (N, heads, queries, D) over (N, heads, keys, D), kept; the bias is (heads, queries, keys)."""
     q, k, v = (x.flatten(0, 1) for x in (q, k, v))
     return _Keeping.apply(q, k, v, bias[None], None, None, num_heads, scale).unflatten(0, (-1, num_heads))
-
-
-@functools.lru_cache(maxsize=64)
-def _hidden(window: tuple[int, int], shift: tuple[int, int]) -> np.ndarray:
-    """What is unseen in windows inside, at the right border, at the lower one, at both: (4, 1, queries, keys) of bool.
-
-    No tensor is cached: each belongs to a mode, such as inference, or a compiler's fake ones.
-    """
-    # Pixels that came from the other end of the map.
-    rows, cols = (np.arange(side) >= side - moved for side, moved in zip(window, shift, strict=True))
-    labels = [
-        (down * rows[:, None] * 2 + right * cols).reshape(-1) for down in (False, True) for right in (False, True)
-    ]
-    return np.stack([x[:, None] != x for x in labels])[:, None]
-
-
-def _to_windows(x: torch.Tensor, num_heads: int, window: tuple[int, int], shift: tuple[int, int]) -> torch.Tensor:
-    """(B, H, W, C), rolled, -> (windows * heads, pixels, C / heads)."""
-    if not _is_transformed(x):
-        return _ToWindows.apply(x, num_heads, window, shift)
-    b, height, width, c = x.shape
-    x = torch.roll(x, (-shift[0], -shift[1]), (1, 2))
-    x = x.reshape(b, height // window[0], window[0], width // window[1], window[1], num_heads, c // num_heads)
-    return x.permute(0, 1, 3, 5, 2, 4, 6).reshape(-1, window[0] * window[1], c // num_heads)
-
-
-def _from_windows(
-    x: torch.Tensor, shape: torch.Size, num_heads: int, window: tuple[int, int], shift: tuple[int, int]
-) -> torch.Tensor:
-    """The inverse of `_to_windows`."""
-    if not _is_transformed(x):
-        return _FromWindows.apply(x, shape, num_heads, window, shift)
-    return torch.roll(_map_of(x, shape, num_heads, window), shift, (1, 2))
-
-
-def _is_transformed(x: torch.Tensor) -> bool:
-    return _derivatives.is_transformed() or torch._C._functorch.is_legacy_batchedtensor(x)
-
-
-class _ToWindows(torch.autograd.Function):
-    """In few steps of autograd and few passes over memory."""
-
-    @staticmethod
-    def forward(ctx, x, num_heads, window, shift):
-        ctx.settings = x.shape, num_heads, window, shift
-        return windows_of(_rolled(x, -shift[0], -shift[1]), num_heads, window, window).flatten(0, 1)
-
-    @staticmethod
-    def backward(ctx, grad):
-        return _from_windows(grad, *ctx.settings), None, None, None
-
-
-class _FromWindows(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, shape, num_heads, window, shift):
-        ctx.settings = num_heads, window, shift
-        out = _rolled(_map_of(x, shape, num_heads, window), *shift)
-        # A map of one window and one head is a view of it, which autograd would not let a user change in place.
-        return out.clone() if out._is_view() else out
-
-    @staticmethod
-    def backward(ctx, grad):
-        return _to_windows(grad, *ctx.settings), None, None, None, None
-
-
-def _map_of(x: torch.Tensor, shape: torch.Size, num_heads: int, window: tuple[int, int]) -> torch.Tensor:
-    b, height, width, c = shape
-    x = x.reshape(b, height // window[0], width // window[1], num_heads, *window, c // num_heads)
-    return x.permute(0, 1, 4, 2, 5, 3, 6).reshape(shape)
-
-
-def _rolled(x: torch.Tensor, down: int, right: int) -> torch.Tensor:
-    """`torch.roll` of (B, H, W, C), which takes a pass for each axis, in one."""
-    if down == 0 and right == 0:
-        return x
-    down, right = down % x.shape[1], right % x.shape[2]
-    out = torch.empty_like(x, memory_format=torch.contiguous_format)
-    top, left = x.shape[1] - down, x.shape[2] - right
-    out[:, down:, right:], out[:, down:, :right] = x[:, :top, :left], x[:, :top, left:]
-    out[:, :down, right:], out[:, :down, :right] = x[:, top:, :left], x[:, top:, left:]
-    return out
 
 
 class _Keeping(torch.autograd.Function):
@@ -209,20 +224,6 @@ def _bias_by_kind(
         return bias
     bias = q.new_zeros(1, num_heads, 1, 1, dtype=_precise(q)) if bias is None else bias
     return bias.masked_fill(hidden, -torch.inf)
-
-
-def _add_windows(x: torch.Tensor, windows: torch.Tensor, size: tuple[int, int], step: tuple[int, int]) -> None:
-    """The transpose of `windows_of`: adds windows to the map `x` from which they are taken."""
-    b = x.shape[0]
-    rows, cols = (x.shape[1] - size[0]) // step[0] + 1, (x.shape[2] - size[1]) // step[1] + 1
-    windows = windows.view(b, rows, cols, -1, *size, windows.shape[-1]).permute(0, 1, 2, 3, 6, 4, 5).flatten(3, 4)
-    # Windows this many apart do not overlap, so that they can be added in place at once.
-    apart_h, apart_w = -(-size[0] // step[0]), -(-size[1] // step[1])
-    for i in range(min(apart_h, rows)):
-        for j in range(min(apart_w, cols)):
-            places = x[:, i * step[0] :, j * step[1] :]
-            places = places.unfold(1, size[0], apart_h * step[0]).unfold(2, size[1], apart_w * step[1])
-            places += windows[:, i::apart_h, j::apart_w]
 
 
 @torch.library.custom_op("attnzoo::window_attention", mutates_args=())
@@ -287,9 +288,9 @@ def _backward(
             num_heads,
             scale,
         )
-        _add_windows(grad_q[inside], part_q, query, query)
-        _add_windows(grad_k[around], part_k, key, query)
-        _add_windows(grad_v[around], part_v, key, query)
+        add_windows(grad_q[inside], part_q, query, query)
+        add_windows(grad_k[around], part_k, key, query)
+        add_windows(grad_v[around], part_v, key, query)
         if bias is not None:
             grad_bias[:, :h, :w, : key[0], : key[1]] += part_bias.view(-1, *query, *key)
     # The margin's gradient is that of constant zeros.

@@ -8,38 +8,34 @@ import torch
 
 from attnzoo.tools import cli
 from attnzoo.tools.common.errors import UserError
-from attnzoo.tools.measuring import kernel_cases
-from attnzoo.tools.measuring import kernels as bench_kernels
-from attnzoo.tools.measuring.kernel_cases import FORMS, OPERATORS, cases
+from attnzoo.tools.measuring import kernels
+from attnzoo.tools.measuring.cases import FORMS
+from attnzoo.tools.measuring.operators import OPERATORS, cases, deformable_attention_3d
 
-SMALL = {
-    "routing_attention": (56, 56),
-    "window_attention": (32, 16),
-    "neighborhood_attention": (112, 112),
-    "deformable_attention": (64, 96),
-    "deformable_attention_3d": (32, 32),
-    "large_kernel_attention": (32, 48),
-}
+# Where the usual small image is no image of note.
+SMALL = {"routing_attention": (56, 56), "neighborhood_attention": (112, 112), "deformable_attention_3d": (32, 32)}
 
 
 def small(operator):
     """The operator's cases at a small size, uncompiled."""
-    return list(cases(operator, (SMALL[operator],), 1, lambda function: function))
+    return list(cases(operator, (SMALL.get(operator, (32, 48)),), 1, lambda function: function))
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_every_form_is_the_same_function(operator, monkeypatch):
     """Of each kind of case the first; Triton's kernels have tests of their own."""
-    monkeypatch.setattr(kernel_cases, "QUERIES_3D", 50)
+    monkeypatch.setattr(deformable_attention_3d, "QUERIES", 50)
     kinds = {}
     for case in small(operator):
         kinds.setdefault(case.setting.partition(" stage ")[0] + case.setting[-12:], case)
     for case in kinds.values():
-        assert set(case.forms) <= set(FORMS) and {"triton", "definition", "compiled definition"} <= set(case.forms)
+        assert set(case.forms) <= set(FORMS) and {"triton", "twin", "definition", "compiled definition"} <= set(
+            case.forms
+        )
         others = ("triton", "flex", "natten", "mmcv")
         forms = {name: form for name, form in case.forms.items() if name not in others}
         tensors = case.tensors(torch.float32, "cpu")
-        errors, failed = bench_kernels.check(case, forms, tensors, "float32")
+        errors, failed = kernels.check(case, forms, tensors, "float32")
         assert not failed, (case.setting, failed)
         assert errors.keys() == forms.keys() and max(errors.values()) < 1e-4
         if "flex" in case.forms:
@@ -55,14 +51,14 @@ def test_what_is_wrong_is_found():
     case = small("deformable_attention")[1]
     tensors = case.tensors(torch.float32, "cpu")
     wrong = {"sdpa": lambda *x: case.forms["definition"](*x) * 1.01}
-    _, failed = bench_kernels.check(case, wrong, tensors, "float32")
+    _, failed = kernels.check(case, wrong, tensors, "float32")
     assert failed == {"sdpa": "error 1.0e-02"}
     with pytest.raises(UserError, match=r"DINO decoder.*twin fails: error 1\.0e-02"):
-        bench_kernels.check(case, {"twin": wrong["sdpa"]}, tensors, "float32")
+        kernels.check(case, {"twin": wrong["sdpa"]}, tensors, "float32")
     # A gradient alone, too.
     wrong = {"twin": lambda value, *x: case.forms["definition"](value.detach() + 0 * value, *x)}
     with pytest.raises(UserError, match="twin fails: error"):
-        bench_kernels.check(replace(case), wrong, tensors, "float32")
+        kernels.check(replace(case), wrong, tensors, "float32")
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +66,8 @@ def report(tmp_path_factory):
     """One small run through the command line, and what it printed."""
     path = tmp_path_factory.mktemp("bench") / "kernels.json"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bench_kernels, "_CPU_IMAGE", SMALL["deformable_attention_3d"])
-        patch.setattr(kernel_cases, "QUERIES_3D", 50)
+        patch.setattr(kernels, "_CPU_IMAGE", SMALL["deformable_attention_3d"])
+        patch.setattr(deformable_attention_3d, "QUERIES", 50)
         command = ["bench", "kernels", "--operators", "deformable_attention_3d", "--cpu", "--repeat", "2"]
         assert cli.main([*command, "--json", str(path)]) == 0
     return json.loads(path.read_text())
@@ -90,28 +86,28 @@ def test_measures_on_the_cpu(report):
         assert row["forms"]["definition"]["peak_bytes"] > 16 * 8 * 32 * 64 * 4
         assert row["h100_roofline_milliseconds"] > 0
     assert report["versions"]["torch"] and report["device"] and report["clock"] == "wall"
-    assert [step["model"] for step in report["results"]["steps"]] == list(bench_kernels.STEPS)
+    assert [step["model"] for step in report["results"]["steps"]] == list(kernels.STEPS)
 
 
 @pytest.mark.slow
 def test_says_what_is_not_measured(report):
     rows = report["results"]["operators"]
-    line = bench_kernels.table(rows).splitlines()[2]
+    line = kernels.table(rows).splitlines()[2]
     # Triton, compiled definition, sdpa, flex, natten, mmcv and the share of the roofline.
     assert line.count("not measured") == 7
     assert f"{rows[0]['forms']['twin']['median']:.3g}" in line
-    assert bench_kernels.steps_table(report["results"]["steps"]).count("not measured") == 4 * len(bench_kernels.STEPS)
+    assert kernels.steps_table(report["results"]["steps"]).count("not measured") == 4 * len(kernels.STEPS)
 
 
 def test_parts_table():
     part = dict(least_bytes=640)
     row = dict(setting="BiFormer-S stage 1", image=(512, 512), dtype="bfloat16", parts={"inverted index": part})
-    (line,) = bench_kernels.parts_table([dict(row, parts={}), row]).splitlines()[2:]
+    (line,) = kernels.parts_table([dict(row, parts={}), row]).splitlines()[2:]
     assert "640" in line and line.count("not measured") == 2
     part |= dict(median=0.02, q1=0.01, q3=0.03)
-    (line,) = bench_kernels.parts_table([row | dict(forms=dict(triton=dict(median=0.5)))]).splitlines()[2:]
+    (line,) = kernels.parts_table([row | dict(forms=dict(triton=dict(median=0.5)))]).splitlines()[2:]
     assert "0.02 (0.01-0.03)" in line and "4.0%" in line
-    assert bench_kernels.parts_table([dict(row, parts={})]) == ""
+    assert kernels.parts_table([dict(row, parts={})]) == ""
 
 
 def test_parts_run():
@@ -119,18 +115,6 @@ def test_parts_run():
     ((prepare, least),) = case.parts.values()
     _, numbers = prepare(*case.tensors(torch.float32, "cpu"))()
     assert numbers.sum() == 49 * 4 and least == (2 * 49 * 4 + 49) * 4
-
-
-def test_static_table():
-    row = dict(operator="x", kernel="_k", case="c", dtype="bf16", warps=4, stages=2, capability=80)
-    rows = [row | dict(registers=64, shared=1024, spilled=spilled) for spilled in (0, 8)]
-    assert bench_kernels.static_table(rows).endswith("2 compilations, 1 with spills")
-
-
-def test_static_needs_a_compiler(capsys, monkeypatch):
-    monkeypatch.setattr("attnzoo.kernels._dispatch.INTERPRETED", True)
-    assert cli.main(["bench", "kernels", "--static"]) == 2
-    assert "TRITON_INTERPRET=1 interprets: unset it" in capsys.readouterr().err
 
 
 def test_unknown_operator():

@@ -1,4 +1,4 @@
-"""The definition of deformable attention in three dimensions in plain PyTorch."""
+"""Deformable attention in three dimensions in plain PyTorch, without the volume."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from .._precision import own_precision
 
 
-def deformable_attention_3d_reference(
+def attend(
     value: Tensor,
     depth: Tensor,
     spatial_shapes: Sequence[Sequence[int]],
@@ -53,26 +53,3 @@ def deformable_attention_3d_reference(
         with own_precision(value):
             output = output + (share * score).reshape(-1, 1, 4 * points) @ chosen
     return output.view(batch, queries, heads * channels)
-
-
-def by_volume(
-    value: Tensor,
-    depth: Tensor,
-    spatial_shapes: Sequence[Sequence[int]],
-    level_start_index: Sequence[int],
-    sampling_locations: Tensor,
-    attention_weights: Tensor,
-) -> Tensor:
-    """The same from the volume itself, by grid_sample: what the operator is there to avoid, to compare with."""
-    batch, _, heads, channels = value.shape
-    queries, bins = sampling_locations.shape[1], depth.shape[3]
-    grids = (2 * sampling_locations - 1).transpose(1, 2).flatten(0, 1)
-    weights = attention_weights.transpose(1, 2).flatten(0, 1)
-    output = value.new_zeros(batch * heads, channels, queries)
-    for level, ((height, width), start) in enumerate(zip(spatial_shapes, level_start_index, strict=True)):
-        pixels = slice(start, start + height * width)
-        volume = torch.einsum("bkmc,bkmd->bmcdk", value[:, pixels], depth[:, pixels].expand(-1, -1, heads, -1))
-        volume = volume.reshape(batch * heads, channels, bins, height, width)
-        samples = torch.nn.functional.grid_sample(volume, grids[:, None, :, level], align_corners=False)
-        output = output + (samples[:, :, 0] * weights[:, None, :, level]).sum(-1)
-    return output.view(batch, heads * channels, queries).transpose(1, 2)

@@ -1,5 +1,7 @@
 """Ahead-of-time compilation of Triton kernels, on machines without a GPU too: registers, shared memory, spills."""
 
+from __future__ import annotations
+
 import re
 import subprocess
 import tempfile
@@ -7,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import _dispatch
+from ...kernels import _dispatch
 
 CAPABILITIES = (80, 90)
 # What a block may use, bytes: CUDA C Programming Guide, table of technical specifications.

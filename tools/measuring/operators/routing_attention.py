@@ -1,0 +1,189 @@
+"""Bi-level routing attention: its cases, its least work (where the regions come out even) and its compilations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+
+from ....kernels import routing_attention
+from ....kernels.routing_attention import cpu, naive
+from ..cases import Case, flex, multiple, sides, works
+from ..compilation import StaticCase
+from ..roofline import Work
+
+_INDEX = 4  # bytes
+
+
+def cases(image: tuple[int, int], batch: int, compiler: Callable) -> Iterator[Case]:
+    """BiFormer-S: head dimension 32, 7 x 7 regions; maps padded to multiples of the regions, as published."""
+    for stage, (dim, topk) in enumerate(((64, 1), (128, 4), (256, 16)), 1):
+        height, width = (multiple(side, 7) for side in sides(image, 2 ** (stage + 1)))
+        shape = (batch, height, width, dim)
+        fixed = dict(num_heads=dim // 32, regions=(7, 7), topk=topk, scale=dim**-0.5)
+        count = (shape, dim // 32, (7, 7), topk)
+        yield Case(
+            "routing_attention",
+            f"BiFormer-S stage {stage}",
+            image,
+            dict.fromkeys(("q", "k", "v"), shape),
+            {
+                "triton": partial(routing_attention, **fixed, backend="triton"),
+                "twin": partial(routing_attention, **fixed, backend="torch"),
+                "definition": partial(naive.routing_attention, **fixed),
+                "compiled definition": compiler(partial(naive.routing_attention, **fixed)),
+                "sdpa": partial(cpu.attend_in_one, **fixed),
+                "flex": partial(_flex_routing, **fixed, compiler=compiler),
+            },
+            works(forward, backward, *count),
+            {},
+            {"inverted index": (partial(_invert, topk=topk), inverted_index(batch, (7, 7), topk).bytes)},
+        )
+
+
+def _invert(q: torch.Tensor, k: torch.Tensor, _: torch.Tensor, topk: int) -> Callable[[], Any]:
+    """The call that lists for each key region the query regions that chose it."""
+    from ....kernels.routing_attention import triton
+
+    return partial(triton.inverted_index, triton.route(q.detach(), k.detach(), (7, 7), topk))
+
+
+def _flex_routing(q, k, v, num_heads, regions, topk, scale, compiler):
+    """Tokens in the order of their regions; a block mask of the regions that are chosen."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    _, height, width, _ = q.shape
+    q, k, v = (naive.to_regions(x, regions) for x in (q, k, v))
+    batch, count, tokens, _ = q.shape
+    index = naive.route(q, k, q.new_ones(1, count, tokens, 1), topk)
+    chosen = torch.zeros(batch, count, count, dtype=torch.bool, device=q.device).scatter_(2, index, True)
+
+    def sees(b, h, query, key):
+        return chosen[b, query // tokens, key // tokens]
+
+    mask = create_block_mask(sees, batch, None, count * tokens, count * tokens, device=str(q.device))
+    q, k, v = (x.flatten(1, 2).unflatten(2, (num_heads, -1)).transpose(1, 2) for x in (q, k, v))
+    out = flex(compiler)(q, k, v, block_mask=mask, scale=scale)
+    return naive.from_regions(out.transpose(1, 2).flatten(2).unflatten(1, (count, tokens)), regions, height, width)
+
+
+def routing(shape: tuple[int, int, int, int], regions: tuple[int, int], topk: int, dtype: torch.dtype) -> Work:
+    """Means of queries and keys, their products, the choice.
+
+    Args:
+        shape: of q, (B, H, W, C).
+        regions: (rows, columns).
+        topk: regions chosen by each.
+        dtype: of q.
+    """
+    b, h, w, c = shape
+    count = regions[0] * regions[1]
+    return Work(
+        bytes=2 * b * h * w * c * dtype.itemsize + b * count * topk * _INDEX,
+        flops=2 * b * h * w * c + 2 * b * count * count * c,
+    )
+
+
+def _attention(
+    shape: tuple[int, int, int, int],
+    num_heads: int,
+    regions: tuple[int, int],
+    topk: int,
+    dtype: torch.dtype,
+    maps: int,
+    products: int,
+) -> Work:
+    """Moves so many maps, the log-sum-exp and the index, and multiplies all queries with their keys so many times."""
+    b, h, w, c = shape
+    count = regions[0] * regions[1]
+    keys = topk * -(-h // regions[0]) * -(-w // regions[1])
+    return Work(
+        bytes=maps * b * h * w * c * dtype.itemsize + b * num_heads * h * w * 4 + b * count * topk * _INDEX,
+        flops=2 * products * b * h * w * keys * c,
+    )
+
+
+def forward(
+    shape: tuple[int, int, int, int], num_heads: int, regions: tuple[int, int], topk: int, dtype: torch.dtype
+) -> Work:
+    """Routing, then attention: q, k and v in, the result out; scores and result are products.
+
+    Args:
+        shape: of q, (B, H, W, C).
+        num_heads: divides C.
+        regions: (rows, columns).
+        topk: regions chosen by each.
+        dtype: of q.
+    """
+    attention = _attention(shape, num_heads, regions, topk, dtype, maps=4, products=2)
+    return routing(shape, regions, topk, dtype) + attention
+
+
+def inverted_index(batch: int, regions: tuple[int, int], topk: int) -> Work:
+    """The lists of regions that chose each region, from the index: every entry is read and written once."""
+    count = regions[0] * regions[1]
+    return Work(bytes=(2 * batch * count * topk + batch * count) * _INDEX, flops=0)
+
+
+def backward(
+    shape: tuple[int, int, int, int], num_heads: int, regions: tuple[int, int], topk: int, dtype: torch.dtype
+) -> Work:
+    """The inverted index, then q, k, v, the result and its gradient in, three gradients out.
+
+    Five products: the scores again, the gradients of the weights, and those of v, q and k. Arguments as of `forward`.
+    """
+    attention = _attention(shape, num_heads, regions, topk, dtype, maps=8, products=5)
+    return inverted_index(shape[0], regions, topk) + attention
+
+
+def static_cases() -> list[StaticCase]:
+    """Every kernel as the host functions launch it, in head dimensions of 16 to 64 and regions small to large."""
+    from ....kernels.routing_attention import triton
+
+    cases = []
+    for dtype, name in ((torch.float32, "fp32"), (torch.bfloat16, "bf16"), (torch.float16, "fp16")):
+        cases += [
+            _case(triton._invert_kernel, name, f"{count} regions", triton._invert_options(count)) for count in (49, 256)
+        ]
+        for whole in (True, False):
+            ragged = "" if whole else ", ragged"
+            cases.append(_case(triton._means_kernel, name, f"64 channels{ragged}", triton._means_options(64, whole)))
+            for precision in ("ieee", "tf32") if dtype == torch.float32 else ("ieee",):
+                for head_dim in (16, 32, 64):
+                    for tokens in (16, 32, 64):
+                        kind = (tokens, head_dim, dtype, precision, whole)
+                        label = f"head_dim {head_dim}, {tokens} tokens{ragged}"
+                        label += f", {precision}" if dtype == torch.float32 else ""
+                        for kernel in (
+                            triton._forward_kernel,
+                            triton._query_gradient_kernel,
+                            triton._key_gradient_kernel,
+                        ):
+                            options = triton._attention_options(*kind, keys=kernel is triton._key_gradient_kernel)
+                            cases.append(_case(kernel, name, label, options))
+    return cases
+
+
+def _case(kernel: Any, dtype: str, label: str, options: dict[str, Any]) -> StaticCase:
+    types = dict.fromkeys(("index", "lists", "numbers"), "*i32")
+    types |= dict.fromkeys(("logsumexp", "delta"), "*fp32")
+    types |= {"means": "*fp32"} | dict.fromkeys(
+        ("x", "q", "k", "v", "out", "grad", "grad_q", "grad_k", "grad_v"), f"*{dtype}"
+    )
+    types["scale"] = "fp32"
+    constants = {name: value for name, value in options.items() if name in kernel.arg_names}
+    signature = {name: types.get(name, "i32") for name in kernel.arg_names if name not in constants}
+    return StaticCase(
+        "routing_attention",
+        kernel,
+        dtype,
+        label,
+        signature,
+        constants,
+        options["num_warps"],
+        options.get("num_stages", 3),
+        # Strides, where C is a multiple of 16.
+        tuple(name for name in signature if name.endswith(("_b", "_h", "_w")) and name[0] in "qkvx"),
+    )

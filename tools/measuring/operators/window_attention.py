@@ -1,0 +1,188 @@
+"""Window attention: its cases, its least work and its compilations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+
+from ....kernels import window_attention
+from ....kernels.window_attention import naive
+from ..cases import Case, flex, multiple, works
+from ..compilation import StaticCase
+from ..roofline import Work
+
+
+def cases(image: tuple[int, int], batch: int, compiler: Callable) -> Iterator[Case]:
+    """HAT-S: 6 heads of 24 channels, windows of 16, on maps of the image's own size; plain, shifted, overlapping."""
+    dim, heads, window = 144, 6, 16
+    shape = (batch, *(multiple(side, window) for side in image), dim)
+    for name, shift, overlap in (("window", 0, 0), ("shifted", 8, 0), ("overlapping", 0, 8)):
+        fixed = dict(num_heads=heads, window_size=window, shift=shift, overlap=overlap, scale=(dim // heads) ** -0.5)
+
+        def public(q, k, v, table, backend, fixed=fixed):
+            return window_attention(q, k, v, bias_table=table, backend=backend, **fixed)
+
+        def definition(q, k, v, table, fixed=fixed):
+            return naive.window_attention(q, k, v, bias_table=table, **fixed)
+
+        def by(attend, q, k, v, table, shift=shift, overlap=overlap):
+            """`attend` over windows that are laid out."""
+            queries, keys, values, mask = naive.laid_out(q, k, v, heads, window, shift, overlap, table)
+            return naive.put_back(attend(queries, keys, values, mask, (dim // heads) ** -0.5), q.shape, window, shift)
+
+        forms = {
+            "triton": partial(public, backend="triton"),
+            "twin": partial(public, backend="torch"),
+            "definition": definition,
+            "compiled definition": compiler(definition),
+            "sdpa": partial(by, _fused),
+        }
+        if shift == 0:
+            forms["flex"] = partial(by, partial(_flex_window, compiler=compiler))
+        count = (shape, heads, (window, window), (shift, shift), overlap, True)
+        yield Case(
+            "window_attention",
+            f"HAT-S {name}",
+            image,
+            dict.fromkeys(("q", "k", "v"), shape) | {"table": ((2 * window - 1 + overlap) ** 2, heads)},
+            forms,
+            works(forward, backward, *count),
+            {},
+        )
+
+
+def _fused(q, k, v, mask, scale):
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v, mask, scale=scale)
+
+
+def _flex_window(q, k, v, bias, scale, compiler):
+    """Attention of windows that are laid out already, the bias read by the kernel."""
+
+    def add(score, b, h, query, key):
+        return score + bias[0, h, query, key]
+
+    return flex(compiler)(q, k, v, score_mod=add, scale=scale)
+
+
+def _pairs(size: int, window: int, shift: int, overlap: int) -> int:
+    """Pairs of query and key along an axis that see each other; keys beyond the border are known to be zero."""
+    if shift > 0:
+        # The window that wraps falls into two.
+        return (size // window - 1) * window**2 + shift**2 + (window - shift) ** 2
+    half = overlap // 2
+    return sum(window * (min(start + window + half, size) - max(start - half, 0)) for start in range(0, size, window))
+
+
+def _attention(
+    shape: tuple[int, int, int, int],
+    num_heads: int,
+    window: tuple[int, int],
+    shift: tuple[int, int],
+    overlap: int,
+    biased: bool,
+    dtype: torch.dtype,
+    maps: int,
+    tables: int,
+    products: int,
+) -> Work:
+    """Moves so many maps and tables and the log-sum-exp, and multiplies all queries with their keys so many times."""
+    b, height, width, c = shape
+    pairs = b * _pairs(height, window[0], shift[0], overlap) * _pairs(width, window[1], shift[1], overlap)
+    table = num_heads * (2 * window[0] - 1 + overlap) * (2 * window[1] - 1 + overlap) if biased else 0
+    return Work(
+        bytes=(maps * b * height * width * c + tables * table) * dtype.itemsize + b * height * width * num_heads * 4,
+        flops=2 * products * pairs * c,
+    )
+
+
+def forward(
+    shape: tuple[int, int, int, int],
+    num_heads: int,
+    window: tuple[int, int],
+    shift: tuple[int, int],
+    overlap: int,
+    biased: bool,
+    dtype: torch.dtype,
+) -> Work:
+    """q, k, v and the bias table in, the result and the log-sum-exp out; scores and result are products.
+
+    Args:
+        shape: of q, (B, H, W, C).
+        num_heads: divides C.
+        window: sides of the windows of queries, pixels.
+        shift: of the windows, pixels.
+        overlap: pixels by which windows of keys are larger.
+        biased: with a bias table.
+        dtype: of q and of the table.
+    """
+    return _attention(shape, num_heads, window, shift, overlap, biased, dtype, maps=4, tables=1, products=2)
+
+
+def backward(
+    shape: tuple[int, int, int, int],
+    num_heads: int,
+    window: tuple[int, int],
+    shift: tuple[int, int],
+    overlap: int,
+    biased: bool,
+    dtype: torch.dtype,
+) -> Work:
+    """q, k, v, the result, its gradient, the log-sum-exp and the bias table in, four gradients out.
+
+    Five products: the scores again, the gradients of the weights, and those of v, q and k. Arguments as of `forward`.
+    """
+    return _attention(shape, num_heads, window, shift, overlap, biased, dtype, maps=8, tables=2, products=5)
+
+
+def static_cases() -> list[StaticCase]:
+    """Of every kernel and dtype: Swin's windows, LITv2's, HAT's shifted and overlapping ones."""
+    from triton import next_power_of_2
+
+    from ....kernels.window_attention import triton
+    from ....kernels.window_attention.operator import max_head_dim
+
+    cases = []
+    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)):
+        dims = [d for d in (16, 32, 64, 128) if d <= max_head_dim(dtype)]
+        named = [(f"7x7 shifted, head_dim {d}", triton._Geometry(dtype, d, (7, 7), True, 0, True)) for d in dims]
+        named += [
+            ("8x8, head_dim 32", triton._Geometry(dtype, 32, (8, 8), False, 0, True)),
+            ("4x4 overlap 2, head_dim 16", triton._Geometry(dtype, 16, (4, 4), False, 2, True)),
+            ("2x2, head_dim 32", triton._Geometry(dtype, 32, (2, 2), False, 0, False)),
+            ("16x16 shifted, head_dim 30", triton._Geometry(dtype, 30, (16, 16), True, 0, True)),
+            ("16x16 overlap 8, head_dim 30", triton._Geometry(dtype, 30, (16, 16), False, 8, True)),
+        ]
+        for label, geometry in named:
+            kernels = [triton._forward_kernel, triton._grad_query_kernel, triton._grad_key_kernel]
+            for kernel in [*kernels, triton._grad_bias_kernel] if geometry.has_bias else kernels:
+                cases.append(_case(kernel, name, label, geometry))
+    for window, key in (((7, 7), (7, 7)), ((16, 16), (24, 24))):
+        block = next_power_of_2(window[1] + key[1] - 1)
+        constants = {"WH": window[0], "WW": window[1], "KEY_H": key[0], "KEY_W": key[1], "BLOCK": block}
+        label = f"{window[0]}x{window[1]}, keys {key[0]}x{key[1]}"
+        for name in ("fp32", "bf16", "fp16"):
+            signature = {"bias": "*fp32", "table": f"*{name}", "heads": "i32"}
+            cases.append(
+                StaticCase("window_attention", triton._grad_table_kernel, name, label, signature, constants, 1)
+            )
+    return cases
+
+
+def _case(kernel: Any, dtype: str, label: str, geometry: Any) -> StaticCase:
+    from ....kernels.window_attention import triton
+
+    constants = geometry.options(kernel)
+    num_warps, num_stages = constants.pop("num_warps"), constants.pop("num_stages")
+    if not geometry.has_bias:
+        constants["table"] = None
+    types = dict.fromkeys(triton._SIZES, "i32") | dict.fromkeys(("stride_b", "stride_h", "stride_w"), "i32")
+    types |= {"scale": "fp32"} | dict.fromkeys(("table", "lse", "delta", "partial"), "*fp32")
+    signature = {name: types.get(name, f"*{dtype}") for name in kernel.arg_names if name not in constants}
+    # The channels of a head are a multiple of 8 at the least.
+    multiples = ("stride_b", "stride_h", "stride_w") if geometry.head_dim % 16 == 0 else ()
+    return StaticCase(
+        "window_attention", kernel, dtype, label, signature, constants, num_warps, num_stages, multiples,
+    )  # fmt: skip
