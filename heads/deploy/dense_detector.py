@@ -14,7 +14,7 @@ class TraceableDenseDetector(TraceableModel):
 
     serves = SingleStageDetector
     description = "single-stage detectors"
-    outputs = ("boxes", "scores", "labels")
+    outputs: tuple[str, ...] = ("boxes", "scores", "labels")
 
     def __init__(self, model: SingleStageDetector) -> None:
         super().__init__(model)

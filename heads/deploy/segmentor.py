@@ -14,7 +14,7 @@ class TraceableSegmentor(TraceableModel):
 
     serves = EncoderDecoder
     description = "EncoderDecoder segmentors"
-    outputs = ("logits", "labels")
+    outputs: tuple[str, ...] = ("logits", "labels")
 
     def __init__(self, model: EncoderDecoder) -> None:
         super().__init__(model)

@@ -22,7 +22,7 @@ class TraceableTwoStageDetector(TraceableModel):
 
     serves = TwoStageDetector
     description = "Faster and Mask R-CNN"
-    outputs = ("boxes", "scores", "labels")
+    outputs: tuple[str, ...] = ("boxes", "scores", "labels")
 
     def __init__(self, model: TwoStageDetector) -> None:
         super().__init__(model)

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from ...backbones.bodies.tiling import restore_tiled
 from ...backbones.checkpoints import check_weights
 from ..arguments import check_bool, check_int
-from ..mm.backbone import create_model
 from ..mm.checkpoints import pretrained, read_state_dict
 from ..mm.registry import MODELS
+from ..mm.timm_models import create_model
 
 
 @MODELS.register_module()
