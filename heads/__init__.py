@@ -4,8 +4,8 @@ Importing this package changes outside of it what follows, and nothing else:
 
 - `sys.meta_path` gets one more finder, the last, with the stand-in for `mmcv._ext`, mmcv's compiled operators; one that
   is installed comes before it.
-- Registries of mmengine get a child of the scope `attnzoo` each, in which the names below stand for configs of every mm
-  library.
+- Registries of mmengine get a child of the scope `attnzoo` each, in which the names that the folders export stand for
+  configs of every mm library.
 - `mmengine.runner.CheckpointLoader` reads files and links by attnzoo's reader of checkpoints, which runs no code.
 - In modules of mmdet that were imported before, mmcv's operators are what mmdet could not import.
 
@@ -19,56 +19,32 @@ No other code imports an mm library: neither `import attnzoo` nor its backbones 
 
 `Backbone(...).channels` gives the numbers for `in_channels`.
 
-`attnzoo.heads.probing` works without the mm libraries: where one is missing, this package can be imported, and each of
-the names below raises an ImportError that says what to install.
+What is registered is exported by the folder of its task (`detection`, `mm`, `restoration`, `segmentation`), whose
+`__init__` imports and names it, and with that by this package.
+
+`attnzoo.heads.probing` works without the mm libraries: where one is missing, this package and its folders can be
+imported, and each name that they export raises an ImportError that says what to install.
 """
 
 import warnings
 from importlib.util import find_spec
-from typing import NoReturn
 
-_missing = next((name for name in ("mmengine", "mmcv", "mmdet", "mmseg") if find_spec(name) is None), None)
+# First, as it serves mmcv's operators, which the others import.
+from . import mm
 
-if _missing is None:
-    from .mm.ops import install, replace_fallbacks
+# isort: split
+from . import detection, restoration, segmentation
+from .libraries import MESSAGE, MISSING, absent
 
-    install()
+__all__ = [*mm.__all__, *detection.__all__, *restoration.__all__, *segmentation.__all__]
 
-    replace_fallbacks()
-
-    from .detection.dyhead import DyHead
-    from .detection.simple_fpn import SimpleFeaturePyramid
-    from .mm.albumentations import Albumentations
-    from .mm.backbone import Backbone
-    from .mm.layer_decay import LayerDecayOptimWrapperConstructor
-    from .restoration import PSNR, SSIM, LoadImagePair, PackImagePair, PairedImageDataset, PairedRandomCrop, Restorer
-    from .segmentation.light_ham import LightHamHead
-    from .segmentation.mca_head import MCAHead
+if MISSING is None:
+    from .detection import *  # noqa: F403
+    from .mm import *  # noqa: F403
+    from .restoration import *  # noqa: F403
+    from .segmentation import *  # noqa: F403
 else:
-    _message = f"attnzoo.heads needs {_missing}: pip install 'attnzoo[mm]'"
     if find_spec("mmengine"):
         # A config would only hear from mmengine that there is no attnzoo.Backbone.
-        warnings.warn(_message, stacklevel=2)
-
-    def __getattr__(name: str) -> NoReturn:
-        if name in __all__:
-            raise ImportError(_message, name=_missing)
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-__all__ = [
-    "PSNR",
-    "SSIM",
-    "Albumentations",
-    "Backbone",
-    "DyHead",
-    "LayerDecayOptimWrapperConstructor",
-    "LightHamHead",
-    "LoadImagePair",
-    "MCAHead",
-    "PackImagePair",
-    "PairedImageDataset",
-    "PairedRandomCrop",
-    "Restorer",
-    "SimpleFeaturePyramid",
-]
+        warnings.warn(MESSAGE, stacklevel=2)
+    __getattr__ = absent(__name__, __all__)

@@ -1,9 +1,14 @@
-"""Checks of arguments that come from configs, where a wrong type would else train with something that nobody meant."""
+"""Checks of arguments that come from configs, where a wrong type would else train with something that nobody meant.
+
+A wrong type is a TypeError and a wrong value a ValueError, as in the mm libraries. `backbones.contract.arguments` has
+one error for both, as timm's models do.
+"""
 
 import math
 from collections.abc import Sequence
-from numbers import Integral, Real
 from typing import Any
+
+from ..backbones.contract.arguments import is_integer, is_number, is_within
 
 __all__ = ["check_bool", "check_choice", "check_int", "check_ints", "check_keys", "check_number", "check_text"]
 
@@ -15,7 +20,7 @@ def check_int(name: str, value: Any, least: int | None = None, most: int | None 
         TypeError: Naming the argument and what it got.
         ValueError: Likewise, with the range.
     """
-    if isinstance(value, bool) or not isinstance(value, Integral):
+    if not is_integer(value):
         raise TypeError(f"{name}={value!r}: must be a whole number, got {type(value).__name__}")
     number = int(value)
     if (least is not None and number < least) or (most is not None and number > most):
@@ -32,16 +37,11 @@ def check_ints(name: str, value: Any, least: int | None = None) -> tuple[int, ..
 
 def check_number(name: str, value: Any, least: float, most: float = math.inf, above: bool = False) -> float:
     """The value, if it is a finite number from `least` to `most`, or `above` the least; errors as `check_int`."""
-    if isinstance(value, bool) or not isinstance(value, Real):
+    if not is_number(value):
         raise TypeError(f"{name}={value!r}: must be a number, got {type(value).__name__}")
-    try:
-        number = float(value)
-    except OverflowError:  # of a whole number
-        number = math.inf
-    # Not by `math.isfinite`, which `torch.compile` does not trace.
-    if not -math.inf < number < math.inf or not least <= number <= most or (above and number == least):
+    if not is_within(value, least, above=least if above else None, most=most):
         raise ValueError(f"{name}={value!r}: must be {_range(least, most, above)}")
-    return number
+    return float(value)
 
 
 def check_bool(name: str, value: Any) -> bool:

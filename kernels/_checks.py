@@ -1,4 +1,8 @@
-"""Checks of arguments that the operators share: one error each, which says what was expected and what came."""
+"""Checks of arguments that the operators share: one error each, which says what was expected and what came.
+
+Unlike those of models and configs (`backbones.contract.arguments`) they let the symbols of a graph pass as numbers, and
+refuse what the schema of an operator cannot hold: NumPy's numbers, and integers of more than 32 bits.
+"""
 
 from typing import Any
 

@@ -3,13 +3,16 @@
 import copy
 
 import torch
+from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
-from torch import nn
+from torch import Tensor, nn
 
 import attnzoo.heads  # noqa: F401  registers the backbones
 
 CLASSES = 3
+# Of the images for comparisons with mm: (B, H, W), even ones, and one with sides that no stride divides.
+SHAPES = [(2, 96, 96), (1, 75, 133)]
 _NORM = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True)
 _BACKBONES = {
     "van": dict(model_name="van_b0", depths=(1, 1, 1, 1), embed_dims=(8, 16, 24, 32)),
@@ -155,3 +158,33 @@ def images(batch: int, height: int, width: int, seed: int = 0) -> torch.Tensor:
     coarse = torch.rand(batch, 3, height // 8 + 2, width // 8 + 2, generator=generator)
     smooth = nn.functional.interpolate(coarse, (height, width), mode="bicubic")
     return (smooth * 255 + torch.rand(smooth.shape, generator=generator) * 20).clamp(0, 255).round()
+
+
+def predict(model: nn.Module, batch: Tensor, sample_class: type) -> list:
+    """What `predict` of mm gives for images (B, 3, H, W) of whole numbers, a sample each."""
+    samples = []
+    for image in batch:
+        size = tuple(image.shape[1:])
+        sample = sample_class(metainfo=dict(img_shape=size, ori_shape=size, scale_factor=(1.0, 1.0)))
+        samples.append(sample)
+    # mm's pipeline hands over BGR bytes.
+    with torch.no_grad():
+        return model.test_step(dict(inputs=[image.flip(0).byte() for image in batch], data_samples=samples))
+
+
+def compare_detections(
+    model: nn.Module, outputs: tuple[Tensor, ...], batch: Tensor, limit: int = 20
+) -> list[DetDataSample]:
+    """Assert that boxes, scores and labels are those of `predict`, whose samples are returned."""
+    boxes, scores, labels = outputs[:3]
+    assert boxes.shape == (len(batch), limit, 4)
+    samples = predict(model, batch, DetDataSample)
+    for i, sample in enumerate(samples):
+        expected = sample.pred_instances
+        count = len(expected)
+        assert count > 5
+        torch.testing.assert_close(scores[i, :count], expected.scores, rtol=0, atol=1e-6)
+        torch.testing.assert_close(boxes[i, :count], expected.bboxes, rtol=0, atol=1e-4)
+        assert torch.equal(labels[i, :count], expected.labels)
+        assert (labels[i, count:] == -1).all() and (scores[i, count:] == 0).all()
+    return samples

@@ -1,4 +1,9 @@
-"""Checks of arguments: each raises one ValueError that names the argument, its value and what is allowed."""
+"""Checks of arguments: each raises one ValueError that names the argument, its value and what is allowed.
+
+Models of timm have this one error for all that is wrong with an argument. `heads.arguments` tells wrong types from wrong
+values, as the mm libraries do, and asks the same questions (`is_integer`, `is_number`, `is_within`). `kernels._checks`
+is of operators, whose arguments may be symbols of a graph.
+"""
 
 import inspect
 import math
@@ -20,6 +25,8 @@ __all__ = [
     "check_stages",
     "flags_of",
     "is_integer",
+    "is_number",
+    "is_within",
 ]
 
 # Poolings of timm's classifier head.
@@ -71,20 +78,14 @@ def check_numbers(
     kind = " and ".join(f"{words} {limit:g}" for words, limit in limits.items() if limit is not None)
     for name, value in values.items():
         for entry in _entries(value) if tuples else [value]:
-            number = float(entry) if _is(entry, Real) else math.nan
-            if (
-                not math.isfinite(number)
-                or (least is not None and number < least)
-                or (above is not None and number <= above)
-                or (most is not None and number > most)
-            ):
+            if not is_number(entry) or not is_within(entry, least, above, most):
                 raise ValueError(f"{name}={value!r}: a finite number{' ' + kind if kind else ''} is needed")
 
 
 def check_rates(**values: Any) -> None:
     """Raises unless each value is the probability of dropping something: at least 0 and below 1."""
     for name, value in values.items():
-        if not _is(value, Real) or not 0 <= float(value) < 1:
+        if not is_number(value) or not 0 <= value < 1:
             raise ValueError(f"{name}={value!r}: a number of at least 0 and below 1 is needed")
 
 
@@ -194,13 +195,28 @@ def check_body(
 
 
 def is_integer(value: Any) -> bool:
-    """Whether it is an integer, of Python or another library."""
-    return _is(value, Integral)
+    """Whether it is an integer, of Python or another library; True and False are not meant as one."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
-def _is(value: Any, kind: type) -> bool:
-    """Whether it is a number of the kind; True and False are not meant as one."""
-    return isinstance(value, kind) and not isinstance(value, bool)
+def is_number(value: Any) -> bool:
+    """Whether it is a real number, of Python or another library; True and False are not meant as one."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def is_within(value: Any, least: float | None = None, above: float | None = None, most: float | None = None) -> bool:
+    """Whether a number is finite, as a float, and keeps to the limits that are given; see `check_numbers`."""
+    try:
+        number = float(value)
+    except OverflowError:  # of an integer
+        return False
+    return (
+        # Not by `math.isfinite`, which `torch.compile` does not trace.
+        -math.inf < number < math.inf
+        and (least is None or number >= least)
+        and (above is None or number > above)
+        and (most is None or number <= most)
+    )
 
 
 def _entries(value: Any) -> list[Any]:

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
+from ...backbones.contract.arguments import is_integer
 from ..arguments import check_int, check_ints
 from ..mm.published import LoadsPublished, below
 from ..mm.registry import MODELS
@@ -78,7 +79,7 @@ class SimpleFeaturePyramid(LoadsPublished):
         super().__init__(init_cfg)
         check_int("out_channels", out_channels, 1)
         strides = check_ints("strides", strides)
-        if isinstance(in_channels, bool) or not isinstance(in_channels, int) or in_channels < 4 or in_channels % 4:
+        if not is_integer(in_channels) or in_channels < 4 or in_channels % 4:
             raise ValueError(f"in_channels={in_channels!r}: allowed is one number, a multiple of 4")
         if not strides or strides[0] not in _STRIDES or any(b != 2 * a for a, b in pairwise(strides)):
             raise ValueError(f"strides={strides}: each must be twice the one before, the first one of {_STRIDES}")

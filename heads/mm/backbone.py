@@ -1,12 +1,10 @@
 """The one adapter between timm models and the mm libraries."""
 
-import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import timm
 from mmengine.model import BaseModule
 from timm.layers import LayerNorm2d
 from timm.models import group_parameters
@@ -16,10 +14,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ...backbones import attach
 from ...backbones.checkpoints import CheckpointError, check_weights
 from ...backbones.checkpoints.conversion import STAGE_NORMS, unwrapped
-from ...backbones.contract.facts import convert_checkpoint, feature_levels, stage_norm_prefix
-from ..arguments import check_bool, check_int, check_ints, check_number, check_text
+from ...backbones.contract.facts import convert_checkpoint, stage_norm_prefix
+from ..arguments import check_bool, check_int, check_ints, check_number
 from .checkpoints import pretrained, read_state_dict
 from .registry import MODELS
+from .timm_models import create_model, drop_head, is_classifier, levels_of, recompute
 
 # Strides of the levels that detectors and segmentors expect.
 _PYRAMID = (4, 8, 16, 32)
@@ -120,7 +119,7 @@ class Backbone(BaseModule):
         self.norm_eval = norm_eval
 
         self.model = create_model(model_name, **self.model_kwargs)
-        levels = _levels(model_name, self.model)
+        levels = levels_of(model_name, self.model)
         if out_indices is None:
             self.out_indices = _default_out_indices(model_name, [level["reduction"] for level in levels])
         else:
@@ -129,14 +128,14 @@ class Backbone(BaseModule):
             self.model.prune_intermediate_layers(list(self.out_indices), prune_norm=True)
         except AssertionError as error:
             raise ValueError(f"model_name={model_name!r}: cannot be cut to its levels: {error}") from error
-        _drop_head(self.model)
+        drop_head(self.model)
         self.channels: tuple[int, ...] = tuple(levels[i]["num_chs"] for i in self.out_indices)
         self.strides: tuple[int, ...] = tuple(levels[i]["reduction"] for i in self.out_indices)
         eps, normed = _checked_stage_norms(stage_norms, self.out_indices)
         self.extra_norms = nn.ModuleDict({str(i): LayerNorm2d(levels[i]["num_chs"], eps=eps) for i in normed})
         self.attention_keys = self._attach(attention)
         if with_cp:
-            _recompute(model_name, self.model)
+            recompute(model_name, self.model)
 
         stages = [level["module"] for level in levels[: self.out_indices[-1] + 1] if level["reduction"] >= 4]
         self._frozen_modules = self._freeze(frozen_stages, stages)
@@ -261,7 +260,7 @@ class Backbone(BaseModule):
         state = convert_checkpoint(state, whole)
         kept = self.model.state_dict().keys()
         cut_off = whole.state_dict().keys() - kept
-        state = {key: value for key, value in state.items() if key not in cut_off and not _is_classifier(whole, key)}
+        state = {key: value for key, value in state.items() if key not in cut_off and not is_classifier(whole, key)}
         state = {f"model.{key}": value for key, value in {**state, **attention}.items()}
 
         if norms and not self.extra_norms:
@@ -278,77 +277,6 @@ class Backbone(BaseModule):
             raise CheckpointError(f"{path}: {error}") from error
         except RuntimeError as error:
             raise RuntimeError(f"{path}: no checkpoint of {self.model_name!r} with these arguments: {error}") from error
-
-
-def create_model(model_name: str, **kwargs: Any) -> Any:
-    """`timm.create_model` with errors that name the argument at fault.
-
-    Any, because timm's models keep their contract without a common class.
-    """
-    check_text("model_name", model_name)
-    if not timm.is_model(model_name) and ":" not in model_name:
-        near = difflib.get_close_matches(model_name.split(".")[0], timm.list_models(), n=5)
-        hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() has all names"
-        raise ValueError(f"model_name={model_name!r}: no such timm model; {hint}")
-    try:
-        model = timm.create_model(model_name, **kwargs)
-    except TypeError as error:
-        raise TypeError(f"model_name={model_name!r} with {_given(kwargs)}: {error}") from error
-    except (AssertionError, AttributeError, IndexError, KeyError, ValueError, ZeroDivisionError) as error:
-        # What the models of timm raise for depths, widths and sizes that do not go together.
-        said = str(error) or type(error).__name__
-        raise ValueError(f"model_name={model_name!r} with {_given(kwargs)}: {said}") from error
-    except RuntimeError as error:
-        if "Invalid pretrained tag" not in str(error):
-            raise
-        tags = ", ".join(timm.list_pretrained(f"{model_name.split('.')[0]}.*")) or "none"
-        raise ValueError(f"model_name={model_name!r}: no such pretrained tag; known are {tags}") from error
-    missing = [
-        name
-        for name in ("forward_intermediates", "prune_intermediate_layers", "group_matcher")
-        if not hasattr(model, name)
-    ]
-    if missing:
-        raise ValueError(f"model_name={model_name!r}: has no {' and no '.join(missing)}")
-    return model
-
-
-def _drop_head(model: Any) -> None:
-    """Take out what timm before 1.0.31 leaves of a head, such as ConvNeXt's norm: it would never get a gradient."""
-    # Where the classifier is elsewhere, what is named head may be a stage.
-    if _is_classifier(model, "head.fc.weight") and next(model.head.parameters(), None) is not None:
-        model.head = nn.Identity()
-
-
-def _recompute(model_name: str, model: Any) -> None:
-    """Make the model recompute activations, also where it only gives maps.
-
-    Raises:
-        ValueError: It cannot. ResNets of timm before 1.0.31 take the switch, but look at it in classification alone.
-    """
-    try:
-        model.set_grad_checkpointing(True)
-    except (AssertionError, AttributeError) as error:
-        raise ValueError(f"with_cp=True: {model_name!r} cannot recompute activations") from error
-    switched = [name for name, module in model.named_modules() if getattr(module, "grad_checkpointing", False)]
-    if switched == [""] and "grad_checkpointing" not in type(model).forward_intermediates.__code__.co_names:
-        raise ValueError(
-            f"with_cp=True: {model_name!r} cannot recompute activations of maps in timm {timm.__version__}"
-        )
-
-
-def _given(kwargs: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in kwargs.items() if value is not None}
-
-
-def _levels(model_name: str, model: Any) -> list[dict[str, Any]]:
-    """The model's `feature_info`, if it tells of every level what is needed here."""
-    levels = feature_levels(model)
-    if not levels or any(not {"module", "num_chs", "reduction"} <= set(level) for level in levels):
-        raise ValueError(
-            f"model_name={model_name!r}: its feature_info does not name levels with module, num_chs and reduction"
-        )
-    return levels
 
 
 def _default_out_indices(model_name: str, strides: list[int]) -> tuple[int, ...]:
@@ -394,9 +322,3 @@ def _checked_stage_norms(stage_norms: Any, out_indices: tuple[int, ...]) -> tupl
             f"levels=...) with levels among {out_indices}, each once"
         )
     return eps, levels
-
-
-def _is_classifier(model: Any, key: str) -> bool:
-    """Whether a checkpoint key belongs to the classifier that the model's `pretrained_cfg` names."""
-    names = model.pretrained_cfg.get("classifier") or ()
-    return key.startswith(tuple(f"{name}." for name in ([names] if isinstance(names, str) else names)))

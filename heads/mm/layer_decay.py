@@ -6,6 +6,7 @@ from mmengine.optim import DefaultOptimWrapperConstructor
 from timm.models import group_parameters
 from torch import nn
 
+from ...backbones.contract.arguments import is_number, is_within
 from .backbone import Backbone
 from .registry import OPTIM_WRAPPER_CONSTRUCTORS
 
@@ -39,7 +40,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
     def _validate_cfg(self) -> None:
         decay = self.paramwise_cfg.get("layer_decay")
-        valid = isinstance(decay, int | float) and not isinstance(decay, bool) and 0 < decay <= 1
+        valid = is_number(decay) and is_within(decay, above=0, most=1)
         if set(self.paramwise_cfg) != {"layer_decay"} or not valid:
             raise ValueError(
                 f"paramwise_cfg={self.paramwise_cfg}: allowed is dict(layer_decay=x) with 0 < x <= 1 and no other key "

@@ -12,11 +12,7 @@ See `configs/hat` for whole recipes. The weights of a run (the averaged ones, wi
     torch.save(restorer.model.state_dict(), "hat_small_x4.pth")
 """
 
-from .dataset import PairedImageDataset
-from .metrics import PSNR, SSIM
-from .resize import imresize
-from .restorer import RestorationPreprocessor, Restorer
-from .transforms import LoadImagePair, PackImagePair, PairedRandomCrop
+from ..libraries import MISSING, absent
 
 __all__ = [
     "PSNR",
@@ -27,5 +23,12 @@ __all__ = [
     "PairedRandomCrop",
     "RestorationPreprocessor",
     "Restorer",
-    "imresize",
 ]
+
+if MISSING is None:
+    from .dataset import PairedImageDataset
+    from .metrics import PSNR, SSIM
+    from .restorer import RestorationPreprocessor, Restorer
+    from .transforms import LoadImagePair, PackImagePair, PairedRandomCrop
+else:
+    __getattr__ = absent(__name__, __all__)

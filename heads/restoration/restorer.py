@@ -16,9 +16,9 @@ from ...backbones.checkpoints import check_weights
 from ...backbones.contract.facts import convert_checkpoint, gives_images, restores
 from ...backbones.contract.provenance import abbreviated
 from ..arguments import check_bool, check_int
-from ..mm.backbone import create_model
 from ..mm.checkpoints import pretrained, read_state_dict
 from ..mm.registry import MODELS
+from ..mm.timm_models import create_model
 
 
 @MODELS.register_module()

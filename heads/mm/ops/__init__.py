@@ -18,7 +18,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any, NoReturn
 
-from . import carafe, deform, focal, masked, nms, psamask, roi
+from . import carafe, deform_attn, deform_conv, focal, masked, nms, psamask, roi
 
 __all__ = ["OPERATORS", "install", "replace_fallbacks"]
 
@@ -41,7 +41,8 @@ OPERATORS: dict[str, Callable[..., Any]] = {
         get_compiler_version,
         get_compiling_cuda_version,
         *carafe.OPERATORS,
-        *deform.OPERATORS,
+        *deform_attn.OPERATORS,
+        *deform_conv.OPERATORS,
         *focal.OPERATORS,
         *masked.OPERATORS,
         *nms.OPERATORS,

@@ -2,6 +2,9 @@
 
 Under an exporter nothing is checked: a comparison would bind the graph to the sizes of the example. `torch.compile`
 guards what it compares, and checks values in the graph.
+
+The checks of attnzoo's own operators (`kernels._checks`) ask for the dtypes and layouts of their kernels; these ask for
+the shapes that mmcv's C++ counts on.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from ....kernels.tracing import is_exporting
 from ...arguments import check_int, check_number
 
 __all__ = [
+    "check_gradients",
     "check_indices",
     "check_no_nan",
     "check_numbers",
@@ -24,7 +28,6 @@ __all__ = [
     "check_samples",
     "check_tensors",
     "check_whole",
-    "is_tracing",
 ]
 
 # Samples that torchvision lists for one region before it takes them; 2**31 are a crash.
@@ -33,10 +36,6 @@ _MOST_SAMPLES = 2**27
 # A size for each axis, or a letter, which stands for one and the same size wherever it stands; as a text with spaces
 # between them. Sizes that `torch.compile` leaves free must not be written into a text.
 Shape = str | Sequence[int | str]
-
-
-def is_tracing() -> bool:
-    return torch.compiler.is_compiling() or is_exporting()
 
 
 def _demand(tensor: Tensor, test: Callable[[Tensor], Tensor], message: Callable[[], str], summary: str) -> None:
@@ -102,6 +101,11 @@ def _size(word: int | str, sizes: dict[str, int]) -> int | None:
     if not isinstance(word, str):
         return word
     return int(word) if word.isdigit() else sizes.get(word)
+
+
+def check_gradients(operator: str, **pairs: tuple[Tensor, Tensor]) -> None:
+    """Check that each gradient has the shape of the tensor whose gradient it is."""
+    check_tensors(operator, **{name: (grad, tensor.shape) for name, (grad, tensor) in pairs.items()})
 
 
 def check_whole(operator: str, least: int, **values: Any) -> None:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 import torchvision  # noqa: F401  (registers torch.ops.torchvision)
 from torch import Tensor
 
+from ....kernels._checks import are_sizes_free
 from ....kernels.tracing import is_exporting
 from ...arguments import check_choice
 from ._checks import (
@@ -16,7 +17,6 @@ from ._checks import (
     check_samples,
     check_tensors,
     check_whole,
-    is_tracing,
 )
 from ._dtypes import widen
 
@@ -97,7 +97,7 @@ def roi_align_forward(
             )
         )
         return
-    if not is_tracing() and not output.numel():
+    if not are_sizes_free() and not output.numel():
         return
     output.fill_(MAX_FLOOR)
     argmax_y.fill_(-1)
@@ -219,7 +219,7 @@ def roi_pool_forward(
     name = "roi_pool_forward"
     _check(name, ("input", input), rois, (pooled_height, pooled_width), spatial_scale, 1, output=output)
     check_tensors(name, argmax=(argmax, output.shape, torch.int32))
-    if not is_tracing() and not output.numel():
+    if not are_sizes_free() and not output.numel():
         return
     features, regions = widen(input, rois)
     count, channels = len(rois), input.shape[1]

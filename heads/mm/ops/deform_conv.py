@@ -1,4 +1,4 @@
-"""Deformable convolutions and attention: torchvision's `deform_conv2d` and attnzoo's `deformable_attention`."""
+"""Deformable convolutions on torchvision's `deform_conv2d`."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import torch.nn.functional as F
 import torchvision  # noqa: F401  (registers torch.ops.torchvision)
 from torch import Tensor
 
-from ....kernels.deformable_attention import deformable_attention
+from ....kernels._checks import are_sizes_free
 from ....kernels.tracing import is_exporting
-from ._checks import Shape, check_numbers, check_tensors, check_whole, is_tracing
+from ._checks import Shape, check_gradients, check_numbers, check_tensors, check_whole
 from ._dtypes import widen
 
 __all__ = [
@@ -22,8 +22,6 @@ __all__ = [
     "deform_conv_forward",
     "modulated_deform_conv_backward",
     "modulated_deform_conv_forward",
-    "ms_deform_attn_backward",
-    "ms_deform_attn_forward",
 ]
 
 
@@ -82,11 +80,6 @@ def _check(
         raise ValueError(f"{operator}: weight has {len(weight)} outputs, no multiple of group={groups}")
 
 
-def _check_gradients(operator: str, **pairs: tuple[Tensor, Tensor]) -> None:
-    """Check that each gradient has the shape of the tensor whose gradient it is."""
-    check_tensors(operator, **{name: (grad, tensor.shape) for name, (grad, tensor) in pairs.items()})
-
-
 def _as_output(points: Tensor, size: tuple[int, ...], name: str) -> Tensor:
     """Returns the part of `points` `(B, C, H', W')` that the compiled operator reads for an output of `size`.
 
@@ -132,7 +125,7 @@ def _forward(
     offset = _as_output(offset, size, "offset")
     modulation = offset.new_zeros(len(input), 1) if mask is None else _as_output(mask, size, "mask")
     bias = weight.new_zeros(len(weight)) if bias is None else bias
-    if not is_tracing() and not len(input):
+    if not are_sizes_free() and not len(input):
         return
     image, kernel, offset, modulation, bias = widen(input, weight, offset, modulation, bias)
     offset, poison = _finite(offset)
@@ -152,7 +145,7 @@ def _backward(
     size = tuple(grad_output.shape[2:])
     offset = _as_output(offset, size, "offset")
     modulation = offset.new_zeros(len(input), 1) if mask is None else _as_output(mask, size, "mask")
-    if not is_tracing() and not len(input):
+    if not are_sizes_free() and not len(input):
         bias = weight.new_zeros(len(weight))
         return tuple(torch.zeros_like(tensor) for tensor in (input, weight, offset, modulation, bias))
     grad, *tensors = widen(grad_output, input, weight, offset, modulation, weight.new_zeros(len(weight)))
@@ -258,7 +251,7 @@ def deform_conv_backward_input(
     geometry = (dH, dW, padH, padW, dilationH, dilationW, group, deformable_group)
     name = "deform_conv_backward_input"
     _check(name, input, weight, offset, None, ("gradOutput", gradOutput), (kH, kW), geometry)
-    _check_gradients(name, gradInput=(gradInput, input), gradOffset=(gradOffset, offset))
+    check_gradients(name, gradInput=(gradInput, input), gradOffset=(gradOffset, offset))
     grad_input, _, grad_offset, _, _ = _backward(input, weight, offset, None, gradOutput, geometry)
     gradInput += grad_input
     _add_prefix(gradOffset, grad_offset)
@@ -382,7 +375,7 @@ def modulated_deform_conv_backward(
     _check(name, input, weight, offset, mask, ("grad_output", grad_output), (kernel_h, kernel_w), geometry)
     targets = dict(grad_input=(grad_input, input), grad_weight=(grad_weight, weight))
     targets |= dict(grad_offset=(grad_offset, offset), grad_mask=(grad_mask, mask))
-    _check_gradients(name, **targets)
+    check_gradients(name, **targets)
     if with_bias:
         check_tensors(name, weight=(weight, "O C h w"), grad_bias=(grad_bias, "O"))
     grads = _backward(input, weight, offset, mask, grad_output, geometry)
@@ -394,61 +387,10 @@ def modulated_deform_conv_backward(
         grad_bias += grads[4]
 
 
-def ms_deform_attn_forward(
-    value: Tensor,
-    value_spatial_shapes: Tensor,
-    value_level_start_index: Tensor,
-    sampling_locations: Tensor,
-    attention_weights: Tensor,
-    im2col_step: int,
-) -> Tensor:
-    """Multi-scale deformable attention; see `attnzoo.kernels.deformable_attention`. `im2col_step` is unused."""
-    check_tensors(
-        "ms_deform_attn_forward",
-        value=(value, "B K M C"),
-        sampling_locations=(sampling_locations, "B Q M L P 2"),
-        attention_weights=(attention_weights, "B Q M L P"),
-    )
-    return deformable_attention(
-        value, value_spatial_shapes, value_level_start_index, sampling_locations, attention_weights
-    )
-
-
-def ms_deform_attn_backward(
-    value: Tensor,
-    value_spatial_shapes: Tensor,
-    value_level_start_index: Tensor,
-    sampling_locations: Tensor,
-    attention_weights: Tensor,
-    grad_output: Tensor,
-    grad_value: Tensor,
-    grad_sampling_loc: Tensor,
-    grad_attn_weight: Tensor,
-    im2col_step: int,
-) -> None:
-    """Writes the gradients of `ms_deform_attn_forward` to the last three tensors; `im2col_step` is unused."""
-    places, weights = sampling_locations, attention_weights
-    _check_gradients(
-        "ms_deform_attn_backward",
-        grad_value=(grad_value, value),
-        grad_sampling_loc=(grad_sampling_loc, places),
-        grad_attn_weight=(grad_attn_weight, weights),
-    )
-    leaves = [tensor.detach().requires_grad_() for tensor in (value, places, weights)]
-    with torch.enable_grad():
-        output = deformable_attention(leaves[0], value_spatial_shapes, value_level_start_index, leaves[1], leaves[2])
-    check_tensors("ms_deform_attn_backward", grad_output=(grad_output, output.shape))
-    grads = torch.autograd.grad(output, leaves, grad_output)
-    for target, grad in zip((grad_value, grad_sampling_loc, grad_attn_weight), grads, strict=True):
-        target.copy_(grad)
-
-
 OPERATORS = (
     deform_conv_forward,
     deform_conv_backward_input,
     deform_conv_backward_parameters,
     modulated_deform_conv_forward,
     modulated_deform_conv_backward,
-    ms_deform_attn_forward,
-    ms_deform_attn_backward,
 )

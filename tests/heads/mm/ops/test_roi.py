@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from seeded import randn
 
 from attnzoo.heads.mm import ops
 
@@ -21,7 +22,7 @@ ROIS = [
 
 
 def features(dtype=torch.float64):
-    return torch.randn(2, 2, 7, 9, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(dtype)
+    return randn(2, 2, 7, 9).to(dtype)
 
 
 def bilinear(plane, y, x):

@@ -1,10 +1,11 @@
-"""Convolution-like operators and focal losses against loops written from the definitions."""
+"""Deformable convolutions against loops written from the definition."""
 
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
+from seeded import randn
 
 from attnzoo.heads.mm import ops
 
@@ -12,10 +13,6 @@ ops.install()
 
 from mmcv import _ext as ext  # noqa: E402
 from mmcv import ops as mmcv_ops  # noqa: E402
-
-
-def randn(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def deform_conv_by_definition(source, offset, mask, weight, stride, padding, dilation, groups, deform_groups):
@@ -142,120 +139,3 @@ def test_deform_conv_16_bit(dtype):
     tolerance = 4 * torch.finfo(dtype).eps
     torch.testing.assert_close(output.double(), exact.double(), rtol=tolerance, atol=tolerance)
     assert all(leaf.grad.isfinite().all() for leaf in leaves)
-
-
-def sigmoid_focal_by_definition(logits, target, weight, gamma, alpha):
-    rows = []
-    for row, label in zip(logits, target.tolist(), strict=True):
-        for c, logit in enumerate(row):
-            p = 1 / (1 + torch.exp(-logit))
-            loss = -alpha * (1 - p) ** gamma * p.log() if c == label else -(1 - alpha) * p**gamma * (1 - p).log()
-            rows.append(loss * (weight[label] if weight is not None and label < len(weight) else 1))
-    return torch.stack(rows).view_as(logits)
-
-
-@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
-@pytest.mark.parametrize("weighted", [True, False])
-def test_sigmoid_focal_loss(gamma, weighted):
-    logits, target = randn(5, 3), torch.tensor([0, 2, 3, 1, 3])
-    weight = torch.tensor([0.5, 1.5, 2.0], dtype=torch.float64) if weighted else None
-    output = mmcv_ops.sigmoid_focal_loss(logits, target, gamma, 0.25, weight, "none")
-    torch.testing.assert_close(output, sigmoid_focal_by_definition(logits, target, weight, gamma, 0.25))
-    logits.requires_grad_()
-    for reduction in ("mean", "sum"):
-        assert torch.autograd.gradcheck(
-            lambda x, reduction=reduction: mmcv_ops.sigmoid_focal_loss(x, target, gamma, 0.25, weight, reduction),
-            logits,
-        )
-
-
-@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
-@pytest.mark.parametrize("weighted", [True, False])
-def test_softmax_focal_loss(gamma, weighted):
-    logits, target = randn(5, 3), torch.tensor([0, 2, -1, 1, 2])
-    weight = torch.tensor([0.5, 1.5, 2.0], dtype=torch.float64) if weighted else None
-    expected = torch.zeros(5, dtype=torch.float64)
-    for n, label in enumerate(target.tolist()):
-        p = logits[n].exp()[label] / logits[n].exp().sum()
-        if label >= 0:
-            expected[n] = -0.25 * (1 - p) ** gamma * p.log() * (1 if weight is None else weight[label])
-    loss = mmcv_ops.softmax_focal_loss
-    torch.testing.assert_close(loss(logits, target, gamma, 0.25, weight, "none"), expected)
-    logits.requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: loss(x, target, gamma, 0.25, weight, "sum"), logits)
-
-
-def test_focal_losses_stay_finite_at_the_ends():
-    logits = torch.tensor([[200.0, -200.0], [-200.0, 200.0]], requires_grad=True)
-    for loss in (mmcv_ops.sigmoid_focal_loss, mmcv_ops.softmax_focal_loss):
-        value = loss(logits, torch.tensor([0, 0]), 0.5, 0.25, None, "sum")
-        (grad,) = torch.autograd.grad(value, logits)
-        assert value.isfinite() and grad.isfinite().all() and grad[1, 0] < 0
-
-
-def test_masked_conv():
-    for padding in (0, 1, 2):
-        layer = mmcv_ops.MaskedConv2d(3, 4, 3, padding=padding).double()
-        source = randn(1, 3, 6, 7)
-        dense = F.conv2d(source, layer.weight, layer.bias, padding=padding)
-        mask = torch.zeros(1, 6, 7)
-        mask[0, 1, 2] = mask[0, 3, 4] = mask[0, 0, 0] = 1
-        keep = F.pad(mask, (0, max(0, dense.shape[3] - 7), 0, max(0, dense.shape[2] - 6)))
-        keep = keep[:, : dense.shape[2], : dense.shape[3]]
-        torch.testing.assert_close(layer(source, mask), dense * keep)
-
-
-def test_masked_im2col_is_zero_outside():
-    # A mask as large as the map with no padding: the last windows overhang it.
-    source, columns = torch.ones(1, 1, 2, 2), torch.full((9, 1), -1.0)
-    ext.masked_im2col_forward(source, torch.tensor([1]), torch.tensor([1]), columns, 3, 3, 0, 0)
-    assert columns.flatten().tolist() == [1, 0, 0, 0, 0, 0, 0, 0, 0]
-
-
-@pytest.mark.parametrize("scale", [1, 2])
-@pytest.mark.parametrize("groups", [1, 2])
-def test_carafe(scale, groups):
-    source, masks = randn(2, 4, 3, 2), randn(2, groups * 9, 3 * scale, 2 * scale, seed=1)
-    expected = torch.zeros(2, 4, 3 * scale, 2 * scale, dtype=torch.float64)
-    for b in range(2):
-        for c in range(4):
-            for y in range(3 * scale):
-                for x in range(2 * scale):
-                    for k in range(9):
-                        row, column = y // scale + k // 3 - 1, x // scale + k % 3 - 1
-                        if 0 <= row < 3 and 0 <= column < 2:
-                            factor = masks[b, c // (4 // groups) * 9 + k, y, x]
-                            expected[b, c, y, x] += source[b, c, row, column] * factor
-    for function in (mmcv_ops.carafe, mmcv_ops.carafe_naive):
-        torch.testing.assert_close(function(source, masks, 3, groups, scale), expected)
-    leaves = source.requires_grad_(), masks.requires_grad_()
-    output = mmcv_ops.carafe(*leaves, 3, groups, scale)
-    assert torch.autograd.gradcheck(lambda *tensors: mmcv_ops.carafe(*tensors, 3, groups, scale), leaves)
-    # mmcv's own naive Function refuses to go backward off CUDA.
-    direction = randn(*output.shape, seed=2)
-    grads = [torch.zeros_like(leaf) for leaf in leaves]
-    with torch.no_grad():
-        ext.carafe_naive_backward(direction, *leaves, *grads, kernel_size=3, group_size=groups, scale_factor=scale)
-    torch.testing.assert_close(grads, list(torch.autograd.grad(output, leaves, direction)))
-
-
-@pytest.mark.parametrize("kind", ["collect", "distribute"])
-@pytest.mark.parametrize("mask_size", [(3, 5), (9, 7), (1, 1), (7, 3)], ids=str)
-def test_psa_mask(kind, mask_size):
-    height, width = 4, 3
-    source = randn(2, mask_size[0] * mask_size[1], height, width).requires_grad_()
-    expected = torch.zeros(2, height * width, height, width, dtype=torch.float64)
-    for y in range(height):
-        for x in range(width):
-            for row in range(height):
-                for column in range(width):
-                    i, j = row - y + (mask_size[0] - 1) // 2, column - x + (mask_size[1] - 1) // 2
-                    if 0 <= i < mask_size[0] and 0 <= j < mask_size[1]:
-                        value = source[:, i * mask_size[1] + j, y, x].detach()
-                        if kind == "collect":
-                            expected[:, row * width + column, y, x] = value
-                        else:
-                            expected[:, y * width + x, row, column] = value
-    layer = mmcv_ops.PSAMask(kind, mask_size)
-    torch.testing.assert_close(layer(source), expected)
-    assert torch.autograd.gradcheck(layer, source)
