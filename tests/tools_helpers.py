@@ -139,6 +139,11 @@ def listing(folder: Path) -> dict[str, int]:
     return {str(path.relative_to(folder)): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below `folder` with its bytes."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 class MakesFolder:
     """Pickled, it makes a folder."""
 
@@ -151,12 +156,25 @@ class MakesFolder:
 
 def refused(capsys, *arguments, folder):
     """Run a command that must be refused; return its message."""
-    before = listing(folder)
+    before = contents(folder)
     assert cli.main([str(argument) for argument in arguments]) == 2
     message = capsys.readouterr().err
     assert message.startswith("attnzoo: error: ")
     assert message.count("\n") == 1
     assert "Traceback" not in message
-    assert listing(folder) == before
+    assert contents(folder) == before
     assert [path.name for path in folder.iterdir() if path.name.startswith("work_dirs")] == []
     return message
+
+
+def run_training(config, work_dir, *options) -> int:
+    """Run `attnzoo train` in this process; give its exit code."""
+    return cli.main(["train", str(config), "--work-dir", str(work_dir), *map(str, options)])
+
+
+def error_line(capsys) -> str:
+    """The one line that a command has printed to say what is wrong."""
+    text = capsys.readouterr().err
+    lines = [line for line in text.splitlines() if line.startswith("attnzoo: ")]
+    assert len(lines) == 1 and "Traceback" not in text, text
+    return lines[0]

@@ -21,13 +21,14 @@ from typing import TYPE_CHECKING, Any
 
 from .. import __version__
 from .common.errors import UserError
-from .common.files import atomic_path, check_outputs, write_json
+from .common.files import atomic_path, write_json
+from .common.machine import cpu_name
+from .common.messages import one_line
+from .common.models import FREE_SIZE, check_model
+from .common.outputs import check_outputs
 from .common.progress import bar
-from .config.loading import one_line
 from .data.images import MAX_SIDE
-from .info import check_model
 from .list_models import families
-from .measuring.machine import cpu_name
 
 if TYPE_CHECKING:
     import torch
@@ -59,8 +60,6 @@ On a busy machine use --threads 1 --cpu-time: threads that wait for each other, 
 """
 
 NEIGHBOURS = ("pvt_v2_b2", "swin_tiny_patch4_window7_224", "convnext_tiny")
-# Accepted by timm's models that are otherwise bound to one size.
-FREE_SIZE: tuple[dict[str, Any], ...] = ({"strict_img_size": False}, {"dynamic_img_size": True}, {})
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

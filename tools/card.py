@@ -11,7 +11,7 @@ from typing import Any
 from . import bench
 from .common.errors import UserError
 from .common.files import atomic_path
-from .config.loading import nearest
+from .common.messages import nearest
 from .list_models import families
 
 EPILOG = """\

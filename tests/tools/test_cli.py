@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import interpreters
 import pytest
@@ -33,7 +34,15 @@ def test_python_dash_m_runs_the_command_line():
     assert done.stdout.split() == list_models("van_b*")
 
 
-@pytest.mark.parametrize("name", ["list", "info", "train", "test", "predict", "bench"])
+def test_every_file_beside_the_folders_is_a_command_of_the_table():
+    files = {path.stem for path in Path(cli.__file__).parent.glob("*.py")} - {"__init__", "cli"}
+    listed = {module for module, _ in cli.COMMANDS.values()}
+    for name in files - listed:
+        pytest.fail(f"tools/{name}.py is no command: COMMANDS of tools/cli.py needs its line, or a folder is its place")
+    assert listed <= files
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
 def test_help_of_a_command_has_examples(name, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main([name, "--help"])

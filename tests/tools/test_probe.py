@@ -16,7 +16,10 @@ from attnzoo.heads import probing
 from attnzoo.tools import cli
 from attnzoo.tools.common.errors import UserError
 from attnzoo.tools.data.labelled_images import digits, image_folder
-from attnzoo.tools.probe import Settings, build, probe, table
+from attnzoo.tools.probing.models import build
+from attnzoo.tools.probing.probe import probe
+from attnzoo.tools.probing.results import table
+from attnzoo.tools.probing.settings import Settings
 from attnzoo.tools.running.checkpoint import load_checkpoint
 
 QUICK = Settings(size=64, epochs=15, lr=5e-3, seeds=(0,))

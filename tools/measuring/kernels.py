@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from .. import bench
 from ..common.errors import UserError
-from ..common.files import check_outputs, write_json
+from ..common.files import write_json
+from ..common.messages import one_line
+from ..common.outputs import check_outputs
 from ..common.progress import bar
-from ..config.loading import one_line
 from .kernel_cases import FORMS, IMAGES, OPERATORS, Case, cases
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from ... import list_models
 from ..common.errors import UserError
 from ..common.files import atomic_path
 from ..data.images import decoded, find_images, read_image
-from ..running.outputs import Outputs, png_stamp
+from .outputs import Outputs, png_stamp
 
 if TYPE_CHECKING:
     import torch

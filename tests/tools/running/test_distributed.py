@@ -10,11 +10,11 @@ import torch
 from tools_helpers import ENVIRONMENT, SEGMENTOR, write_config
 
 from attnzoo.tools import cli
-from attnzoo.tools.common import files
+from attnzoo.tools.common import locks
 from attnzoo.tools.config.loading import load_config
+from attnzoo.tools.running.arguments import set_work_dir
 from attnzoo.tools.running.checkpoint import load_checkpoint
-from attnzoo.tools.test import evaluate
-from attnzoo.tools.train import set_work_dir
+from attnzoo.tools.running.evaluation import evaluate
 
 # Weight decay that shows, groups that depend on the shapes of parameters, and gradients that are always clipped.
 GROUPS = """
@@ -59,7 +59,7 @@ def test_train_and_test_by_torchrun(ddp, tmp_path):
 
 def test_a_work_directory_in_use_ends_all_processes(ddp, tmp_path):
     config, _, _ = ddp
-    with files.locked(tmp_path / "w" / files.LOCK, "it"):
+    with locks.locked(tmp_path / "w" / locks.LOCK, "it"):
         done = torchrun(
             tmp_path, "-m", "attnzoo.tools.train", config, "--launcher", "pytorch", "--work-dir", tmp_path / "w"
         )
