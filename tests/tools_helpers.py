@@ -3,9 +3,9 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
+import interpreters
 import numpy as np
 from PIL import Image
 
@@ -128,10 +128,10 @@ def write_config(path: Path, text: str, root: Path, epochs: int = 2, extra: str 
     return path
 
 
-def attnzoo(*arguments: object, **options) -> subprocess.CompletedProcess:
-    """Run `attnzoo` in a process of its own."""
-    command = [sys.executable, "-m", "attnzoo", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=300, **options)
+def attnzoo(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess:
+    """Run `attnzoo` in a process of its own, which has the libraries at hand."""
+    code = f"from attnzoo.tools.cli import console; console({[str(argument) for argument in arguments]!r})"
+    return interpreters.run(code, cwd, ENVIRONMENT, interpreters.TRAINING)
 
 
 def listing(folder: Path) -> dict[str, int]:
@@ -178,3 +178,16 @@ def error_line(capsys) -> str:
     lines = [line for line in text.splitlines() if line.startswith("attnzoo: ")]
     assert len(lines) == 1 and "Traceback" not in text, text
     return lines[0]
+
+
+def paint(path, hue: tuple[int, int, int], count: int, seed: int) -> None:
+    """Noisy pictures of one colour and of odd sizes."""
+    path.mkdir(parents=True)
+    rng = np.random.default_rng(seed)
+    for i in range(count):
+        size = (*rng.integers(33, 70, 2), 3)
+        pixels = (np.array(hue) + rng.integers(-60, 60, size)).clip(0, 255)
+        Image.fromarray(pixels.astype(np.uint8)).save(path / f"{i:02d}.{'png' if i % 2 else 'jpg'}")
+
+
+HUES = {"blue": (60, 60, 200), "green": (60, 180, 60), "red": (200, 60, 60)}

@@ -8,7 +8,7 @@ from pathlib import Path
 import interpreters
 import pytest
 import torch
-from tools_helpers import ENVIRONMENT, attnzoo
+from tools_helpers import ENVIRONMENT
 
 from attnzoo import list_models
 from attnzoo.tools import cli
@@ -29,7 +29,8 @@ def test_help_shows_every_command_and_imports_no_mm_library():
 
 
 def test_python_dash_m_runs_the_command_line():
-    done = attnzoo("list", "van_b*")
+    command = [sys.executable, "-m", "attnzoo", "list", "van_b*"]
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=300)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.split() == list_models("van_b*")
 

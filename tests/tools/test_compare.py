@@ -3,6 +3,7 @@
 import json
 from functools import partial
 
+import interpreters
 import pytest
 
 from attnzoo.tools import cli
@@ -109,7 +110,17 @@ def test_the_config_is_the_detector_without_attention():
     assert tuple(backbone.out_indices) == STAGES
 
 
+def forked(command, *, stdin, stdout, stderr, env):
+    """As `subprocess.run` starts a worker, in a process that has the libraries at hand."""
+    _, _, code, given = command
+    code = f"import sys; sys.argv[1:] = [{given!r}]\n{code}"
+    done = interpreters.run(code, env=env, imports=interpreters.TRAINING)
+    stdout.write(done.stdout + done.stderr)
+    return done
+
+
 def test_two_runs_of_one_iteration(tmp_path, monkeypatch):
+    monkeypatch.setattr(processes.subprocess, "run", forked)
     monkeypatch.setattr(digits, "build", partial(digits.build, train_images=8, val_images=2))
     results = compare(tmp_path, ["ela"], [0], options={"train_cfg.max_epochs": 1})
     none, ela = results["rows"]

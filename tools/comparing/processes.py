@@ -20,10 +20,12 @@ _WORKER = "import sys; from attnzoo.tools.comparing.worker import work; work(sys
 
 
 def read_result(folder: Path) -> dict[str, Any]:
+    """What a finished run has written."""
     return json.loads((folder / "result.json").read_text())
 
 
 def is_finished(folder: Path, settings: dict[str, Any]) -> bool:
+    """Whether a run with these settings has come to its end."""
     return (folder / "result.json").is_file() and has_settings(folder, settings)
 
 

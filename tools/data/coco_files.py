@@ -51,6 +51,13 @@ def coco_kind(found: type | None) -> str | None:
 
 
 def needs_of(dataset: Any, kind: str, mode: str) -> CocoNeeds:
+    """What a data set uses its COCO file for.
+
+    Args:
+        dataset: Its config.
+        kind: As of `coco_kind`.
+        mode: In which it is used, `train`, `val` or `test`.
+    """
     from mmdet.datasets import CocoDataset
     from mmdet.datasets.objects365 import objv2_ignore_list
 

@@ -65,6 +65,7 @@ def _check_fields(dataset: Any, field: str) -> None:
 
 
 def check_scope(part: Any, field: str) -> None:
+    """Check the type of `_scope_`, the library in which the names of a part are looked up."""
     if not isinstance(part.get("_scope_"), (str, type(None))):
         raise UserError(f"{field}._scope_: the name of a library is needed, got {shown(part['_scope_'])}")
 

@@ -1,11 +1,10 @@
 """Errors of disks, of libraries and of code of one's own: one line with the cause."""
 
 import errno
-import resource
-import subprocess
 import sys
 from pathlib import Path
 
+import interpreters
 import pytest
 from tools_helpers import DETECTOR, ENVIRONMENT, SEGMENTOR, error_line, run_training, write_config
 
@@ -40,14 +39,14 @@ def test_a_full_disk_is_one_line(data, tmp_path, capsys, monkeypatch):
 def test_a_limit_on_the_size_of_files_is_one_line(data, tmp_path):
     """Of every file, so that logs cannot be written either."""
     config = write_config(tmp_path / "config.py", SEGMENTOR, data, epochs=3)
-    done = subprocess.run(
-        [sys.executable, "-m", "attnzoo", "train", str(config), "--work-dir", str(tmp_path / "work")],
-        capture_output=True,
-        text=True,
-        env=ENVIRONMENT,
-        timeout=300,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)),
+    # What is printed goes into a file, too, in this test.
+    code = (
+        "import os, resource; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
+        "os.dup2(os.open(os.devnull, os.O_WRONLY), 1)\n"
+        "from attnzoo.tools.cli import console\n"
+        f"console(['train', {str(config)!r}, '--work-dir', {str(tmp_path / 'work')!r}])"
     )
+    done = interpreters.run(code, env=ENVIRONMENT, imports=interpreters.TRAINING)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr and "File too large" in done.stderr.splitlines()[-1], done.stderr[-3000:]
     assert not list((tmp_path / "work").rglob("*.pth"))

@@ -8,10 +8,9 @@ import pickle
 import random
 import shutil
 import signal
-import subprocess
-import sys
 from types import SimpleNamespace
 
+import interpreters
 import numpy as np
 import pytest
 import torch
@@ -87,8 +86,8 @@ def test_killed_and_resumed_is_undisturbed(config, undisturbed, tmp_path, moment
     folder = tmp_path / "killed"
     arguments = ["train", str(config), "--work-dir", str(folder)]
     script = f"{PRELUDE}{moment}\nsys.exit(cli.main({arguments!r}))"
-    victim = subprocess.run([sys.executable, "-c", script], env=ENVIRONMENT, capture_output=True, timeout=300)
-    assert victim.returncode == -signal.SIGKILL, victim.stderr.decode()[-2000:]
+    victim = interpreters.run(script, env=ENVIRONMENT, imports=interpreters.TRAINING)
+    assert victim.returncode == -signal.SIGKILL, victim.stderr[-2000:]
     assert [path.name for path in folder.glob("*.pth") if not path.name.startswith(".")] == ["epoch_4.pth"]
     assert last_checkpoint(folder) == folder / "epoch_4.pth"
     assert load_checkpoint(folder / "epoch_4.pth")["meta"]["iter"] == 16
