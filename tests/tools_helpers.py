@@ -3,9 +3,9 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
+import interpreters
 import numpy as np
 from PIL import Image
 
@@ -128,15 +128,20 @@ def write_config(path: Path, text: str, root: Path, epochs: int = 2, extra: str 
     return path
 
 
-def attnzoo(*arguments: object, **options) -> subprocess.CompletedProcess:
-    """Run `attnzoo` in a process of its own."""
-    command = [sys.executable, "-m", "attnzoo", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=300, **options)
+def attnzoo(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess:
+    """Run `attnzoo` in a process of its own, which has the libraries at hand."""
+    code = f"from attnzoo.tools.cli import console; console({[str(argument) for argument in arguments]!r})"
+    return interpreters.run(code, cwd, ENVIRONMENT, interpreters.TRAINING)
 
 
 def listing(folder: Path) -> dict[str, int]:
     """Every file below `folder` with its size, to be compared before and after."""
     return {str(path.relative_to(folder)): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below `folder` with its bytes."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 class MakesFolder:
@@ -151,12 +156,38 @@ class MakesFolder:
 
 def refused(capsys, *arguments, folder):
     """Run a command that must be refused; return its message."""
-    before = listing(folder)
+    before = contents(folder)
     assert cli.main([str(argument) for argument in arguments]) == 2
     message = capsys.readouterr().err
     assert message.startswith("attnzoo: error: ")
     assert message.count("\n") == 1
     assert "Traceback" not in message
-    assert listing(folder) == before
+    assert contents(folder) == before
     assert [path.name for path in folder.iterdir() if path.name.startswith("work_dirs")] == []
     return message
+
+
+def run_training(config, work_dir, *options) -> int:
+    """Run `attnzoo train` in this process; give its exit code."""
+    return cli.main(["train", str(config), "--work-dir", str(work_dir), *map(str, options)])
+
+
+def error_line(capsys) -> str:
+    """The one line that a command has printed to say what is wrong."""
+    text = capsys.readouterr().err
+    lines = [line for line in text.splitlines() if line.startswith("attnzoo: ")]
+    assert len(lines) == 1 and "Traceback" not in text, text
+    return lines[0]
+
+
+def paint(path, hue: tuple[int, int, int], count: int, seed: int) -> None:
+    """Noisy pictures of one colour and of odd sizes."""
+    path.mkdir(parents=True)
+    rng = np.random.default_rng(seed)
+    for i in range(count):
+        size = (*rng.integers(33, 70, 2), 3)
+        pixels = (np.array(hue) + rng.integers(-60, 60, size)).clip(0, 255)
+        Image.fromarray(pixels.astype(np.uint8)).save(path / f"{i:02d}.{'png' if i % 2 else 'jpg'}")
+
+
+HUES = {"blue": (60, 60, 200), "green": (60, 180, 60), "red": (200, 60, 60)}

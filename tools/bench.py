@@ -9,12 +9,13 @@ from typing import Any
 
 from ..backbones.contract.facts import families
 from .common.errors import UserError
-from .common.files import check_outputs, write_json
-from .config.loading import one_line
+from .common.files import write_json
+from .common.messages import one_line
+from .common.models import check_model
+from .common.outputs import check_outputs
 from .data.images import MAX_SIDE
-from .info import check_model
 from .measuring import kernels, models, static
-from .measuring.machine import conditions, versions
+from .measuring.conditions import conditions, versions
 from .measuring.operators import OPERATORS
 
 EPILOG = """\

@@ -14,7 +14,7 @@ from ..backbones.contract.facts import families
 from ..backbones.contract.provenance import abbreviated, comparison
 from .common.errors import UserError
 from .common.files import atomic_path
-from .config.loading import nearest
+from .common.messages import nearest
 from .measuring import models
 
 EPILOG = """\

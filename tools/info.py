@@ -5,11 +5,9 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from .. import list_models
 from ..backbones.contract.facts import feature_levels
 from ..backbones.contract.provenance import comparison
-from .common.errors import UserError
-from .config.loading import nearest
+from .common.models import check_model
 
 EPILOG = """\
 examples:
@@ -22,24 +20,6 @@ examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     parser.add_argument("model", help="a model of the zoo (attnzoo list) or of timm")
-
-
-def check_model(name: str) -> None:
-    """Check that there is such a model.
-
-    Raises:
-        UserError: if there is none, naming the nearest.
-    """
-    import timm
-
-    if not timm.is_model(name):
-        # The zoo's names first: timm's thousand would crowd them out.
-        close = nearest(name, list_models()) or nearest(name, timm.list_models())
-        raise UserError(f"no model {name!r}{close} (attnzoo list)")
-    architecture, dot, tag = name.partition(".")
-    tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{architecture}.*")]
-    if dot and timm.models.is_model(architecture) and tag not in tags:
-        raise UserError(f"{architecture} has no weights {tag!r}; allowed are {', '.join(tags) or 'none'}")
 
 
 def describe(name: str) -> dict[str, str]:

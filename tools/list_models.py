@@ -7,7 +7,8 @@ from fnmatch import fnmatchcase
 
 from .. import list_models
 from .common.errors import UserError
-from .config.loading import list_configs, nearest
+from .common.messages import nearest
+from .config.loading import list_configs
 
 EPILOG = """\
 examples:

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from typing import TYPE_CHECKING
 
-from .common.errors import UserError
-from .common.files import check_outputs, naming, write_json
+from .common.command import run_main
+from .common.files import write_json
+from .common.outputs import check_outputs
+from .config.inputs import read_files
 from .config.loading import load_config, parse_options
-from .running.work_dir import data_paths, read_files
-from .train import add_run_arguments, set_work_dir
-
-if TYPE_CHECKING:
-    from mmengine.config import Config
+from .running.arguments import add_run_arguments, set_work_dir
 
 EPILOG = """\
 examples:
@@ -33,47 +29,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run_arguments(parser)
 
 
-def evaluate(cfg: Config, checkpoint: str, overwrite: bool = False) -> dict[str, float]:
-    """Evaluate a checkpoint on `cfg.test_dataloader` by `cfg.test_evaluator`.
-
-    Args:
-        cfg: A config with `work_dir`, where the log goes.
-        checkpoint: A file that fits the model exactly.
-        overwrite: Whether the metrics may replace files with their predictions.
-
-    Returns:
-        The metrics by name, e.g. `coco/bbox_mAP_50` (fraction) or `mIoU` (percent), as the metric defines them.
-
-    Raises:
-        UserError: if the data, the config or the checkpoint are not what they should be.
-    """
-    from .data.checks import check_data, check_scale
-    from .running.channels import check_classes
-    from .running.checkpoint import load_into
-    from .running.engine import ProgressHook, build_model, build_runner, starting
-    from .running.outputs import check_evaluator
-
-    for field in ("work_dir", "test_dataloader", "test_cfg", "test_evaluator"):
-        if cfg.get(field) is None:
-            raise UserError(f"{cfg.filename}: {field} is missing, nothing can be tested")
-    check_outputs([cfg.work_dir], data_paths(cfg), folders=True)
-    check_data(cfg, ("test",))
-    check_evaluator(cfg, "test", overwrite, [checkpoint])
-    model = build_model(cfg)
-    check_scale(cfg, model, ("test",))
-    check_classes(cfg, model, ("test",))
-    load_into(model, checkpoint)
-
-    cfg.load_from, cfg.resume = None, False
-    with naming(cfg.work_dir):
-        progress = ProgressHook()
-        with starting(cfg, progress):
-            runner = build_runner(cfg, progress)
-            load_into(getattr(runner.model, "module", runner.model), checkpoint)
-            metrics = runner.test()
-    return {name: float(value) for name, value in metrics.items()}
-
-
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
     cfg = load_config(args.config, parse_options(args.cfg_options))
@@ -84,7 +39,8 @@ def run(args: argparse.Namespace) -> int:
     cfg.strategy = None
     from mmengine.dist import is_main_process
 
-    from .running.engine import distributed
+    from .running.distribution import distributed
+    from .running.evaluation import evaluate
 
     with distributed(cfg, args.launcher):
         metrics = evaluate(cfg, args.checkpoint, args.overwrite)
@@ -101,6 +57,4 @@ def run(args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    from .cli import console
-
-    console(["test", *sys.argv[1:]])
+    run_main("test")

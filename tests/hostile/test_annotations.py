@@ -15,8 +15,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from attnzoo.tools.common.errors import UserError
-from attnzoo.tools.data.annotations import CocoNeeds, check_coco
-from attnzoo.tools.data.checks import _parsed
+from attnzoo.tools.data.coco import CocoNeeds, check_coco
+from attnzoo.tools.data.coco_files import _parsed
 
 CLASSES = ("red", "green", "blue")
 EXTREMES = [
@@ -245,7 +245,7 @@ def test_drawn_files(tmp_path):
 
 def test_codes_are_read_as_pycocotools_reads_them():
     """The check of compressed masks against the library, on honest ones and on ones with a run changed."""
-    from attnzoo.tools.data.annotations import _first_bad_code
+    from attnzoo.tools.data.outlines import first_bad_code
 
     rng = random.Random(0)
     honest = []
@@ -253,14 +253,14 @@ def test_codes_are_read_as_pycocotools_reads_them():
         height, width = rng.choice([(1, 1), (1, 70), (64, 3), (200, 150), (300, 200)])
         pixels = np.asfortranarray(np.random.default_rng(index).random((height, width)) < rng.choice([0, 0.01, 0.5, 1]))
         honest.append((index, masks.encode(pixels.astype(np.uint8))["counts"], height * width))
-    assert _first_bad_code(honest) is None
+    assert first_bad_code(honest) is None
     for index, code, pixels in honest:
-        assert _first_bad_code([(index, code, pixels + 1)]) == index
-        assert _first_bad_code([(index, code + b"P", pixels)]) == index  # a number that does not end
-        assert _first_bad_code([(index, code + b"1", pixels)]) == index
+        assert first_bad_code([(index, code, pixels + 1)]) == index
+        assert first_bad_code([(index, code + b"P", pixels)]) == index  # a number that does not end
+        assert first_bad_code([(index, code + b"1", pixels)]) == index
     broken = honest.copy()
     broken[41] = (41, honest[41][1], 3)
-    assert _first_bad_code(broken) == 41
+    assert first_bad_code(broken) == 41
 
 
 def test_a_file_of_the_size_of_coco_is_checked_in_seconds():

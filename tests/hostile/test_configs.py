@@ -11,8 +11,9 @@ from campaign import campaign
 from tools_helpers import DETECTOR, SEGMENTOR, make_data, write_config
 
 from attnzoo.tools.common.errors import UserError
-from attnzoo.tools.config.checks import check_names, check_options, check_types
+from attnzoo.tools.config.fields import check_types
 from attnzoo.tools.config.loading import list_configs, load_config, parse_options
+from attnzoo.tools.config.names import check_names, check_options
 
 VALUES = [
     None, True, False, 0, 1, -1, 7, 2**70, 1.5, float("nan"), float("inf"), "", "x", "mmdet", "os.system", "a.b", ".",
@@ -68,7 +69,7 @@ def mutate(rng: random.Random, content: dict) -> None:
 def pass_checks(cfg, whole: bool) -> None:
     """What train, test and predict do with a config before they write anything."""
     from attnzoo.tools.data.checks import check_data
-    from attnzoo.tools.predict import _pipeline
+    from attnzoo.tools.predicting.prediction import _pipeline
     from attnzoo.tools.running.channels import check_channels
     from attnzoo.tools.running.engine import build_model, check_optimizer
 

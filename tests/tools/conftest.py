@@ -9,7 +9,7 @@ import mmengine.runner.runner
 import pytest
 import torch
 import yapf.yapflib.yapf_api
-from tools_helpers import DETECTOR, SEGMENTOR, make_data, write_config
+from tools_helpers import DETECTOR, HUES, SEGMENTOR, make_data, paint, write_config
 
 from attnzoo.tools import cli
 
@@ -68,3 +68,11 @@ def place(data, tmp_path, monkeypatch):
     write_config(tmp_path / "segmentor.py", SEGMENTOR, tmp_path / "data")
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Images of three classes in folders by class."""
+    for seed, (name, hue) in enumerate(HUES.items()):
+        paint(tmp_path / "images" / name, hue, 10, seed)
+    return tmp_path / "images"

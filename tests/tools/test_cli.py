@@ -3,11 +3,12 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import interpreters
 import pytest
 import torch
-from tools_helpers import ENVIRONMENT, attnzoo
+from tools_helpers import ENVIRONMENT
 
 from attnzoo import list_models
 from attnzoo.tools import cli
@@ -28,12 +29,21 @@ def test_help_shows_every_command_and_imports_no_mm_library():
 
 
 def test_python_dash_m_runs_the_command_line():
-    done = attnzoo("list", "van_b*")
+    command = [sys.executable, "-m", "attnzoo", "list", "van_b*"]
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=300)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.split() == list_models("van_b*")
 
 
-@pytest.mark.parametrize("name", ["list", "info", "train", "test", "predict", "bench"])
+def test_every_file_beside_the_folders_is_a_command_of_the_table():
+    files = {path.stem for path in Path(cli.__file__).parent.glob("*.py")} - {"__init__", "cli"}
+    listed = {module for module, _ in cli.COMMANDS.values()}
+    for name in files - listed:
+        pytest.fail(f"tools/{name}.py is no command: COMMANDS of tools/cli.py needs its line, or a folder is its place")
+    assert listed <= files
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
 def test_help_of_a_command_has_examples(name, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main([name, "--help"])

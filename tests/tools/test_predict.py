@@ -7,13 +7,12 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
-from pycocotools.mask import decode
 from tools_helpers import COLOURS, attnzoo
 
 from attnzoo.tools import cli
 from attnzoo.tools.config.loading import load_config
-from attnzoo.tools.predict import _draw, _write_map, predict
-from attnzoo.tools.predicting.drawing import default_palette, draw_instances, draw_labels
+from attnzoo.tools.predicting import prediction
+from attnzoo.tools.predicting.prediction import predict
 
 
 def test_detector_in_a_process_of_its_own(trained, data, tmp_path):
@@ -68,47 +67,6 @@ def test_weights_without_meta_take_the_classes_of_the_config(trained, data, tmp_
     torch.save(load_checkpoint(checkpoint)["state_dict"], tmp_path / "bare.pth")
     predict(load_config(config), tmp_path / "bare.pth", [data / "images" / "0.jpg"], tmp_path / "out")
     assert json.loads((tmp_path / "out" / "predictions.json").read_text())["classes"] == list(COLOURS)
-
-
-def test_masks_are_drawn_and_written():
-    import torch
-    from mmdet.structures import DetDataSample
-    from mmengine.structures import InstanceData
-
-    masks = torch.zeros(2, 50, 70, dtype=torch.bool)
-    masks[0, 30:45, 40:60] = True
-    boxes = torch.tensor([[40.0, 30, 60, 45], [0, 0, 9, 9]])
-    found = InstanceData(bboxes=boxes, scores=torch.tensor([0.9, 0.1]), labels=torch.tensor([1, 0]), masks=masks)
-    sample = DetDataSample(pred_instances=found)
-    image = np.full((50, 70, 3), 100, np.uint8)
-    picture, entry = _draw(image, sample, ["a", "b"], default_palette(2), 0.5)
-    (instance,) = entry["instances"]
-    assert (instance["name"], instance["box"]) == ("b", [40, 30, 60, 45])
-    assert np.array_equal(decode(instance["mask"]), masks[0].numpy())
-    assert (picture[43, 58] != image[43, 58]).any()
-    assert (picture[5, 5] == image[5, 5]).all()
-
-
-def test_panoptic_maps_are_drawn_by_class():
-    import torch
-    from mmdet.structures import DetDataSample
-    from mmengine.structures import PixelData
-
-    ids = torch.zeros(1, 40, 40, dtype=torch.long)
-    ids[0, 20:] = 1 + 1000 * 3
-    sample = DetDataSample(pred_panoptic_seg=PixelData(sem_seg=ids))
-    _, entry = _draw(np.zeros((40, 40, 3), np.uint8), sample, ["a", "b"], default_palette(2), 0.5)
-    assert entry["fractions"] == {"a": 0.5, "b": 0.5}
-
-
-@pytest.mark.parametrize("size", [(1, 1), (7, 33), (300, 20)])
-def test_drawing_fits_into_any_picture(size):
-    image = np.full((*size, 3), 50, np.uint8)
-    boxes = np.array([[-5.0, -5, 400, 400], [0.2, 0.2, 0.1, 0.1]])
-    drawn = draw_instances(image, boxes, np.array([0, 1]), ["long name", "b"], default_palette(2), np.array([0.5, 1]))
-    assert drawn.shape == image.shape
-    outside = np.full(size, 255, np.uint8)
-    assert np.array_equal(draw_labels(image, outside, ["a"], default_palette(1)), image)
 
 
 def test_config_that_has_no_test_data(trained, data, tmp_path, capsys):
@@ -229,10 +187,8 @@ def test_strips_give_a_picture_or_one_line(trained, tmp_path, capsys, model, siz
 
 def test_the_model_sees_what_is_drawn(trained, tmp_path, monkeypatch):
     """A turned photograph: the pixels of the pipeline and of the picture are the same read."""
-    from attnzoo.tools import predict as module
-
     seen = []
-    monkeypatch.setattr(module, "_draw", lambda image, sample, *rest: seen.append((image, sample)) or (image, {}))
+    monkeypatch.setattr(prediction, "drawn", lambda image, sample, *rest: seen.append((image, sample)) or (image, {}))
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (40, 20), COLOURS["red"]).save(tmp_path / "x.jpg", exif=exif)
@@ -241,15 +197,6 @@ def test_the_model_sees_what_is_drawn(trained, tmp_path, monkeypatch):
     ((image, sample),) = seen
     assert image.shape == (40, 20, 3) and sample.ori_shape == (40, 20)
     assert sample.img_path == str(tmp_path / "x.jpg")
-
-
-@pytest.mark.parametrize(("classes", "top", "kind"), [(256, 255, np.uint8), (257, 0, np.int32), (300, 299, np.int32)])
-def test_maps_of_more_than_256_classes_have_16_bits(tmp_path, classes, top, kind):
-    labels = np.arange(12).reshape(3, 4) * 0 + np.array([0, 1, 2, top])
-    _write_map(tmp_path / "x.png", labels, classes)
-    with Image.open(tmp_path / "x.png") as image:
-        assert image.mode == ("L" if kind is np.uint8 else "I;16")
-        assert np.array_equal(np.asarray(image), labels)
 
 
 def test_more_classes_than_names(trained, photos, tmp_path, capsys):

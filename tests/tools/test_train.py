@@ -1,7 +1,6 @@
 """Train and test by the command line, on a data set of eight images."""
 
 import json
-import logging
 
 import pytest
 import torch
@@ -9,11 +8,12 @@ from tools_helpers import DETECTOR, SEGMENTOR, write_config
 
 from attnzoo.tools import cli
 from attnzoo.tools.common.errors import UserError
-from attnzoo.tools.common.files import atomic_path, write_json
 from attnzoo.tools.config.loading import load_config
+from attnzoo.tools.running.arguments import set_work_dir
 from attnzoo.tools.running.checkpoint import load_checkpoint
-from attnzoo.tools.test import evaluate
-from attnzoo.tools.train import _add_hooks, last_checkpoint, set_work_dir
+from attnzoo.tools.running.evaluation import evaluate
+from attnzoo.tools.running.training import _add_hooks
+from attnzoo.tools.running.work_dir import last_checkpoint
 
 
 @pytest.mark.parametrize("name", ["detector", "segmentor"])
@@ -97,24 +97,6 @@ def test_resume_with_nothing_to_resume_starts(data, tmp_path):
     assert last_checkpoint(tmp_path / "w") == tmp_path / "w" / "epoch_1.pth"
 
 
-def test_bars_on_a_terminal_take_the_place_of_the_log_lines(data, tmp_path, monkeypatch, capsys):
-    from attnzoo.tools.common import progress
-    from attnzoo.tools.running.engine import ProgressHook, build_runner
-
-    cfg = load_config(write_config(tmp_path / "bars.py", DETECTOR, data, epochs=1))
-    set_work_dir(cfg, str(tmp_path / "w"))
-    monkeypatch.setattr(progress.sys.stderr, "isatty", lambda: True, raising=False)
-    runner = build_runner(cfg, ProgressHook())
-    runner.train()
-    shown = capsys.readouterr()
-    assert "train: 100%" in shown.err
-    assert "4/4" in shown.err
-    assert "loss=" in shown.err
-    assert "Epoch(train)" not in shown.out
-    assert "Epoch(train)" in next((tmp_path / "w").glob("*/*.log")).read_text()
-    assert any(isinstance(handler, logging.FileHandler) for handler in runner.logger.handlers)
-
-
 def test_amp_asks_for_a_gpu(data, tmp_path, capsys):
     if torch.cuda.is_available():
         pytest.skip("there is one")
@@ -122,25 +104,3 @@ def test_amp_asks_for_a_gpu(data, tmp_path, capsys):
     assert cli.main(["train", str(config), "--work-dir", str(tmp_path / "w"), "--amp"]) == 2
     assert "--amp needs a CUDA device" in capsys.readouterr().err
     assert not (tmp_path / "w").exists()
-
-
-def test_a_file_is_whole_or_as_before(tmp_path):
-    path = write_json(tmp_path / "new" / "a.json", [1])
-    with pytest.raises(RuntimeError), atomic_path(path) as temporary:
-        temporary.write_text("half")
-        raise RuntimeError
-    assert path.read_text() == "[\n  1\n]\n"
-    assert [entry.name for entry in path.parent.iterdir()] == ["a.json"]
-    assert temporary.suffix == ".json"
-
-
-def test_last_checkpoint_survives_a_broken_note(tmp_path):
-    assert last_checkpoint(tmp_path) is None
-    for number in (1, 2):
-        (tmp_path / f"epoch_{number}.pth").write_bytes(b"x")
-    (tmp_path / "last_checkpoint").write_text("")
-    assert last_checkpoint(tmp_path).name == "epoch_2.pth"
-    (tmp_path / "last_checkpoint").write_text("/moved/away/epoch_2.pth")
-    assert last_checkpoint(tmp_path).name == "epoch_2.pth"
-    (tmp_path / "last_checkpoint").write_text(str(tmp_path / "epoch_1.pth"))
-    assert last_checkpoint(tmp_path).name == "epoch_1.pth"

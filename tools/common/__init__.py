@@ -1,1 +1,1 @@
-"""What every command uses: errors, files, progress bars."""
+"""What every command uses: errors and messages, files and locks, models by name, processes, progress bars."""

@@ -3,6 +3,8 @@
 import os
 import sys
 
+from .messages import single_line
+
 
 class UserError(Exception):
     """A mistake in what the user gave; the command line prints its message and exits with code 2."""
@@ -18,4 +20,4 @@ class UserError(Exception):
 def warn(message: str) -> None:
     """Print a warning as one line, as the command line prints errors: of a launcher's processes the first alone."""
     if os.environ.get("RANK", "0") == "0":
-        print(f"attnzoo: warning: {' '.join(message.split())}", file=sys.stderr, flush=True)
+        print(f"attnzoo: warning: {single_line(message)}", file=sys.stderr, flush=True)

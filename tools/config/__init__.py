@@ -1,1 +1,1 @@
-"""Configs: found, read, checked."""
+"""Configs: found, read, checked, and the errors of what they build."""

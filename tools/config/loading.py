@@ -3,40 +3,25 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import importlib
 import importlib.util
 import os
-import sysconfig
 import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
-from traceback import walk_tb
 from typing import TYPE_CHECKING, Any
 
 from ..common.errors import UserError
-from .checks import check_names, check_options, check_types
+from ..common.messages import nearest, one_line
+from .building import place_of
+from .fields import check_types
+from .names import check_names, check_options
+from .plain_files import plain_yaml
 
 if TYPE_CHECKING:
     from mmengine.config import Config
 
 CONFIG_ROOT = Path(__file__).resolve().parents[2] / "configs"
-PICKLES = ("pkl", "pickle")
-# No YAML config is larger.
-_MOST_VALUES = 1_000_000
-
-
-def one_line(error: BaseException, limit: int = 400) -> str:
-    """The type and message of an error on one line of at most `limit` characters."""
-    text = " ".join(f"{type(error).__name__}: {error}".split())
-    return text if len(text) <= limit else text[: limit - 1] + "…"
-
-
-def nearest(name: str, names: Iterable[str]) -> str:
-    """A clause naming the entries of `names` nearest to `name`, empty when none is near."""
-    close = difflib.get_close_matches(name, list(names), n=3, cutoff=0.5)
-    return f"; did you mean {' or '.join(close)}?" if close else ""
 
 
 def require_mm() -> None:
@@ -94,121 +79,16 @@ def _moved(value: Any, old: str, new: str, key: str = "") -> Iterator[tuple[str,
         yield from _moved(part, old, new, f"{key}.{name}" if key else str(name))
 
 
-def _own_line(error: BaseException | None) -> tuple[str, int] | None:
-    """File and line, of a user's own, where an error comes from: the innermost that is no library's."""
-    roots = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
-    roots |= {str(CONFIG_ROOT.parent / folder) for folder in ("tools", "heads", "backbones", "kernels")}
-    folders = [Path(root).resolve() for root in roots]
-    while error is not None:
-        if isinstance(error, SyntaxError) and error.filename and os.path.isfile(error.filename) and error.lineno:
-            return error.filename, error.lineno
-        found = None
-        for frame, line in walk_tb(error.__traceback__):
-            name = frame.f_code.co_filename
-            if isinstance(error, SyntaxError) and frame.f_code.co_name == "_is_lazy_import" and error.lineno:
-                # mmengine parses a config as text without a name.
-                found = str(frame.f_locals["filename"]), error.lineno
-            elif os.path.isfile(name) and not any(Path(name).resolve().is_relative_to(root) for root in folders):
-                found = name, line
-        if found:
-            return found
-        error = error.__cause__ or error.__context__
-    return None
-
-
-def place_of(error: BaseException) -> str:
-    """A clause naming the line of the user's own program that an error comes from, as far as there is one."""
-    found = _own_line(error)
-    return f" ({found[0]}, line {found[1]}; --traceback shows more)" if found else " (--traceback shows more)"
-
-
-@contextmanager
-def building(place: str) -> Iterator[None]:
-    """Turn what constructors of any library raise inside the block into a UserError that begins with `place`."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"{place}: {one_line(error)}{place_of(error)}") from error
-
-
-@contextmanager
-def _plain_yaml() -> Iterator[None]:
-    """Let mmengine read YAML as values alone, inside the block; its own reader runs code."""
-    from mmengine.fileio.handlers.yaml_handler import YamlHandler
-
-    class PlainYaml(YamlHandler):
-        def load_from_fileobj(self, file: Any, **options: Any) -> Any:
-            import yaml
-
-            content = yaml.load(file, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-            _count(content, {})
-            return content
-
-    with _handled(dict.fromkeys(("yaml", "yml"), PlainYaml())):
-        yield
-
-
-@contextmanager
-def plain_files() -> Iterator[None]:
-    """Let mmengine read no file of data inside the block that could run code: YAML as values alone, pickles not at all.
-
-    Raises:
-        UserError: for a pickle.
-    """
-    from mmengine.fileio import PickleHandler
-
-    class NoPickle(PickleHandler):
-        def load_from_fileobj(self, file: Any, **options: Any) -> Any:
-            raise UserError(
-                "a file of the data is a pickle, which is refused: code in it would run; write JSON instead"
-            )
-
-    with _plain_yaml(), _handled(dict.fromkeys(PICKLES, NoPickle())):
-        yield
-
-
-@contextmanager
-def _handled(handlers: dict[str, Any]) -> Iterator[None]:
-    """Let mmengine read files by these handlers inside the block, by their suffix."""
-    from mmengine.fileio.handlers import file_handlers
-
-    kept = {suffix: file_handlers[suffix] for suffix in handlers}
-    file_handlers.update(handlers)
-    try:
-        yield
-    finally:
-        file_handlers.update(kept)
-
-
 def _read_config(path: Path) -> Config:
     from mmengine.config import Config
     from mmengine.fileio import load
 
-    with _plain_yaml():
+    with plain_yaml():
         if path.suffix in (".yaml", ".yml", ".json"):
             content = load(path)
             if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
                 raise TypeError(f"a config has named values, this one holds a {type(content).__name__}")
         return Config.fromfile(path)
-
-
-def _count(value: Any, counts: dict[int, int]) -> int:
-    """How many values a value of YAML is once each use of an alias is a copy, as in a config.
-
-    Raises:
-        ValueError: for more than a config can have, or a value that holds itself.
-    """
-    if not isinstance(value, (dict, list)):
-        return 1
-    if id(value) not in counts:
-        counts[id(value)] = _MOST_VALUES
-        parts = value.values() if isinstance(value, dict) else value
-        counts[id(value)] = 1 + sum(_count(part, counts) for part in parts)
-    if counts[id(value)] >= _MOST_VALUES:
-        raise ValueError(f"more than {_MOST_VALUES} values, or one that holds itself")
-    return counts[id(value)]
 
 
 def load_config(name: str | Path, options: dict[str, Any] | None = None) -> Config:

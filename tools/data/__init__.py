@@ -1,1 +1,1 @@
-"""Images, annotations and data sets: read, checked, made."""
+"""Images, annotations and data sets: read, checked, made, drawn into pictures."""

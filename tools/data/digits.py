@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 
 from ..common.errors import UserError
-from ..common.files import locked, naming, read_json, remove_files, remove_leftovers, write_json
+from ..common.files import naming, read_json, remove_files, remove_leftovers, write_json
+from ..common.locks import locked
 from ..common.progress import bar
 
 CLASSES = tuple(str(digit) for digit in range(10))

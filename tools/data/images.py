@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..common.errors import UserError
-from ..config.loading import one_line
+from ..common.messages import one_line
 
 if TYPE_CHECKING:
     from PIL import Image

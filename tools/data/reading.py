@@ -9,8 +9,9 @@ import numpy as np
 from mmengine.dataset import Compose
 
 from ..common.errors import UserError
+from ..common.messages import one_line
+from ..config.building import place_of
 from ..config.classes import is_own
-from ..config.loading import one_line, place_of
 
 
 def _has_own(step: Any) -> bool:

@@ -9,8 +9,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..common.errors import UserError
+from ..common.messages import one_line
 from ..common.progress import bar
-from ..config.loading import one_line
 from .cases import FORMS, Case
 from .memory import fresh_processes, resident
 from .operators import cases

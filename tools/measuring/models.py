@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 from ...backbones.contract.facts import feature_levels
 from ..common.errors import UserError
 from ..common.files import atomic_path
+from ..common.messages import one_line
+from ..common.models import create_free
 from ..common.progress import bar
-from ..config.loading import one_line
 from .memory import fresh_processes, resident
 from .tables import markdown
 from .timing import spread, stopwatch
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     import torch
 
 NEIGHBOURS = ("pvt_v2_b2", "swin_tiny_patch4_window7_224", "convnext_tiny")
-# Accepted by timm's models that are otherwise bound to one size.
-FREE_SIZE: tuple[dict[str, Any], ...] = ({"strict_img_size": False}, {"dynamic_img_size": True}, {})
 
 
 def default_models(families: dict[str, list[str]]) -> list[str]:
@@ -45,19 +44,13 @@ def build(name: str, features: bool, device: str = "cpu") -> Any:
     Raises:
         UserError: if it cannot be made with `features_only`.
     """
-    import timm
     import torch
 
     torch.manual_seed(0)
-    for free in FREE_SIZE:
-        try:
-            return timm.create_model(name, features_only=features, **free).to(device)
-        except TypeError:
-            if not free:
-                raise
-        except (RuntimeError, AttributeError) as error:
-            raise UserError(f"{name} gives no feature maps: {one_line(error)}") from error
-    raise AssertionError("unreachable: the last attempt returns or raises")
+    try:
+        return create_free(name, features_only=features).to(device)
+    except (RuntimeError, AttributeError) as error:
+        raise UserError(f"{name} gives no feature maps: {one_line(error)}") from error
 
 
 def sizes_of(model: Any, cfg: dict[str, Any], sizes: list[int]) -> list[int]:

@@ -1,1 +1,1 @@
-"""Predictions on images: computed and drawn."""
+"""Predictions on images: computed and written."""

@@ -12,7 +12,7 @@ from ...backbones.contract.facts import convert_checkpoint, restores
 from ..common.errors import UserError
 from ..common.files import atomic_path
 from ..data.images import decoded, find_images, read_image
-from ..running.outputs import Outputs, png_stamp
+from .outputs import Outputs, png_stamp
 
 if TYPE_CHECKING:
     import torch

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import nn
 from ...backbones.checkpoints import CheckpointError, check_weights, read_checkpoint
 from ...backbones.checkpoints.conversion import without_wrappers
 from ..common.errors import UserError
+from ..common.messages import some
 
 
 def load_checkpoint(path: str | os.PathLike, map_location: Any = "cpu") -> dict[Any, Any]:
@@ -35,11 +36,6 @@ def load_checkpoint(path: str | os.PathLike, map_location: Any = "cpu") -> dict[
         return read_checkpoint(path, map_location)
     except (CheckpointError, FileNotFoundError) as error:
         raise UserError(str(error)) from error
-
-
-def _some(keys: Iterable[str]) -> str:
-    keys = list(keys)
-    return ", ".join(keys[:3]) + (", …" if len(keys) > 3 else "")
 
 
 def _origin(meta: dict[str, Any]) -> str:
@@ -65,10 +61,10 @@ def stored_classes(path: str | os.PathLike, meta: Any) -> tuple[list[str] | None
     found = {str(key).lower(): value for key, value in stored.items()} if isinstance(stored, dict) else {}
     if "classes" not in found:
         return None, None
-    return check_classes(path, found["classes"]), found.get("palette")
+    return listed_classes(path, found["classes"]), found.get("palette")
 
 
-def check_classes(source: str | os.PathLike, names: Any) -> list[str]:
+def listed_classes(source: str | os.PathLike, names: Any) -> list[str]:
     """The names of classes as a list.
 
     Args:
@@ -125,7 +121,7 @@ def load_into(
             (len(unexpected), "unexpected", unexpected),
             (len(reshaped), "of another shape", shapes),
         )
-        summary = ", ".join(f"{count} {what} ({_some(keys)})" for count, what, keys in parts if count)
+        summary = ", ".join(f"{count} {what} ({some(keys, 3, str)})" for count, what, keys in parts if count)
         raise UserError(
             f"{path}: not a checkpoint of this {type(model).__name__}: of {len(own)} keys {summary}"
             f"{_origin(checkpoint['meta'])}"
@@ -153,7 +149,7 @@ def check_start(model: nn.Module, path: str | os.PathLike) -> None:
     fitting = {key: value for key, value in state.items() if key in own and own[key].shape == value.shape}
     if not fitting:
         raise UserError(
-            f"{path}: not one of its {len(state)} tensors ({_some(state)}) fits this {type(model).__name__} "
-            f"({_some(own)}){_origin(checkpoint['meta'])}"
+            f"{path}: not one of its {len(state)} tensors ({some(state, 3, str)}) fits this {type(model).__name__} "
+            f"({some(own, 3, str)}){_origin(checkpoint['meta'])}"
         )
     _check_weights(fitting, model, path)

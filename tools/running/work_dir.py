@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from ..common.errors import UserError
-from ..common.files import LOCK, atomic_path, check_outputs, locked, remove_files, remove_leftovers
-from ..config.classes import nested
+from ..common.files import atomic_path, new_folders, remove_files, remove_leftovers
+from ..common.locks import LOCK, locked
+from ..common.outputs import check_outputs
+from ..config.inputs import data_paths, read_files
 
 _STEP = re.compile(r"(?:epoch|iter)_(\d+)\.pth")
 # Checkpoints as mmengine names them: of an epoch or iteration, best by a metric, and both as published.
@@ -126,43 +128,6 @@ def trainings(folder: Path) -> list[str]:
     ]
 
 
-def data_paths(cfg: Any) -> list[Path]:
-    """Folders and files of the data sets of a config."""
-    paths = []
-    for part in nested([cfg.get(f"{mode}_dataloader") for mode in ("train", "val", "test")]):
-        root, prefix = part.get("data_root"), part.get("data_prefix")
-        root = root if isinstance(root, (str, Path)) else None
-        names = [part.get("ann_file"), *(prefix.values() if isinstance(prefix, dict) else [prefix])]
-        paths += [Path(root)] if root else []
-        paths += [Path(root or "", name) for name in names if isinstance(name, str) and name]
-    return paths
-
-
-def _with_bases(filename: Any) -> list[str]:
-    """A config file and those that it inherits from, as far as they are files."""
-    from mmengine.config import Config
-
-    found: list[str] = []
-    waiting = [filename]
-    while waiting:
-        name = waiting.pop()
-        if isinstance(name, str) and os.path.isfile(name) and name not in found:
-            found.append(name)
-            folder = os.path.dirname(name)
-            bases = Config._get_base_files(name)
-            waiting += [os.path.join(folder, base) for base in bases if "::" not in base]
-    return found
-
-
-def read_files(cfg: Any) -> list[Path]:
-    """Files that a run of a config reads: the config and its bases, annotations, and checkpoints to start from."""
-    names = [*_with_bases(cfg.filename), cfg.get("load_from")]
-    for part in nested([cfg.get("model"), cfg.get("val_evaluator"), cfg.get("test_evaluator")]):
-        # `file` is of timm's pretrained_cfg_overlay.
-        names += [part.get(key) for key in ("checkpoint", "pretrained", "file", "ann_file")]
-    return [Path(name) for name in names if isinstance(name, str) and name] + data_paths(cfg)
-
-
 def check(cfg: Any, overwrite: bool) -> None:
     """Check that a training may write where its config says; nothing is written or removed.
 
@@ -251,18 +216,6 @@ def opened(cfg: Any, overwrite: bool) -> Iterator[Callable[[], None]]:
             keep_config(cfg)
 
         yield begin
-
-
-@contextmanager
-def new_folders(*folders: Path) -> Iterator[None]:
-    """Remove folders that the block has made, and those above them, where they are empty in the end."""
-    absent = [path for folder in folders for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        yield
-    finally:
-        for path in absent:
-            with suppress(OSError):
-                path.rmdir()
 
 
 def keep_config(cfg: Any) -> bool:

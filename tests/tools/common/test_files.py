@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from attnzoo.tools.common import files
+from attnzoo.tools.common import files, locks
 from attnzoo.tools.common.errors import UserError
 
 
@@ -42,42 +42,6 @@ def half_written(path):
         yield
 
 
-def alias(kind, path):
-    """Another name of a file or folder."""
-    if kind == "same":
-        return path
-    if kind == "dots":
-        return path.parent / "x" / ".." / path.name
-    other = path.with_name("alias.pth")
-    other.symlink_to(path) if kind == "symlink" else other.hardlink_to(path)
-    return other
-
-
-@pytest.mark.parametrize("kind", ["same", "dots", "symlink", "hardlink"])
-def test_an_output_is_no_input_by_any_name(tmp_path, kind):
-    path = tmp_path / "a.pth"
-    path.write_text("weights")
-    output = alias(kind, path)
-    with pytest.raises(UserError, match=r"is read by this command, which would replace it"):
-        files.check_outputs([tmp_path / "other", output], [tmp_path / "absent", path])
-    with pytest.raises(UserError, match="is read by"), files.atomic_path(output, [path]) as temporary:
-        temporary.write_text("new")
-    assert path.read_text() == "weights"
-
-
-def test_folders_are_compared_too(tmp_path):
-    with pytest.raises(UserError, match="is read by"):
-        files.check_outputs([tmp_path], [tmp_path], folders=True)
-    files.check_outputs([tmp_path / "inside"], [tmp_path], folders=True)
-
-
-def test_what_is_there_is_replaced_only_when_asked(tmp_path):
-    (tmp_path / "a.json").write_text("mine")
-    files.check_outputs([tmp_path / "a.json"])
-    with pytest.raises(UserError, match=r"a\.json: is there already: name another file, or give --overwrite"):
-        files.check_outputs([tmp_path / "a.json"], overwrite=False)
-
-
 def test_a_device_is_not_replaced():
     with pytest.raises(UserError, match="/dev/null: is no regular file"), files.atomic_path("/dev/null"):
         pass
@@ -107,28 +71,28 @@ def test_a_long_name_can_be_written(tmp_path):
 
 
 def test_a_lock_names_its_holder_and_dies_with_it(tmp_path):
-    lock = tmp_path / "work" / files.LOCK
-    number, _ = holder(lambda: files.locked(lock, "it"))
+    lock = tmp_path / "work" / locks.LOCK
+    number, _ = holder(lambda: locks.locked(lock, "it"))
     refused = pytest.raises(UserError, match=rf"it: another run is at work there \(process {number} on ")
-    with refused, files.locked(lock, "it"):
+    with refused, locks.locked(lock, "it"):
         pass
     end(number)
     assert lock.exists(), "left by the killed process"
-    with files.locked(lock, "it") as held:
+    with locks.locked(lock, "it") as held:
         assert held
-        with pytest.raises(UserError, match=f"process {os.getpid()}"), files.locked(lock, "it"):
+        with pytest.raises(UserError, match=f"process {os.getpid()}"), locks.locked(lock, "it"):
             pass
     assert not lock.exists()
 
 
 def test_a_lock_does_not_live_on_in_forked_workers(tmp_path):
     """As those of a data loader, which outlive a killed training for seconds."""
-    lock = tmp_path / files.LOCK
-    number, child = holder(lambda: files.locked(lock, "it"), fork=True)
+    lock = tmp_path / locks.LOCK
+    number, child = holder(lambda: locks.locked(lock, "it"), fork=True)
     end(number)
     try:
         os.kill(child, 0)
-        with files.locked(lock, "it") as held:
+        with locks.locked(lock, "it") as held:
             assert held
     finally:
         os.kill(child, signal.SIGKILL)
@@ -141,7 +105,7 @@ def test_a_file_system_without_locks_warns_and_goes_on(tmp_path, monkeypatch, ca
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", none)
-    with files.locked(tmp_path / files.LOCK, "it") as held:
+    with locks.locked(tmp_path / locks.LOCK, "it") as held:
         assert not held
     assert capsys.readouterr().err.startswith("attnzoo: warning: it: the file system has no locks")
     with files.atomic_path(tmp_path / "a") as temporary:
@@ -187,6 +151,16 @@ def test_a_claimed_folder_is_known_again_and_no_other(tmp_path):
     assert json.loads((tmp_path / "other" / files.STAMP).read_text()) == {"written_by": "attnzoo demo"}
 
 
+def test_a_file_is_whole_or_as_before(tmp_path):
+    path = files.write_json(tmp_path / "new" / "a.json", [1])
+    with pytest.raises(RuntimeError), files.atomic_path(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert path.read_text() == "[\n  1\n]\n"
+    assert [entry.name for entry in path.parent.iterdir()] == ["a.json"]
+    assert temporary.suffix == ".json"
+
+
 def test_the_last_of_two_writers_wins_whole(tmp_path):
     path = tmp_path / "a.json"
     with files.atomic_path(path) as one:
@@ -199,41 +173,9 @@ def test_the_last_of_two_writers_wins_whole(tmp_path):
     assert time.time() - path.stat().st_mtime < 60
 
 
-def test_what_stands_in_a_folder_that_is_read_is_not_replaced(tmp_path):
-    image = tmp_path / "images" / "deep" / "7.jpg"
-    image.parent.mkdir(parents=True)
-    image.write_text("mine")
-    (tmp_path / "out.json").write_text("old")
-    with pytest.raises(UserError, match=r"7\.jpg: stands in .*images, which this command reads"):
-        files.check_outputs([image], [tmp_path, tmp_path / "images"])
-    (tmp_path / "images" / "link.jpg").symlink_to(tmp_path / "out.json")
-    with pytest.raises(UserError, match=r"link\.jpg: stands in"):
-        files.check_outputs([tmp_path / "images" / "link.jpg"], [tmp_path / "images"])
-    files.check_outputs([tmp_path / "out.json", tmp_path / "images" / "new.json"], [tmp_path, tmp_path / "images"])
-
-
-def test_names_that_cannot_be_written_are_told_before_the_work(tmp_path):
-    (tmp_path / "file").write_text("mine")
-    (tmp_path / "link").symlink_to(tmp_path / "absent")
-    for output, said in (
-        (tmp_path, "is a folder: name a file"),
-        (tmp_path / "file" / "a.json", r"cannot be written: .*file is no folder"),
-        (tmp_path / "link", "is there already"),
-    ):
-        with pytest.raises(UserError, match=said):
-            files.check_outputs([output], overwrite=False)
-    with pytest.raises(UserError, match="file: is no folder"):
-        files.check_outputs([tmp_path / "file"], folders=True)
-
-
-def test_two_outputs_are_two_files(tmp_path):
-    with pytest.raises(UserError, match=r"same\.png: would be written twice"):
-        files.check_outputs([tmp_path / "same.png", tmp_path / "." / "x" / ".." / "same.png"])
-
-
 @pytest.mark.parametrize("kind", ["link", "dangling link", "file", "folder", "pipe"])
 def test_a_lock_takes_the_place_of_nothing(tmp_path, kind):
-    lock, mine = tmp_path / files.LOCK, tmp_path / "mine"
+    lock, mine = tmp_path / locks.LOCK, tmp_path / "mine"
     mine.write_text("mine, process 1 on this")
     if kind == "file":
         lock.write_text("process 1 on this\nand more of mine\n")
@@ -243,7 +185,7 @@ def test_a_lock_takes_the_place_of_nothing(tmp_path, kind):
         os.mkfifo(lock)
     else:
         lock.symlink_to(mine if kind == "link" else tmp_path / "absent")
-    with pytest.raises(UserError, match="is no lock of attnzoo: move it away"), files.locked(lock, "it"):
+    with pytest.raises(UserError, match="is no lock of attnzoo: move it away"), locks.locked(lock, "it"):
         pass
     assert os.path.lexists(lock) and mine.read_text() == "mine, process 1 on this"
     assert not (tmp_path / "absent").exists()

@@ -10,7 +10,7 @@ import pytest
 
 from attnzoo.tools.common.errors import UserError
 from attnzoo.tools.config import loading as config
-from attnzoo.tools.config.checks import _OF_HEADS, _is_variable, _top, misspelt
+from attnzoo.tools.config.names import _OF_HEADS, _is_variable, _top, misspelt
 
 
 @pytest.fixture

@@ -18,8 +18,10 @@ from tools_helpers import SEGMENTOR, MakesFolder, make_data, refused, write_conf
 from attnzoo.tools import cli
 from attnzoo.tools.common.errors import UserError
 from attnzoo.tools.config.loading import load_config
-from attnzoo.tools.data.annotations import CocoNeeds, check_coco, check_segment_maps
-from attnzoo.tools.data.checks import check_data, ignored_labels
+from attnzoo.tools.data.checks import check_data
+from attnzoo.tools.data.coco import CocoNeeds, check_coco
+from attnzoo.tools.data.datasets import ignored_labels
+from attnzoo.tools.data.maps import check_segment_maps
 from attnzoo.tools.data.reading import name_files
 
 
@@ -32,7 +34,7 @@ def last_line(capsys):
 @pytest.mark.parametrize(("command", "workers"), [("train", 1), ("test", 0)])
 def test_an_image_that_cannot_be_read_in_the_midst_of_a_run(trained, place, capsys, monkeypatch, command, workers):
     # As one of so many that not all are looked at before.
-    monkeypatch.setattr("attnzoo.tools.data.annotations._HEADERS_READ", 1)
+    monkeypatch.setattr("attnzoo.tools.data.sizes._HEADERS_READ", 1)
     (place / "data" / "images" / "5.jpg").write_bytes(b"")
     arguments = ["detector.py", *([str(trained["detector"][1])] if command == "test" else [])]
     options = [f"{one}_dataloader.num_workers={workers}" for one in ("train", "test")]
@@ -87,7 +89,7 @@ def test_all_label_maps_have_the_size_of_their_images(many, tmp_path, capsys):
 
 
 def test_a_map_of_another_size_that_was_not_looked_at(many, trained, monkeypatch, capsys):
-    monkeypatch.setattr("attnzoo.tools.data.annotations._HEADERS_READ", 64)
+    monkeypatch.setattr("attnzoo.tools.data.sizes._HEADERS_READ", 64)
     Image.open(many).resize((32, 16)).save(many)
     assert cli.main(["train", "segmentor.py", "--work-dir", "work"]) == 2
     assert f"{many}: (16, 32): allowed is (32, 32), as " in last_line(capsys)
@@ -517,8 +519,8 @@ def test_a_large_map_of_segments_takes_little_more_than_its_pixels(tmp_path):
 
 def test_of_many_maps_of_segments_some_headers_are_read(panoptic, monkeypatch):
     cfg, folder = panoptic
-    monkeypatch.setattr("attnzoo.tools.data.annotations._MAPS_READ", 2)
-    monkeypatch.setattr("attnzoo.tools.data.annotations._HEADERS_READ", 4)
+    monkeypatch.setattr("attnzoo.tools.data.sizes._MAPS_READ", 2)
+    monkeypatch.setattr("attnzoo.tools.data.sizes._HEADERS_READ", 4)
     (folder / "3.png").write_bytes(b"x")
     check_data(cfg, ("train",))
     Image.new("RGB", (64, 32)).save(folder / "2.png")

@@ -11,17 +11,14 @@ import pytest
 from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from sklearn.datasets import load_digits, load_sample_images
+from tools_helpers import contents
 
-from attnzoo.tools.common import files
+from attnzoo.tools.common import locks
 from attnzoo.tools.common.errors import UserError
 from attnzoo.tools.data import digits
 
 COUNTS = {"train": 12, "val": 6}
 SMALL = {"train_images": 12, "val_images": 6}
-
-
-def contents(root):
-    return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
 @pytest.fixture(scope="module")
@@ -223,7 +220,7 @@ def test_what_a_killed_process_left_is_removed_and_nothing_else(built, tmp_path)
 
 
 def test_two_builds_at_once(tmp_path):
-    with files.locked(tmp_path / ".data.lock", "it"), pytest.raises(UserError, match=rf"data: .*process {os.getpid()}"):
+    with locks.locked(tmp_path / ".data.lock", "it"), pytest.raises(UserError, match=rf"data: .*process {os.getpid()}"):
         digits.build(tmp_path / "data", **SMALL)
     assert not list(tmp_path.iterdir())
 

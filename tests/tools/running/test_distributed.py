@@ -2,19 +2,21 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 
+import interpreters
 import pytest
 import torch
 from tools_helpers import ENVIRONMENT, SEGMENTOR, write_config
 
 from attnzoo.tools import cli
-from attnzoo.tools.common import files
+from attnzoo.tools.common import locks
 from attnzoo.tools.config.loading import load_config
+from attnzoo.tools.running.arguments import set_work_dir
 from attnzoo.tools.running.checkpoint import load_checkpoint
-from attnzoo.tools.test import evaluate
-from attnzoo.tools.train import set_work_dir
+from attnzoo.tools.running.evaluation import evaluate
 
 # Weight decay that shows, groups that depend on the shapes of parameters, and gradients that are always clipped.
 GROUPS = """
@@ -32,6 +34,39 @@ def torchrun(folder, *arguments):
     return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=400, cwd=folder)
 
 
+RANKS = """
+import os, runpy, signal, sys
+module, *arguments = {words!r}
+children = set()
+for rank in range(2):
+    child = os.fork()
+    if not child:
+        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
+        sys.argv = [module, *arguments]
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    children.add(child)
+codes = []
+while children:
+    child, status = os.wait()
+    children.remove(child)
+    codes.append(os.waitstatus_to_exitcode(status))
+    for other in children if codes[-1] else ():
+        os.kill(other, signal.SIGKILL)
+sys.exit(any(codes))
+"""
+
+
+def ranks(folder, *words):
+    """Run a module in two processes as torchrun does, without the time that their imports take."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    group = dict(WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    env = {**ENVIRONMENT, **group, "TORCHELASTIC_RUN_ID": "none"}
+    code = RANKS.format(words=[str(word) for word in words])
+    return interpreters.run(code, cwd=folder, env=env, imports=interpreters.TRAINING)
+
+
 @pytest.fixture(scope="module")
 def ddp(data, tmp_path_factory):
     """A config, what two processes with whole models make of it in two epochs, and what they say."""
@@ -42,7 +77,7 @@ def ddp(data, tmp_path_factory):
     return config, folder / "w" / "epoch_2.pth", done.stdout
 
 
-def test_train_and_test_by_torchrun(ddp, tmp_path):
+def test_training_by_torchrun_and_a_test_of_two_processes(ddp, tmp_path):
     config, checkpoint, said = ddp
     # Eight images, two a step and process.
     assert load_checkpoint(checkpoint)["meta"]["iter"] == 4
@@ -52,14 +87,14 @@ def test_train_and_test_by_torchrun(ddp, tmp_path):
 
     out = tmp_path / "metrics.json"
     arguments = [config, checkpoint, "--launcher", "pytorch", "--work-dir", tmp_path / "t", "--out", out]
-    done = torchrun(tmp_path, "-m", "attnzoo.tools.test", *arguments)
+    done = ranks(tmp_path, "attnzoo.tools.test", *arguments)
     assert done.returncode == 0, done.stderr[-3000:]
     assert 0 < json.loads(out.read_text())["mIoU"] <= 100
 
 
 def test_a_work_directory_in_use_ends_all_processes(ddp, tmp_path):
     config, _, _ = ddp
-    with files.locked(tmp_path / "w" / files.LOCK, "it"):
+    with locks.locked(tmp_path / "w" / locks.LOCK, "it"):
         done = torchrun(
             tmp_path, "-m", "attnzoo.tools.train", config, "--launcher", "pytorch", "--work-dir", tmp_path / "w"
         )
@@ -78,9 +113,9 @@ def test_sharded_training_is_ddp(tmp_path, ddp, blocks):
     options = ["strategy.type=FSDPStrategy", f"strategy.blocks={blocks}", "default_hooks.checkpoint.max_keep_ckpts=2"]
     # Checkpoints are written again after a validation that is the best so far.
     options += ["train_cfg.val_interval=1", "default_hooks.checkpoint.save_best=mIoU"]
-    train = ["-m", "attnzoo.tools.train", config, "--launcher", "pytorch", "--cfg-options", *options]
+    train = ["attnzoo.tools.train", config, "--launcher", "pytorch", "--cfg-options", *options]
     for folder, resume in (("w", []), ("resumed", ["--resume", tmp_path / "w" / "epoch_1.pth"])):
-        done = torchrun(tmp_path, *train, "--work-dir", tmp_path / folder, *resume)
+        done = ranks(tmp_path, *train, "--work-dir", tmp_path / folder, *resume)
         assert done.returncode == 0, done.stderr[-3000:]
         checkpoint = tmp_path / folder / "epoch_2.pth"
         content = load_checkpoint(checkpoint)
@@ -101,7 +136,7 @@ def test_sharded_training_is_ddp(tmp_path, ddp, blocks):
     damaged = tmp_path / "damaged.pth"
     content["optimizer"]["param_groups"][0]["lr"] = "x"
     torch.save(content, damaged)
-    done = torchrun(tmp_path, *train, "--work-dir", tmp_path / "refused", "--resume", damaged)
+    done = ranks(tmp_path, *train, "--work-dir", tmp_path / "refused", "--resume", damaged)
     assert done.returncode != 0
     assert "damaged.pth: the state of the optimizer cannot be used: param_groups[0].lr is 'x'" in done.stderr
 

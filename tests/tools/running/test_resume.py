@@ -8,10 +8,9 @@ import pickle
 import random
 import shutil
 import signal
-import subprocess
-import sys
 from types import SimpleNamespace
 
+import interpreters
 import numpy as np
 import pytest
 import torch
@@ -22,11 +21,12 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 from attnzoo.tools import cli
 from attnzoo.tools.config.loading import load_config
+from attnzoo.tools.running.arguments import set_work_dir
 from attnzoo.tools.running.batches import NumberedBatches, number_batches
 from attnzoo.tools.running.checkpoint import load_checkpoint
-from attnzoo.tools.running.hooks import ReseedHook, _inexact
-from attnzoo.tools.test import evaluate
-from attnzoo.tools.train import last_checkpoint, set_work_dir
+from attnzoo.tools.running.evaluation import evaluate
+from attnzoo.tools.running.hooks.exactness import ReseedHook, _inexact
+from attnzoo.tools.running.work_dir import last_checkpoint
 
 EPOCHS = 6
 NOISE = 1e-6
@@ -34,18 +34,17 @@ NOISE = 1e-6
 EXTRA = "\nmodel['backbone']['drop_path_rate'] = 0.2\n"
 PRELUDE = """
 import os, pathlib, signal, sys
-from attnzoo.tools import cli, config
-config.require_mm()
-from attnzoo.tools import engine
+from attnzoo.tools import cli
+from attnzoo.tools.running.hooks.progress import ProgressHook
 """
 # In the third iteration of the fifth epoch.
 MID_EPOCH = """
-after = engine.ProgressHook.after_train_iter
+after = ProgressHook.after_train_iter
 def kill(self, runner, *arguments, **options):
     if runner.iter == 4 * 4 + 2:
         os.kill(os.getpid(), signal.SIGKILL)
     after(self, runner, *arguments, **options)
-engine.ProgressHook.after_train_iter = kill
+ProgressHook.after_train_iter = kill
 """
 # When half of the fifth checkpoint is on the disk.
 MID_SAVE = """
@@ -87,8 +86,8 @@ def test_killed_and_resumed_is_undisturbed(config, undisturbed, tmp_path, moment
     folder = tmp_path / "killed"
     arguments = ["train", str(config), "--work-dir", str(folder)]
     script = f"{PRELUDE}{moment}\nsys.exit(cli.main({arguments!r}))"
-    victim = subprocess.run([sys.executable, "-c", script], env=ENVIRONMENT, capture_output=True, timeout=300)
-    assert victim.returncode == -signal.SIGKILL, victim.stderr.decode()[-2000:]
+    victim = interpreters.run(script, env=ENVIRONMENT, imports=interpreters.TRAINING)
+    assert victim.returncode == -signal.SIGKILL, victim.stderr[-2000:]
     assert [path.name for path in folder.glob("*.pth") if not path.name.startswith(".")] == ["epoch_4.pth"]
     assert last_checkpoint(folder) == folder / "epoch_4.pth"
     assert load_checkpoint(folder / "epoch_4.pth")["meta"]["iter"] == 16

@@ -1,49 +1,24 @@
 """What a training may write and remove in its work directory, and what it says where it stops."""
 
-import copy
-import errno
-import inspect
 import os
-import resource
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from mmengine.config import Config
 from mmengine.hooks import Hook
-from mmengine.optim.optimizer.builder import TORCH_OPTIMIZERS
 from mmengine.registry import HOOKS
-from tools_helpers import DETECTOR, ENVIRONMENT, SEGMENTOR, write_config
+from tools_helpers import DETECTOR, SEGMENTOR, contents, error_line, run_training, write_config
 
 from attnzoo.tools import cli
-from attnzoo.tools.common import files
-from attnzoo.tools.common.errors import UserError
+from attnzoo.tools.common import locks
+from attnzoo.tools.config.inputs import read_files
 from attnzoo.tools.config.loading import load_config
+from attnzoo.tools.running.arguments import set_work_dir
 from attnzoo.tools.running.checkpoint import load_checkpoint
-from attnzoo.tools.running.engine import wrong_state
-from attnzoo.tools.running.work_dir import checkpoint_folder, own_checkpoint, read_files, trainings
-from attnzoo.tools.train import _set_seed, last_checkpoint, set_work_dir, train
+from attnzoo.tools.running.work_dir import checkpoint_folder, last_checkpoint, own_checkpoint, trainings
 
 BEST = "\ntrain_cfg['val_interval'] = 1\ndefault_hooks['checkpoint'].update(save_best='mIoU', max_keep_ckpts=2)\n"
-
-
-def contents(folder):
-    """Every file below a folder with its bytes."""
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def run(config, work_dir, *options):
-    return cli.main(["train", str(config), "--work-dir", str(work_dir), *map(str, options)])
-
-
-def message(capsys):
-    text = capsys.readouterr().err
-    lines = [line for line in text.splitlines() if line.startswith("attnzoo: ")]
-    assert len(lines) == 1 and "Traceback" not in text, text
-    return lines[0]
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +27,7 @@ def older(data, tmp_path_factory):
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("older")
     config = write_config(folder / "config.py", SEGMENTOR, data, epochs=2, extra=BEST)
-    assert run(config, folder / "work") == 0
+    assert run_training(config, folder / "work") == 0
     return config, folder / "work"
 
 
@@ -67,8 +42,8 @@ def place(older, tmp_path):
 
 def test_an_older_training_is_refused(place, capsys):
     before = contents(place)
-    assert run(place / "config.py", place / "work") == 2
-    said = message(capsys)
+    assert run_training(place / "config.py", place / "work") == 2
+    said = error_line(capsys)
     assert "work: holds an older training (" in said
     assert all(option in said for option in ("--resume", "--overwrite", "--work-dir"))
     assert contents(place) == before
@@ -88,14 +63,14 @@ def test_each_trace_of_a_training_counts(older, tmp_path, left):
 def test_evaluations_and_other_files_are_no_training(older, tmp_path):
     cfg = load_config(older[0])
     set_work_dir(cfg, str(tmp_path))
-    from attnzoo.tools.test import evaluate
+    from attnzoo.tools.running.evaluation import evaluate
 
     evaluate(cfg, older[1] / "epoch_2.pth")
     for name in ("model.pth", "best_model.pth", "epoch_last.pth", "my_epoch_1.pth", "notes.txt"):
         (tmp_path / name).write_text("mine")
     assert trainings(tmp_path) == []
     assert not list(tmp_path.glob("*.py")), "its log folder has the config"
-    assert run(older[0], tmp_path, "--cfg-options", "train_cfg.max_epochs=1") == 0
+    assert run_training(older[0], tmp_path, "--cfg-options", "train_cfg.max_epochs=1") == 0
 
 
 def test_overwrite_removes_what_runs_have_written_and_nothing_else(place):
@@ -107,23 +82,23 @@ def test_overwrite_removes_what_runs_have_written_and_nothing_else(place):
         (work / name).parent.mkdir(exist_ok=True)
         (work / name).write_text("mine")
     (work / "other.py").write_text("model = dict()")
-    assert run(place / "config.py", work, "--overwrite", "--cfg-options", "train_cfg.max_epochs=1") == 0
+    assert run_training(place / "config.py", work, "--overwrite", "--cfg-options", "train_cfg.max_epochs=1") == 0
     found = contents(work)
     assert all(found[name] == b"mine" for name in mine) and found["other.py"] == b"model = dict()"
     assert sorted(path.name for path in work.glob("*_?.pth")) == ["best_mIoU_epoch_1.pth", "epoch_1.pth"]
     assert sorted(path.name for path in log_folder.iterdir()) == ["notes.txt"]
     assert "max_epochs=1" in kept.read_text()
-    assert not (work / files.LOCK).exists()
+    assert not (work / locks.LOCK).exists()
 
 
 def test_overwrite_does_not_remove_what_is_read(place, capsys):
     work = place / "work"
     before = contents(place)
     start = f"load_from={work / 'epoch_1.pth'}"
-    assert run(place / "config.py", work, "--overwrite", "--cfg-options", start) == 2
-    assert "epoch_1.pth: is read by this command" in message(capsys)
-    assert run(place / "config.py", work, "--overwrite", "--resume") == 2
-    assert "give one of them" in message(capsys)
+    assert run_training(place / "config.py", work, "--overwrite", "--cfg-options", start) == 2
+    assert "epoch_1.pth: is read by this command" in error_line(capsys)
+    assert run_training(place / "config.py", work, "--overwrite", "--resume") == 2
+    assert "give one of them" in error_line(capsys)
     assert contents(place) == before
 
 
@@ -131,18 +106,18 @@ def test_the_kept_config_is_no_loss(place):
     """It is trained from, or edited, or a file of the user's: it stays as it is."""
     work = place / "work"
     kept = (work / "config.py").read_text()
-    assert run(work / "config.py", work, "--overwrite", "--cfg-options", "train_cfg.max_epochs=1") == 0
+    assert run_training(work / "config.py", work, "--overwrite", "--cfg-options", "train_cfg.max_epochs=1") == 0
     assert (work / "config.py").read_text() == kept
     edited = kept + "\n# my notes\n"
     (work / "config.py").write_text(edited)
-    assert run(place / "config.py", work, "--overwrite", "--cfg-options", "train_cfg.max_epochs=1") == 0
+    assert run_training(place / "config.py", work, "--overwrite", "--cfg-options", "train_cfg.max_epochs=1") == 0
     assert (work / "config.py").read_text() == edited
 
 
 def test_the_config_itself_is_not_replaced(older, tmp_path, monkeypatch):
     shutil.copy(older[0], tmp_path / "config.py")
     monkeypatch.chdir(tmp_path)
-    assert run("config.py", ".", "--cfg-options", "train_cfg.max_epochs=1") == 0
+    assert run_training("config.py", ".", "--cfg-options", "train_cfg.max_epochs=1") == 0
     assert Path("config.py").read_bytes() == older[0].read_bytes()
 
 
@@ -153,7 +128,7 @@ def test_evaluation_in_the_work_directory_of_a_training(place, capsys):
     assert cli.main([*arguments, "--cfg-options", "val_dataloader.batch_size=2"]) == 0
     after = contents(work)
     assert {name: after[name] for name in before} == before
-    assert run(place / "config.py", work, "--resume", "--cfg-options", "train_cfg.max_epochs=3") == 0
+    assert run_training(place / "config.py", work, "--resume", "--cfg-options", "train_cfg.max_epochs=3") == 0
 
 
 def test_outputs_of_test_are_no_inputs(place, capsys):
@@ -162,7 +137,7 @@ def test_outputs_of_test_are_no_inputs(place, capsys):
     arguments = ["test", str(config), str(checkpoint), "--work-dir", str(place / "t"), "--out"]
     for out, said in ((config, "is read by"), (checkpoint, "is read by"), (place / "work/last_checkpoint", "there al")):
         assert cli.main([*arguments, str(out)]) == 2
-        assert said in message(capsys)
+        assert said in error_line(capsys)
     assert contents(place) == before
     base, top = place / "base.py", place / "top.py"
     shutil.copy(config, base)
@@ -173,12 +148,12 @@ def test_outputs_of_test_are_no_inputs(place, capsys):
     arguments[1] = str(top)
     for out, said in ((base, "is read by"), (image, "stands in"), (place, "is a folder")):
         assert cli.main([*arguments, str(out), "--overwrite"]) == 2
-        assert said in message(capsys)
+        assert said in error_line(capsys)
     assert base.read_bytes() == config.read_bytes() and image.read_bytes() == pixels
     out = place / "metrics.json"
     out.write_text("mine")
     assert cli.main([*arguments, str(out)]) == 2
-    assert "give --overwrite" in message(capsys) and out.read_text() == "mine"
+    assert "give --overwrite" in error_line(capsys) and out.read_text() == "mine"
     assert cli.main([*arguments, str(out), "--overwrite"]) == 0
     assert "mIoU" in out.read_text()
 
@@ -186,17 +161,17 @@ def test_outputs_of_test_are_no_inputs(place, capsys):
 @pytest.mark.parametrize("folder", ["", "images", "maps"])
 def test_data_and_work_do_not_mix(data, older, capsys, folder):
     before = contents(data)
-    assert run(older[0], data / folder) == 2
-    assert "is read by this command" in message(capsys)
+    assert run_training(older[0], data / folder) == 2
+    assert "is read by this command" in error_line(capsys)
     checkpoint = str(older[1] / "epoch_2.pth")
     assert cli.main(["test", str(older[0]), checkpoint, "--work-dir", str(data / folder)]) == 2
     assert contents(data) == before
 
 
 def test_a_second_training_is_refused_by_the_number_of_the_first(older, tmp_path, capsys):
-    with files.locked(tmp_path / "work" / files.LOCK, "it"):
-        assert run(older[0], tmp_path / "work") == 2
-        said = message(capsys)
+    with locks.locked(tmp_path / "work" / locks.LOCK, "it"):
+        assert run_training(older[0], tmp_path / "work") == 2
+        said = error_line(capsys)
         assert "work: another run is at work there" in said and f"process {os.getpid()} " in said
     assert contents(tmp_path) == {}
 
@@ -204,16 +179,19 @@ def test_a_second_training_is_refused_by_the_number_of_the_first(older, tmp_path
 def test_going_back_is_refused_where_newer_checkpoints_would_be_lost(place, tmp_path, capsys):
     before = contents(place)
     first = place / "work/epoch_1.pth"
-    assert run(place / "config.py", place / "work", "--resume", first) == 2
-    assert "epoch_2.pth would be lost by going on from" in message(capsys)
+    assert run_training(place / "config.py", place / "work", "--resume", first) == 2
+    assert "epoch_2.pth would be lost by going on from" in error_line(capsys)
     foreign = place / "epoch_9.pth"
     shutil.copy(place / "work/epoch_2.pth", foreign)
-    assert run(place / "config.py", place / "work", "--resume", foreign) == 2
-    assert "epoch_2.pth would be lost" in message(capsys)
+    assert run_training(place / "config.py", place / "work", "--resume", foreign) == 2
+    assert "epoch_2.pth would be lost" in error_line(capsys)
     foreign.unlink()
     assert contents(place) == before
     newest = place / "work/epoch_2.pth"
-    assert run(place / "config.py", place / "work", "--resume", newest, "--cfg-options", "train_cfg.max_epochs=3") == 0
+    assert (
+        run_training(place / "config.py", place / "work", "--resume", newest, "--cfg-options", "train_cfg.max_epochs=3")
+        == 0
+    )
 
 
 def test_a_copied_work_directory_goes_on_by_itself(place):
@@ -222,7 +200,7 @@ def test_a_copied_work_directory_goes_on_by_itself(place):
     shutil.copytree(work, copy)
     before = contents(work)
     assert last_checkpoint(copy) == copy / "epoch_2.pth"
-    assert run(place / "config.py", copy, "--resume", "--cfg-options", "train_cfg.max_epochs=6") == 0
+    assert run_training(place / "config.py", copy, "--resume", "--cfg-options", "train_cfg.max_epochs=6") == 0
     assert contents(work) == before
     assert len(list(copy.glob("best_*.pth"))) == 1
 
@@ -231,7 +209,7 @@ def test_leftovers_of_a_killed_run_go_and_other_hidden_files_stay(place):
     work = place / "work"
     (work / ".attnzoo-0123456789ab.tmp.pth").write_bytes(b"half")
     (work / ".mine.tmp.pth").write_bytes(b"mine")
-    assert run(place / "config.py", work, "--resume") == 0
+    assert run_training(place / "config.py", work, "--resume") == 0
     assert [path.name for path in work.iterdir() if path.name.startswith(".")] == [".mine.tmp.pth"]
 
 
@@ -239,23 +217,23 @@ def test_a_truncated_checkpoint_falls_back_to_the_one_before(place, capsys):
     work = place / "work"
     whole = (work / "epoch_2.pth").read_bytes()
     (work / "epoch_2.pth").write_bytes(whole[: len(whole) // 2])
-    assert run(place / "config.py", work, "--resume") == 0
-    said = message(capsys)
+    assert run_training(place / "config.py", work, "--resume") == 0
+    said = error_line(capsys)
     assert said.startswith("attnzoo: warning: ") and "epoch_2.pth" in said and "the checkpoint before it" in said
     assert load_checkpoint(work / "epoch_2.pth")["meta"]["iter"] == 8
 
     for path in work.glob("epoch_*.pth"):
         path.write_bytes(b"")
     before = contents(work)
-    assert run(place / "config.py", work, "--resume") == 2
+    assert run_training(place / "config.py", work, "--resume") == 2
     assert [line for line in capsys.readouterr().err.splitlines() if "error" in line]
     assert contents(work) == before
 
 
 def test_a_checkpoint_of_another_model_is_no_truncated_one(place, capsys):
     work = place / "work"
-    assert run(place / "config.py", work, "--resume", "--cfg-options", "model.decode_head.channels=32") == 2
-    said = message(capsys)
+    assert run_training(place / "config.py", work, "--resume", "--cfg-options", "model.decode_head.channels=32") == 2
+    said = error_line(capsys)
     assert said.startswith("attnzoo: error: ") and "not a checkpoint of this EncoderDecoder" in said
 
 
@@ -263,7 +241,7 @@ def test_checkpoints_in_another_folder(data, tmp_path, capsys):
     """Of the hook's `out_dir`: atomic, locked, resumed and refused as in the work directory."""
     config = write_config(tmp_path / "config.py", SEGMENTOR, data, epochs=1)
     place = f"default_hooks.checkpoint.out_dir={tmp_path / 'store'}"
-    assert run(config, tmp_path / "work", "--cfg-options", place) == 0
+    assert run_training(config, tmp_path / "work", "--cfg-options", place) == 0
     store = tmp_path / "store" / "work"
     cfg = load_config(config, {"default_hooks.checkpoint.out_dir": str(tmp_path / "store")})
     set_work_dir(cfg, str(tmp_path / "work"))
@@ -271,14 +249,14 @@ def test_checkpoints_in_another_folder(data, tmp_path, capsys):
     assert load_checkpoint(store / "epoch_1.pth")["superseded"] == [], "written by the atomic backend"
     shutil.rmtree(tmp_path / "work")
     before = contents(tmp_path)
-    assert run(config, tmp_path / "work", "--cfg-options", place) == 2
-    assert "store/work: holds an older training (epoch_1.pth)" in message(capsys)
+    assert run_training(config, tmp_path / "work", "--cfg-options", place) == 2
+    assert "store/work: holds an older training (epoch_1.pth)" in error_line(capsys)
     assert contents(tmp_path) == before
     # Without the note, and with one that a kill has left empty.
     for note in (None, ""):
         if note is not None:
             (tmp_path / "work" / "last_checkpoint").write_text(note)
-        assert run(config, tmp_path / "work", "--resume", "--cfg-options", place) == 0
+        assert run_training(config, tmp_path / "work", "--resume", "--cfg-options", place) == 0
         assert f"trained 1 epochs, 4 iterations: {store / 'epoch_1.pth'}" in capsys.readouterr().out
         assert contents(store) == {name[11:]: held for name, held in before.items() if name.startswith("store/work/")}
 
@@ -297,184 +275,20 @@ def test_a_note_without_its_checkpoint_starts_nothing(place, capsys):
     for path in place.glob("work/*.pth"):
         path.unlink()
     before = contents(place)
-    assert run(place / "config.py", place / "work", "--resume") == 2
+    assert run_training(place / "config.py", place / "work", "--resume") == 2
     said = f"last_checkpoint: is there, but not the checkpoint that it names ({place / 'work' / 'epoch_2.pth'})"
-    assert said in message(capsys)
+    assert said in error_line(capsys)
     assert contents(place) == before
 
 
 def test_published_checkpoints_are_whole(data, tmp_path):
     config = write_config(tmp_path / "config.py", SEGMENTOR, data, epochs=1, extra=BEST)
     keys = "default_hooks.checkpoint.published_keys=['meta','state_dict']"
-    assert run(config, tmp_path / "work", "--cfg-options", keys) == 0
+    assert run_training(config, tmp_path / "work", "--cfg-options", keys) == 0
     published = sorted(path for path in (tmp_path / "work").glob("*-*.pth"))
     assert [path.name.rpartition("-")[0] for path in published] == ["best_mIoU_epoch_1", "epoch_1"]
     content = torch.load(published[1], weights_only=True, map_location="cpu")
     assert set(content) == {"meta", "state_dict"}
-
-
-@HOOKS.register_module(force=True)
-class SpoilHook(Hook):
-    """Makes one weight NaN after an iteration, as a gradient that is not finite does."""
-
-    def __init__(self, iteration):
-        self.iteration = iteration
-
-    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-        if runner.iter + 1 == self.iteration:
-            next(iter(runner.model.backbone.parameters())).data.view(-1)[0] = float("nan")
-
-
-def test_a_loss_that_is_not_finite_ends_the_training(data, tmp_path, capsys):
-    hook = "\ncustom_hooks = [dict(type='SpoilHook', iteration=6)]\n"
-    config = write_config(tmp_path / "config.py", DETECTOR, data, epochs=4, extra=hook)
-    assert run(config, tmp_path / "work") == 2
-    said = message(capsys)
-    assert "has diverged: loss_cls is nan at iteration 7 (epoch 2)" in said
-    assert f"the last good checkpoint is {tmp_path / 'work' / 'epoch_1.pth'}" in said
-    assert [path.name for path in (tmp_path / "work").glob("*.pth")] == ["epoch_1.pth"]
-
-
-def test_weights_that_are_not_finite_replace_no_checkpoint(data, tmp_path, capsys):
-    hook = "\ncustom_hooks = [dict(type='SpoilHook', iteration=8)]\n"
-    config = write_config(tmp_path / "config.py", SEGMENTOR, data, epochs=2, extra=hook)
-    assert run(config, tmp_path / "work") == 2
-    said = message(capsys)
-    assert "has diverged: weight backbone.model." in said and "is not finite at iteration 8" in said
-    assert "epoch_1.pth" in said
-    assert [path.name for path in (tmp_path / "work").glob("*.pth")] == ["epoch_1.pth"]
-    assert run(config, tmp_path / "work", "--resume", "--cfg-options", "custom_hooks=[]") == 0
-
-
-def test_a_rate_of_learning_that_is_too_high(data, tmp_path, capsys):
-    config = write_config(tmp_path / "config.py", SEGMENTOR, data, epochs=4)
-    optimizer = "optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=1e30))"
-    with config.open("a") as file:
-        file.write(f"\n{optimizer}\n")
-    assert run(config, tmp_path / "work") == 2
-    assert "the training has diverged: decode.loss_ce is" in message(capsys)
-
-
-class Scalar:
-    def __init__(self, value):
-        self.data, self.value = [[value]], value
-
-    def current(self):
-        return self.value
-
-
-@pytest.mark.parametrize(
-    ("loss", "norm", "scaled", "stops"),
-    [
-        (1.0, float("inf"), True, False),
-        (1.0, float("inf"), False, True),
-        (float("inf"), 1.0, True, True),
-        (1.0, 1.0, False, False),
-    ],
-    ids=["fp16 overflow", "gradient", "loss", "fine"],
-)
-def test_gradients_may_overflow_where_a_loss_scaler_answers_it(loss, norm, scaled, stops, tmp_path):
-    from types import SimpleNamespace
-
-    from attnzoo.tools.running.hooks import FiniteHook
-
-    wrapper = SimpleNamespace(grad_name="grad_norm", clip_grad_kwargs={"max_norm": 1})
-    if scaled:
-        wrapper.loss_scaler = object()
-    hub = SimpleNamespace(log_scalars={"train/grad_norm": Scalar(norm)})
-    cfg = Config(dict(work_dir=str(tmp_path)))
-    runner = SimpleNamespace(message_hub=hub, optim_wrapper=wrapper, iter=4, epoch=0, cfg=cfg)
-    outputs = {"loss": torch.tensor(loss), "loss_a": torch.tensor(loss), "acc": torch.tensor(float("nan"))}
-    if stops:
-        with pytest.raises(UserError, match=r"(loss_a|grad_norm) is inf at iteration 5"):
-            FiniteHook().after_train_iter(runner, 0, outputs=outputs)
-    else:
-        FiniteHook().after_train_iter(runner, 0, outputs=outputs)
-
-
-def test_a_full_disk_is_one_line(data, tmp_path, capsys, monkeypatch):
-    config = write_config(tmp_path / "config.py", SEGMENTOR, data, epochs=3)
-    write, count = Path.write_bytes, []
-
-    def full(path, content):
-        count.append(path)
-        if len(count) == 2:
-            write(path, content[:1000])
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return write(path, content)
-
-    monkeypatch.setattr(Path, "write_bytes", full)
-    assert run(config, tmp_path / "work") == 2
-    said = message(capsys)
-    assert "epoch_2.pth: No space left on device: the training has stopped" in said
-    assert f"the last complete checkpoint is {tmp_path / 'work' / 'epoch_1.pth'}, from which --resume goes on" in said
-    names = sorted(path.name for path in (tmp_path / "work").iterdir() if path.is_file())
-    assert names == ["config.py", "epoch_1.pth", "last_checkpoint"]
-    monkeypatch.undo()
-    assert run(config, tmp_path / "work", "--resume") == 0
-
-
-def test_a_limit_on_the_size_of_files_is_one_line(data, tmp_path):
-    """Of every file, so that logs cannot be written either."""
-    config = write_config(tmp_path / "config.py", SEGMENTOR, data, epochs=3)
-    done = subprocess.run(
-        [sys.executable, "-m", "attnzoo", "train", str(config), "--work-dir", str(tmp_path / "work")],
-        capture_output=True,
-        text=True,
-        env=ENVIRONMENT,
-        timeout=300,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)),
-    )
-    assert done.returncode == 2
-    assert "Traceback" not in done.stderr and "File too large" in done.stderr.splitlines()[-1], done.stderr[-3000:]
-    assert not list((tmp_path / "work").rglob("*.pth"))
-
-
-OWN = """
-from mmdet.datasets import CocoDataset
-from mmengine.hooks import Hook
-from mmengine.registry import DATASETS, HOOKS
-
-@HOOKS.register_module(force=True)
-class BrokenHook(Hook):
-    def __init__(self, when):
-        self.when = when
-        if when == "built":
-            raise ValueError("mine, when built")
-
-    def before_train_iter(self, runner, batch_idx, data_batch=None):
-        if self.when == "run":
-            raise KeyError("mine, when run")
-
-@DATASETS.register_module(force=True)
-class BrokenDataset(CocoDataset):
-    def load_data_list(self):
-        raise ZeroDivisionError("mine, in the data")
-"""
-
-
-@pytest.mark.parametrize(
-    ("extra", "error", "text"),
-    [
-        ("custom_hooks = [dict(type='BrokenHook', when='built')]", ValueError, "mine, when built"),
-        ("custom_hooks = [dict(type='BrokenHook', when='run')]", KeyError, "mine, when run"),
-        ("train_dataloader['dataset']['type'] = 'BrokenDataset'", ZeroDivisionError, "mine, in the data"),
-    ],
-)
-def test_errors_in_code_of_ones_own_name_their_place(data, tmp_path, monkeypatch, extra, error, text):
-    (tmp_path / "own_parts.py").write_text(OWN)
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "own_parts", raising=False)
-    imports = '\ncustom_imports["imports"].append("own_parts")\n'
-    config = write_config(tmp_path / "config.py", DETECTOR, data, extra=imports + extra)
-    if "run" in text:  # a run that has begun fails with the error itself
-        with pytest.raises(error, match=text):
-            train_it(config, tmp_path / "work")
-        return
-    with pytest.raises(UserError, match=rf"{error.__name__}: {text} .*own_parts\.py, line \d+; --traceback") as raised:
-        train_it(config, tmp_path / "work")
-    assert raised.value.__cause__ is not None
-    assert not (tmp_path / "work").exists()
 
 
 def test_two_runs_in_one_second_share_nothing(data, tmp_path):
@@ -490,25 +304,11 @@ def test_two_runs_in_one_second_share_nothing(data, tmp_path):
     assert one.message_hub is not other.message_hub and one.visualizer is not other.visualizer
 
 
-def train_it(config, work_dir):
-    cfg = load_config(config)
-    set_work_dir(cfg, str(work_dir))
-    return train(cfg)
-
-
-def test_errors_of_libraries_in_building_are_one_line_with_their_cause(data, tmp_path):
-    config = write_config(tmp_path / "config.py", DETECTOR, data, extra="\ncustom_hooks = [dict(type='NoSuchHook')]\n")
-    with pytest.raises(UserError, match="the run cannot be built: KeyError") as raised:
-        train_it(config, tmp_path / "work")
-    assert isinstance(raised.value.__cause__, KeyError)
-    assert not (tmp_path / "work").exists()
-
-
 def test_a_run_that_cannot_be_built_removes_nothing_of_another(data, tmp_path, capsys):
     config = write_config(tmp_path / "config.py", DETECTOR, data)
     (tmp_path / "work").mkdir()
     (tmp_path / "work" / "notes.txt").write_text("mine")
-    assert run(config, tmp_path / "work", "--cfg-options", "train_cfg.type=NoLoop") == 2
+    assert run_training(config, tmp_path / "work", "--cfg-options", "train_cfg.type=NoLoop") == 2
     assert contents(tmp_path / "work") == {"notes.txt": b"mine"}
 
 
@@ -521,7 +321,7 @@ def spoil(path, **changes):
 
 
 def on(config, work_dir, *options):
-    return run(config, work_dir, "--resume", *options, "--cfg-options", "train_cfg.max_epochs=3")
+    return run_training(config, work_dir, "--resume", *options, "--cfg-options", "train_cfg.max_epochs=3")
 
 
 def test_a_checkpoint_names_no_files_of_the_users_for_removal(place):
@@ -535,7 +335,7 @@ def test_a_checkpoint_names_no_files_of_the_users_for_removal(place):
     spoil(work / "epoch_2.pth", superseded=[*names, "epoch_0.pth"], info=dict(keep_ckpt_ids=ids))
     kept = {name: text for name, text in contents(place).items() if text == b"mine"}
     options = ["train_cfg.max_epochs=3", "default_hooks.checkpoint.max_keep_ckpts=1"]
-    assert run(place / "config.py", work, "--resume", "--cfg-options", *options) == 0
+    assert run_training(place / "config.py", work, "--resume", "--cfg-options", *options) == 0
     assert contents(place).items() >= kept.items() and (work / "epoch_0.pth").is_symlink()
     assert (work / "epoch_2.pth").is_file(), "whose ids are not trusted"
 
@@ -565,8 +365,8 @@ def test_checkpoints_of_other_names_are_refused(place, capsys):
         (place / name).write_text("mine")
     before = contents(place)
     option = "default_hooks.checkpoint.filename_tmpl=model_{}.pth"
-    assert run(place / "config.py", place, "--overwrite", "--cfg-options", option) == 2
-    assert "filename_tmpl: checkpoints are known by their names" in message(capsys)
+    assert run_training(place / "config.py", place, "--overwrite", "--cfg-options", option) == 2
+    assert "filename_tmpl: checkpoints are known by their names" in error_line(capsys)
     assert contents(place) == before
 
 
@@ -581,8 +381,8 @@ def test_checkpoints_of_other_names_are_refused(place, capsys):
 )
 def test_overwrite_removes_nothing_for_a_training_that_cannot_be_built(place, capsys, option):
     before = contents(place)
-    assert run(place / "config.py", place / "work", "--overwrite", "--cfg-options", option) == 2
-    message(capsys)
+    assert run_training(place / "config.py", place / "work", "--overwrite", "--cfg-options", option) == 2
+    error_line(capsys)
     assert contents(place) == before
 
 
@@ -604,7 +404,7 @@ def test_overwrite_removes_after_the_first_iteration(place, iteration):
         file.write(f"\ncustom_hooks = [dict(type='FailingHook', iteration={iteration})]\n")
     before = contents(place)
     with pytest.raises(IndexError):
-        run(place / "config.py", place / "work", "--overwrite")
+        run_training(place / "config.py", place / "work", "--overwrite")
     after = contents(place)
     logs = {name for name in after if name.startswith("work/20")}
     if iteration == 1:
@@ -614,23 +414,24 @@ def test_overwrite_removes_after_the_first_iteration(place, iteration):
         assert "FailingHook" in after["work/config.py"].decode()
 
 
-def test_a_training_begins_before_it_saves():
-    """As a resumed one may, by a validation before its first iteration."""
-    from attnzoo.tools.running.hooks import ProgressHook
-
-    begun = []
-    hook = ProgressHook(lambda: begun.append(True))
-    for _ in range(2):
-        hook.before_save_checkpoint(None, {})
-        assert begun == [True]
-
-
 def test_predictions_that_a_metric_writes_replace_nothing_unasked(place, capsys):
     mine = place / "mine.bbox.json"
     mine.write_text("mine")
     arguments = ["test", str(place / "config.py"), str(place / "work/epoch_2.pth"), "--work-dir", str(place / "t")]
     assert cli.main([*arguments, "--cfg-options", f"test_evaluator.outfile_prefix={place / 'mine'}"]) == 2
-    assert "mine.bbox.json: is there already" in message(capsys) and mine.read_text() == "mine"
+    assert "mine.bbox.json: is there already" in error_line(capsys) and mine.read_text() == "mine"
+
+
+def test_last_checkpoint_survives_a_broken_note(tmp_path):
+    assert last_checkpoint(tmp_path) is None
+    for number in (1, 2):
+        (tmp_path / f"epoch_{number}.pth").write_bytes(b"x")
+    (tmp_path / "last_checkpoint").write_text("")
+    assert last_checkpoint(tmp_path).name == "epoch_2.pth"
+    (tmp_path / "last_checkpoint").write_text("/moved/away/epoch_2.pth")
+    assert last_checkpoint(tmp_path).name == "epoch_2.pth"
+    (tmp_path / "last_checkpoint").write_text(str(tmp_path / "epoch_1.pth"))
+    assert last_checkpoint(tmp_path).name == "epoch_1.pth"
 
 
 def test_weights_by_all_their_names_are_read(older, tmp_path):
@@ -653,100 +454,16 @@ def test_a_place_that_no_training_has_is_refused(place, capsys, meta, said):
     spoil(place / "work/epoch_2.pth", meta=meta)
     before = contents(place)
     assert on(place / "config.py", place / "work") == 2
-    assert said in message(capsys)
+    assert said in error_line(capsys)
     assert contents(place) == before
-
-
-@pytest.mark.parametrize(
-    ("own", "seed", "used", "said"),
-    [
-        ({}, 7, 7, None),
-        (dict(randomness=dict(seed=None, deterministic=True)), 7, 7, None),
-        (dict(randomness=dict(seed=7)), 7, 7, None),
-        (dict(randomness=dict(seed=8)), 7, 8, "warning: a.pth: was drawn with the seed 7, not 8"),
-        ({}, None, None, None),
-        ({}, "7", None, "meta.seed is '7'"),
-        ({}, 2**32, None, "meta.seed is 4294967296"),
-    ],
-)
-def test_a_resumed_run_has_the_seed_of_its_checkpoint_from_the_first(capsys, own, seed, used, said):
-    cfg = Config(dict(load_from="a.pth", **own))
-    if used is None and said:
-        with pytest.raises(UserError, match=said):
-            _set_seed(cfg, seed)
-        return
-    _set_seed(cfg, seed)
-    randomness = cfg.get("randomness", {})
-    assert randomness.get("seed") == used
-    assert randomness.get("deterministic") == own.get("randomness", {}).get("deterministic")
-    told = capsys.readouterr().err
-    assert said in told if said else not told
 
 
 def test_an_iteration_beyond_the_last_is_refused(place, capsys):
     spoil(place / "work/epoch_2.pth", meta=dict(iter=13))
     with (place / "config.py").open("a") as file:
         file.write("\ntrain_cfg = dict(type='IterBasedTrainLoop', max_iters=12)\n")
-    assert run(place / "config.py", place / "work", "--resume") == 2
-    assert "meta.iter is 13, and must be a whole number from 0 to train_cfg.max_iters (12)" in message(capsys)
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        (lambda state: state["param_groups"][0].pop("betas"), "param_groups[0].betas is None"),
-        (lambda state: state["state"][0].update(exp_avg=torch.zeros(2, 3)), "exp_avg is of shape (2, 3)"),
-        (lambda state: state["state"][3].pop("exp_avg"), "not all parameters have exp_avg"),
-        (lambda state: state["state"][0].update(step=torch.zeros(2, 3)), "step is tensor("),
-        (lambda state: None, None),
-    ],
-)
-def test_what_cannot_be_the_state_of_an_optimizer(change, said):
-    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 4))
-    optimizer = torch.optim.AdamW(model.parameters())
-    model(torch.rand(2, 3)).sum().backward()
-    optimizer.step()
-    state, before = copy.deepcopy(optimizer.state_dict()), [dict(group) for group in optimizer.param_groups]
-    change(state)
-    optimizer.load_state_dict(state)
-    told = wrong_state(optimizer, before)
-    assert told is None if said is None else said in told
-
-
-class OwnOptimizer(torch.optim.Optimizer):
-    """Keeps of matrices what it does not keep of vectors, under a name of torch's but in no parameter's shape."""
-
-    def __init__(self, params, lr, limit=float("inf"), flag=True):
-        super().__init__(params, dict(lr=lr, limit=limit, flag=flag))
-
-    @torch.no_grad()
-    def step(self, closure=None):
-        for parameter in self.param_groups[0]["params"]:
-            self.state[parameter]["exp_avg" if parameter.dim() > 1 else "mine"] = parameter.grad.mean()
-
-
-# But for those that want sparse gradients, or a closure.
-OPTIMIZERS = [vars(torch.optim)[name] for name in TORCH_OPTIMIZERS if name not in ("SparseAdam", "LBFGS", "Optimizer")]
-
-
-@pytest.mark.parametrize("kind", [OwnOptimizer, *OPTIMIZERS])
-def test_every_optimizer_can_be_resumed(kind):
-    def made(**options):
-        model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.Linear(16, 2))
-        names = [name for name in options if name in inspect.signature(kind).parameters]
-        matrices = kind is getattr(torch.optim, "Muon", None)
-        parameters = [value for value in model.parameters() if value.dim() == 2 or not matrices]
-        return model, kind(parameters, lr=1e-3, **{name: options[name] for name in names})
-
-    model, optimizer = made(flag=None)
-    model(torch.rand(2, 3, 4, 4)).sum().backward()
-    optimizer.step()
-    _, resumed = made(foreach=False)
-    before = [dict(group) for group in resumed.param_groups]
-    resumed.load_state_dict(optimizer.state_dict())
-    assert wrong_state(resumed, before) is None
-    resumed.param_groups[0]["lr"] = None
-    assert "param_groups[0].lr is None" in wrong_state(resumed, before)
+    assert run_training(place / "config.py", place / "work", "--resume") == 2
+    assert "meta.iter is 13, and must be a whole number from 0 to train_cfg.max_iters (12)" in error_line(capsys)
 
 
 def test_a_damaged_state_of_the_optimizer_is_one_line(place, capsys):
@@ -757,7 +474,7 @@ def test_a_damaged_state_of_the_optimizer_is_one_line(place, capsys):
     before = contents(place)
     assert on(place / "config.py", place / "work") == 2
     said = "epoch_2.pth: the state of the optimizer cannot be used: param_groups[0].lr is 'x'"
-    assert said in message(capsys)
+    assert said in error_line(capsys)
     assert contents(place) == before
 
 
@@ -766,6 +483,6 @@ def test_nothing_is_written_through_a_link(place, capsys, option):
     (place / "important.txt").write_text("mine")
     (place / "work/last_checkpoint").unlink()
     (place / "work/last_checkpoint").symlink_to("../important.txt")
-    assert run(place / "config.py", place / "work", option) == 2
-    assert "last_checkpoint: is a link" in message(capsys)
+    assert run_training(place / "config.py", place / "work", option) == 2
+    assert "last_checkpoint: is a link" in error_line(capsys)
     assert (place / "important.txt").read_text() == "mine"

@@ -1,39 +1,28 @@
-"""Checks of what annotation files say, before a training run meets it."""
+"""Checks of what COCO files say, before a training run meets it."""
 
 from __future__ import annotations
 
-import math
 import os
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ..common.errors import UserError
-from .images import SUFFIXES, image_size, open_image
+from ..common.messages import shortened, some
+from .outlines import NUMBERS, PIXELS, REACH, first_bad_code, is_odd, mask_fault
 
-# A label map is read for its values; of more maps these are spread over the data set. So are images whose headers are.
-_MAPS_READ, _HEADERS_READ = 64, 1000
-
-# What OpenCV reads at most: pixels of a side, and of an image.
-_SIDE, _PIXELS = 2**20, 2**30
-# Boxes and polygons may stick out of their image, by so many times its longer side, and must come as near as a pixel.
-_REACH, _NEAR = 10, 1
+# What OpenCV reads at most of a side, in pixels.
+_SIDE = 2**20
+# They must come as near to their image, in pixels.
+_NEAR = 1
 # Sums and products of such numbers are finite.
 _LARGEST = 1e15
-# pycocotools holds every pixel of an outline in memory, forty bytes each.
-_OUTLINE = 10_000_000
-_NUMBERS = {int, float}
 # Ids of images are compared only; those of annotations and categories are counted with.
 _INT64 = 2**63
-_CODE = re.compile(r"[0-o]+")
 # Levels of lists and entries in what pycocotools copies, which fails where there are very many.
 _LEVELS = 50
-# Rows of a map of segments that are looked at together: eight bytes a pixel.
-_BAND = 256
 
 
 @dataclass(frozen=True)
@@ -75,11 +64,6 @@ class _Told:
     def add(self, place: str, value: Any, why: str) -> None:
         self.count += 1
         self.first = self.first or f"{place}: {_shown(value)}: {why}"
-
-
-def _some(values: Collection[Any]) -> str:
-    shown = [repr(value) for value in list(values)[:5]]
-    return ", ".join(shown) + (", …" if len(values) > 5 else "")
 
 
 def check_coco(
@@ -144,7 +128,7 @@ def _shown(value: Any) -> str:
         text = str(value)
     except (RecursionError, ValueError):  # nested too deep, or an integer of too many digits
         text = f"a {type(value).__name__}"
-    return text if len(text) <= 80 else text[:79] + "…"
+    return shortened(text, 80)
 
 
 def _is_shallow(value: Any, levels: int) -> bool:
@@ -158,7 +142,7 @@ def _check_images(
     """The names of the images, and width and height by their id."""
     names: list[str | None] = []
     # Without masks, mmdet and pycocotools compare sizes only.
-    whole = {int} if needs.masks or needs.kind == "panoptic" else _NUMBERS
+    whole = {int} if needs.masks or needs.kind == "panoptic" else NUMBERS
     sizes: dict[Any, tuple[int, int]] = {}
     kind = None
     for index, image in enumerate(images):
@@ -168,8 +152,8 @@ def _check_images(
             if type(side) not in whole or not 1 <= side <= _SIDE or side != int(side):
                 raise wrong(f"{place}.{key}", side, f"a positive number of pixels, at most {_SIDE}")
         size: tuple[int, int] = image["width"], image["height"]
-        if size[0] * size[1] > _PIXELS:
-            raise wrong(f"{place}.height", image["height"], f"no more than {_PIXELS} pixels in all")
+        if size[0] * size[1] > PIXELS:
+            raise wrong(f"{place}.height", image["height"], f"no more than {PIXELS} pixels in all")
         number: Any = image.get("id")
         kind = kind or type(number)
         if kind not in (int, str) or type(number) is not kind or (kind is int and not -_INT64 <= number < _INT64):
@@ -231,13 +215,13 @@ def _check_categories(wrong: Wrong, categories: list[dict[str, Any]], needs: Coc
     taken = [name for name in found.values() if name in wanted]
     if needs.classes and not taken:
         names = list(found.values())
-        raise wrong("categories", _some(names), f"names among the classes of the data set: {_some(needs.classes)}")
+        raise wrong("categories", some(names), f"names among the classes of the data set: {some(needs.classes)}")
     if needs.ordered and taken != list(needs.classes[: len(taken)]):
         raise wrong(
             "categories",
-            _some(taken),
+            some(taken),
             f"the order of the data set's classes, since labels are numbered in the order of the file, without a gap: "
-            f"{_some(needs.classes)}",
+            f"{some(needs.classes)}",
         )
     return found
 
@@ -284,11 +268,11 @@ def _check_annotations(
         if fault is None and needs.masks and _needs_mask(entry, size, categories, needs):
             mask = entry.get("segmentation")
             polygons = mask if needs.reader == "data set" and type(mask) is list else ()
-            odd = [one for one in polygons if _is_odd(one)]
+            odd = [one for one in polygons if is_odd(one)]
             if odd:
                 told.add(f"annotations[{index}].segmentation", odd[0], "not 6 or more numbers, x and y in turn")
-                mask = [one for one in polygons if not _is_odd(one)]
-            allowed = _mask_fault(mask, *size) if mask or not odd else None
+                mask = [one for one in polygons if not is_odd(one)]
+            allowed = mask_fault(mask, *size) if mask or not odd else None
             if allowed:
                 fault = "segmentation", allowed
             elif type(mask) is dict and type(mask["counts"]) is str:
@@ -297,7 +281,7 @@ def _check_annotations(
             key, allowed = fault
             raise wrong(f"annotations[{index}].{key}", entry.get(key), allowed)
     for start in range(0, len(codes), 10_000):
-        bad = _first_bad_code(codes[start : start + 10_000])
+        bad = first_bad_code(codes[start : start + 10_000])
         if bad is not None:
             value = annotations[bad]["segmentation"]["counts"]
             raise wrong(f"annotations[{bad}].segmentation.counts", value, "run lengths of all pixels of the image")
@@ -338,13 +322,13 @@ def _fault(
     """The field of an annotation that is wrong, and what is allowed there; None if none is, or if it is told."""
     category = entry.get("category_id")
     if type(category) is not int or category not in categories:
-        return "category_id", f"an id of categories: {_some(categories)}"
+        return "category_id", f"an id of categories: {some(categories)}"
     box = entry.get("bbox")
     # Values so large that a sum of them overflows, and NaN, fail here.
-    if type(box) is not list or len(box) != 4 or not {*map(type, box)} <= _NUMBERS or not all(map(_is_moderate, box)):
+    if type(box) is not list or len(box) != 4 or not {*map(type, box)} <= NUMBERS or not all(map(_is_moderate, box)):
         return "bbox", "four finite numbers: x, y, width, height"
     area: Any = entry.get("area")
-    if type(area) not in _NUMBERS or not _is_moderate(area) or (area < 0 and needs.reader == "other"):
+    if type(area) not in NUMBERS or not _is_moderate(area) or (area < 0 and needs.reader == "other"):
         return "area", "a finite number of pixels, not negative"
     crowd = entry.get("iscrowd", 0)
     if type(crowd) not in (int, float, bool) or crowd not in (0, 1):
@@ -355,7 +339,7 @@ def _fault(
             told.add(f"{place}.{useless[0]}", entry[useless[0]], useless[1])
         return None
     width, height = size
-    reach = _REACH * max(size)
+    reach = REACH * max(size)
     x, y, w, h = box
     if not (-reach <= x <= width + reach and -reach <= y <= height + reach):
         return "bbox", f"x and y of finite numbers, less than {reach} pixels outside of the image of {width} x {height}"
@@ -388,285 +372,3 @@ def _needs_mask(entry: dict[str, Any], size: tuple[int, int], categories: dict[i
         return taken
     # pycocotools reads those of all that it compares.
     return taken or (of_class and needs.evaluated) or bool(entry.get("segmentation"))
-
-
-def _is_odd(polygon: Any) -> bool:
-    """Whether mmdet leaves out a polygon, as it has too few corners or half of one."""
-    numbers = type(polygon) is list and {*map(type, polygon)} <= _NUMBERS
-    return numbers and (len(polygon) < 6 or len(polygon) % 2 == 1)
-
-
-def _mask_fault(mask: Any, width: int, height: int) -> str | None:
-    """What is allowed for a segmentation that is wrong; the runs in a text are left to `_first_bad_code`."""
-    if type(mask) is dict:
-        size, counts = mask.get("size"), mask.get("counts")
-        if type(size) is not list or size != [height, width] or {*map(type, size)} != {int}:
-            return f"run lengths with the size of the image, [{height}, {width}]"
-        if type(counts) is list:
-            whole = {*map(type, counts)} == {int} and min(counts) >= 0 and sum(counts) == width * height
-            return None if whole else f"run lengths of all {width * height} pixels of the image"
-        text = type(counts) is str and _CODE.fullmatch(counts)
-        return None if text else "run lengths, as a list of numbers or as COCO's text"
-    if type(mask) is not list or not mask:
-        return "polygons of 6 or more numbers, or run lengths"
-    reach = _REACH * max(width, height)
-    least, most = -reach, max(width, height) + reach
-    outline = 0.0
-    for polygon in mask:
-        if type(polygon) is not list or len(polygon) < 6 or len(polygon) % 2 or not {*map(type, polygon)} <= _NUMBERS:
-            return "polygons of 6 or more numbers, or a code of run lengths"
-        low, high = min(polygon), max(polygon)
-        # NaN can hide from the smallest and largest, but not from the sum.
-        if not (least <= low and high <= most and _is_finite_sum(polygon)):
-            return f"polygons of finite numbers, less than {reach} pixels outside of the image of {width} x {height}"
-        outline += len(polygon) * (high - low)
-    if outline > _OUTLINE and sum(map(_outline, mask)) > _OUTLINE:
-        return f"polygons with outlines of at most {_OUTLINE} pixels"
-    return None
-
-
-def _is_finite_sum(numbers: list[float]) -> bool:
-    try:
-        return math.isfinite(sum(numbers))
-    except OverflowError:  # an integer larger than any float, beside NaN
-        return False
-
-
-def _outline(polygon: list[float]) -> float:
-    """Pixels on the sides of a polygon."""
-    corners = np.array(polygon, float).reshape(-1, 2)
-    return float(np.abs(corners - np.roll(corners, 1, 0)).max(1).sum())
-
-
-def _first_bad_code(codes: list[tuple[int, bytes, int]]) -> int | None:
-    """The first of COCO's compressed masks that does not cover its image; pycocotools trusts them.
-
-    A run is written in groups of five bits, low ones first, a character each: 32 says that more follow, 16 in the last
-    that the number is negative. From the fourth on, the difference to the run before the last is written.
-
-    Args:
-        codes: Index, text (of characters 0 to o) and pixels of the image.
-
-    Returns:
-        The index.
-    """
-    if not codes:
-        return None
-    lengths = np.array([len(code) for _, code, _ in codes])
-    ends = lengths.cumsum()
-    text = np.frombuffer(b"".join(code for _, code, _ in codes), np.uint8).astype(np.int64) - ord("0")
-    bad = text[ends - 1] >= 32
-    last = text < 32
-    last[ends - 1] = True
-    stops = np.flatnonzero(last)
-    starts = np.append(0, stops[:-1] + 1)
-    digits = stops - starts + 1
-    place = np.arange(len(text)) - np.repeat(starts, digits)
-    owner = np.searchsorted(ends, starts, side="right")
-    # Runs of 32 bits have seven digits at most.
-    bad[owner[digits > 7]] = True
-    values = np.add.reduceat((text & 31) << (5 * np.minimum(place, 6)), starts)
-    values -= np.where(text[stops] & 16, 1 << (5 * np.minimum(digits, 7)), 0)
-    first = np.searchsorted(owner, np.arange(len(codes)))
-    position = np.arange(len(values)) - first[owner]
-    # The first run, the other even ones and the odd ones are three rows of sums.
-    row = 3 * owner + np.where(position == 0, 0, 1 + position % 2)
-    order = np.argsort(row, kind="stable")
-    sums = values[order].cumsum()
-    begins = np.flatnonzero(np.diff(row[order], prepend=-1))
-    before = np.append(0, sums)[begins]
-    runs = np.empty_like(values)
-    runs[order] = sums - np.repeat(before, np.diff(np.append(begins, len(values))))
-    bad[owner[(runs < 0) | (runs > _PIXELS)]] = True
-    bad |= np.add.reduceat(runs, first) != [pixels for _, _, pixels in codes]
-    return codes[int(bad.argmax())][0] if bad.any() else None
-
-
-def _stored_size(path: str) -> tuple[int, int]:
-    with open_image(path) as image:
-        return image.size
-
-
-def _size(path: str, read: Callable[[str], tuple[int, int]] = image_size) -> tuple[int, int] | None:
-    """Width and height of an image as Pillow tells them; None of one that Pillow does not read and OpenCV may.
-
-    Raises:
-        UserError: for what is no image to either.
-    """
-    import cv2
-
-    if Path(path).suffix.lower() not in SUFFIXES:
-        return None
-    try:
-        return read(path)
-    except UserError:
-        # Of floats, for instance, or of a format that the name does not tell: the run shows whether it can.
-        if os.path.isfile(path) and cv2.haveImageReader(path):
-            return None
-        raise
-
-
-def check_sizes(field: str, path: Path, images: list[dict[str, Any]], files: list[str | None]) -> None:
-    """Compare the sizes that a COCO file tells with those of the images themselves, of a number of them.
-
-    Args:
-        field: Of the config, for the message.
-        path: The COCO file, for the message.
-        images: Its entries, checked.
-        files: Of each, where it is, or None.
-
-    Raises:
-        UserError: naming the entry, its size and that of the file, or a file that is no image.
-    """
-    for index in range(0, len(files), max(1, math.ceil(len(files) / _HEADERS_READ))):
-        file = files[index]
-        if file is None:
-            continue
-        told = images[index]["width"], images[index]["height"]
-        try:
-            found = _size(file, _stored_size)
-            # As the pixels lie in the file, or as its EXIF data turn them.
-            if found is not None and told != found and (told != found[::-1] or told != _size(file)):
-                raise UserError(
-                    f"width and height {told[0]} x {told[1]}: allowed is {found[0]} x {found[1]}, which {file} has"
-                )
-        except UserError as error:
-            raise UserError(f"{field}: {path}: images[{index}]: {error}") from error
-
-
-def check_segment_maps(field: str, path: Path, content: Mapping[str, Any], folder: Path) -> None:
-    """Check the maps of a panoptic COCO file: that each is there, and size and ids of a number of them.
-
-    Args:
-        field: Of the config, for the message.
-        path: The COCO file, for the message.
-        content: What is in it, checked.
-        folder: Where the maps are.
-
-    Raises:
-        UserError: naming the map and what is allowed.
-    """
-    segments: dict[Any, set[int]] = {image["id"]: set() for image in content["images"]}
-    for entry in content["annotations"]:
-        segments.get(entry["image_id"], set()).update(segment["id"] for segment in entry["segments_info"])
-    # As mmdet names them, whatever the annotations say.
-    files = [os.path.join(folder, image["file_name"].replace(".jpg", ".png")) for image in content["images"]]
-    missing = [file for file in files if not os.path.isfile(file)]
-    if missing:
-        raise UserError(
-            f"{field}: {path}: {len(missing)} of {len(files)} maps of segments are missing: {_some(missing)}"
-        )
-    step, of_header = _steps_of(files)
-    for index, (image, file) in enumerate(zip(content["images"], files, strict=True)):
-        if index % step and index % of_header:
-            continue
-        try:
-            with open_image(file) as opened:
-                size, expected = opened.size, (image["width"], image["height"])
-                found = _segments(opened) if size == expected and index % step == 0 else set()
-        except UserError as error:
-            raise UserError(f"{field}: {path}: no map of segments that can be read ({error})") from error
-        if size != expected:
-            raise UserError(
-                f"{field}: {path}: {file}: {size[0]} x {size[1]}: allowed is {expected[0]} x {expected[1]}, as "
-                f"images[{index}] has"
-            )
-        if bad := found - segments[image["id"]] - {0}:
-            raise UserError(
-                f"{field}: {path}: {file}: segments {_some(sorted(bad))}: allowed are those of its annotation, "
-                f"{_some(sorted(segments[image['id']]))}, and 0 for none"
-            )
-
-
-def _steps_of(entries: Collection[Any]) -> tuple[int, int]:
-    """Each how many of the entries a map is read for its values, and for its header."""
-    values, headers = (max(1, math.ceil(len(entries) / most)) for most in (_MAPS_READ, _HEADERS_READ))
-    return values, headers
-
-
-def _segments(image: Any) -> set[int]:
-    """The ids in an open map of segments, of which a large one must not take much more memory than its pixels."""
-    coloured = image if image.mode == "RGB" else image.convert("RGB")
-    found: set[int] = set()
-    for top in range(0, image.height, _BAND):
-        band = np.asarray(coloured.crop((0, top, image.width, min(top + _BAND, image.height))))
-        red, green, blue = (band[..., channel].astype(np.uint32) for channel in range(3))
-        found.update(np.unique(red | green << 8 | blue << 16).tolist())
-    return found
-
-
-@dataclass(frozen=True)
-class LabelMaps:
-    """How the label maps of a data set, and its images, are read.
-
-    Attributes:
-        images: Whether images are read as Pillow sees them, so that their size can be compared.
-        upright: Whether they are turned as their EXIF data say.
-        maps: Whether maps are read as they are.
-        labels: Whether what is in them reaches the model, up to the changes that the data set itself describes.
-        ignored: Labels that heads and metrics leave out, beside that of the data set.
-    """
-
-    images: bool = True
-    upright: bool = True
-    maps: bool = True
-    labels: bool = True
-    ignored: frozenset[int] = frozenset()
-
-
-def check_label_maps(field: str, dataset: Any, reading: LabelMaps) -> None:
-    """Check the label maps of a data set of mmseg: that each is there, and size and content of a number of them.
-
-    Args:
-        field: Of the config, for the message.
-        dataset: A `BaseSegDataset`.
-        reading: How its maps are read.
-
-    Raises:
-        UserError: naming the field, the map and what is allowed, if there is no image or a map is missing, no image,
-            not of its image's size, or holds a label that is no class.
-    """
-    entries = [dataset.get_data_info(index) for index in range(len(dataset))]
-    if not entries:
-        place = dataset.data_prefix.get("img_path")
-        raise UserError(f"{field}.data_prefix.img_path: no image *{dataset.img_suffix} in {str(place)!r}")
-    missing = [entry["seg_map_path"] for entry in entries if not os.path.isfile(entry["seg_map_path"])]
-    if missing:
-        raise UserError(
-            f"{field}.data_prefix.seg_map_path: {len(missing)} of {len(entries)} label maps are missing: "
-            f"{_some(missing)}"
-        )
-    if not reading.maps:
-        return
-    classes = len(dataset.metainfo.get("classes") or ())
-    first, last = (0, classes) if dataset.reduce_zero_label else (0, classes - 1)
-    others = sorted({dataset.ignore_index, *reading.ignored})
-    allowed = [*range(first, last + 1), *others]
-    step, of_header = _steps_of(entries)
-    for index, entry in enumerate(entries):
-        path, whole = entry["seg_map_path"], index % step == 0
-        # Of a TIFF the header alone does not tell the size, and to decode all of them takes long.
-        if not whole and (index % of_header or Path(entry["img_path"]).suffix.lower() in (".tif", ".tiff")):
-            continue
-        if Path(path).suffix.lower() not in SUFFIXES:
-            continue
-        expected = _size(entry["img_path"], image_size if reading.upright else _stored_size) if reading.images else None
-        try:
-            with open_image(path) as opened:
-                size, bands = opened.size, opened.getbands()
-                fits = len(bands) == 1 and expected in (None, size)
-                looked_at = fits and whole and reading.labels and not dataset.label_map and classes
-                bad = np.setdiff1d(np.asarray(opened) if looked_at else (), allowed)
-        except UserError as error:
-            raise UserError(f"{field}: {path}: no label map that can be read ({error})") from error
-        if not fits:
-            shape = (size[1], size[0], len(bands))[: 2 + (len(bands) > 1)]
-            place = (
-                f"{expected[1]} x {expected[0]}, one label a pixel, as {entry['img_path']} has" if expected else None
-            )
-            raise UserError(f"{field}: {path}: {shape}: allowed is {place or 'one label a pixel'}")
-        if len(bad):
-            raise UserError(
-                f"{field}: {path}: labels {_some(bad.tolist())}: allowed are {first} to {last}, and "
-                f"{', '.join(map(str, others))} for no label"
-            )

@@ -1,4 +1,4 @@
-"""The machine that a figure was measured on, and all else that a reader needs to repeat the run."""
+"""What a reader needs to repeat a measurement."""
 
 from __future__ import annotations
 
@@ -6,20 +6,13 @@ import argparse
 import importlib.metadata
 import os
 import platform
-import re
 import shlex
 import sys
 from pathlib import Path
 from typing import Any
 
 from ... import __version__
-
-
-def cpu_name() -> str:
-    """The processor, as its maker calls it."""
-    info = Path("/proc/cpuinfo")
-    names = re.findall(r"^model name\s*: (.+)$", info.read_text(), re.MULTILINE) if info.is_file() else []
-    return names[0] if names else platform.processor() or platform.machine()
+from ..common.machine import cpu_name
 
 
 def conditions(args: argparse.Namespace) -> dict[str, Any]:

@@ -1,25 +1,19 @@
-"""Files that a command may write: none of its inputs, and nothing in the way but what it has written before."""
+"""What the metrics of a config write: nothing in the way but what a run of it has written before."""
 
 from __future__ import annotations
 
-import itertools
-import json
 import os
-import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..common.errors import UserError
-from ..common.files import check_outputs
+from ..common.outputs import check_outputs
 from ..config.classes import class_names, class_of, nested
-from .work_dir import checkpoint_folder, read_files, run_files
+from ..config.inputs import read_files
+from .work_dir import checkpoint_folder, run_files
 
-# Stands in every picture that is written, so that it may be replaced by its successor.
-STAMP = "attnzoo predict"
-# File systems take names of 255 bytes; of these, endings and temporary names have their share.
-_STEM_BYTES = 255 - 55
 # What metrics add to their `outfile_prefix`.
 _ENDINGS = (
     *(f"{kind}.json" for kind in ("bbox", "segm", "proposal", "keypoints", "panoptic", "gt")),
@@ -33,105 +27,6 @@ _REMOVING = {
     "mmseg.CityscapesMetric": ("output_dir", "", ("*.png",)),
     "mmdet.MOTChallengeMetric": ("outfile_prefix", "", ()),
 }
-
-
-class Outputs:
-    """The folder of a command's outputs.
-
-    Args:
-        folder: Where all goes; it need not be there yet.
-        inputs: Files that are never replaced, by whatever name or link.
-        overwrite: Whether others that are in the way may be.
-
-    Raises:
-        UserError: if nothing can be written there.
-    """
-
-    def __init__(self, folder: str | Path, inputs: Iterable[str | Path], overwrite: bool = False) -> None:
-        self.folder = Path(folder)
-        self.overwrite = overwrite
-        self._inputs = {identity: path for path in inputs if (identity := _identity(path)) is not None}
-        self._taken: set[str] = set()
-        standing = next(path for path in (self.folder, *self.folder.absolute().parents) if os.path.lexists(path))
-        if not os.path.isdir(standing):
-            raise UserError(f"{self.folder}: cannot be a folder: {standing} is none")
-        if not os.access(standing, os.W_OK | os.X_OK):
-            raise UserError(f"{self.folder}: nothing can be written into {standing}: permission denied")
-
-    def stem(self, wanted: str) -> str:
-        """`wanted` to name files by, numbered where it is taken, as images in several folders may share theirs.
-
-        A long one is shortened, so that endings of up to 20 bytes have room.
-        """
-        for number in itertools.count(1):
-            extra = "" if number == 1 else f"-{number}"
-            stem = _shortened(wanted, _STEM_BYTES - len(extra)) + extra
-            # Some file systems do not tell capitals.
-            if stem.casefold() not in self._taken:
-                break
-        self._taken.add(stem.casefold())
-        return stem
-
-    def check(self, names: Iterable[str]) -> None:
-        """Check that files may be written under these names.
-
-        Raises:
-            UserError: naming the first that is an input, a folder, or something that this command has not written.
-        """
-        for path in (self.folder / name for name in names):
-            if not os.path.lexists(path):
-                continue
-            source = self._inputs.get(_identity(path))
-            if source is not None:
-                raise UserError(f"{path}: would be written over {source}, which this run reads: name another --out-dir")
-            if os.path.isdir(path):
-                raise UserError(f"{path}: a folder is in the way: name another --out-dir")
-            if not self.overwrite and not _ours(path):
-                raise UserError(
-                    f"{path}: in the way, and not written by attnzoo predict: name another --out-dir, or replace it "
-                    "with --overwrite"
-                )
-
-
-def _shortened(text: str, size: int) -> str:
-    """The beginning of `text` that has at most `size` bytes as a file name, whole letters only."""
-    while len(os.fsencode(text)) > size:
-        text = text[:-1]
-    return text
-
-
-def _identity(path: str | Path) -> Any:
-    """What two names of one file share; None where there is no file."""
-    try:
-        found = os.stat(path)
-    except (OSError, ValueError):
-        return None
-    return found.st_dev, found.st_ino
-
-
-def _ours(path: Path) -> bool:
-    """Whether an output of this command stands there: a picture with its stamp, or its JSON file."""
-    from PIL import Image
-
-    try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            return False
-        if path.suffix == ".json":
-            content = json.loads(path.read_text(encoding="utf-8"))
-            return content.keys() == {"classes", "images"} and all("picture" in image for image in content["images"])
-        with Image.open(path, formats=["JPEG", "PNG"]) as image:
-            return STAMP in (image.info.get("Software"), image.info.get("comment", b"").decode("utf-8", "replace"))
-    except Exception:  # whatever a damaged or foreign file raises, it is not one of these
-        return False
-
-
-def png_stamp() -> Any:
-    """The stamp for `pnginfo` in Pillow's `save`."""
-    from PIL.PngImagePlugin import PngInfo
-
-    info = PngInfo()
-    info.add_text("Software", STAMP)
-    return info
 
 
 @dataclass(frozen=True)

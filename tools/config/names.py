@@ -1,61 +1,16 @@
-"""Checks of what a config says, before anything is built: the types of what commands read, and misspelt names."""
+"""Names in a config that are almost those that are read."""
 
 from __future__ import annotations
 
 import inspect
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from ..common.errors import UserError, warn
 from .classes import is_checkpoint_hook
+from .fields import value_at
 
-_DICT = (Mapping, "a dict")
-_DICTS = ((Mapping, list, tuple), "a dict or a list of them")
-_LIST = ((list, tuple), "a list")
-_TEXT = (str, "a text")
-_TRUTH = (bool, "True or False")
-_NUMBER = ((int, float), "a number")
-# What commands and the Runner read from a config. None stands for what is not there.
-_TYPES: dict[str, tuple[Any, str]] = {
-    "model": _DICT,
-    "model.type": ((str, type), "the name of a class"),
-    "model.backbone": _DICT,
-    "model.neck": _DICTS,
-    "model.data_preprocessor": _DICT,
-    **{f"model.{head}_head": _DICTS for head in ("decode", "auxiliary", "panoptic", "rpn", "bbox", "mask", "roi")},
-    **{f"{mode}_dataloader": _DICT for mode in ("train", "val", "test")},
-    **{f"{mode}_dataloader.{part}": _DICT for mode in ("train", "val", "test") for part in ("dataset", "sampler")},
-    **{f"{mode}_cfg": _DICT for mode in ("train", "val", "test")},
-    **{f"{mode}_evaluator": _DICTS for mode in ("val", "test")},
-    "train_cfg.val_interval": _NUMBER,
-    "train_cfg.val_begin": _NUMBER,
-    "optim_wrapper": _DICT,
-    "optim_wrapper.optimizer": _DICT,
-    "optim_wrapper.paramwise_cfg": _DICT,
-    "optim_wrapper.clip_grad": _DICT,
-    "optim_wrapper.clip_grad.max_norm": _NUMBER,
-    "param_scheduler": _DICTS,
-    "default_hooks": _DICT,
-    **{f"default_hooks.{name}": _DICT for name in ("checkpoint", "logger", "timer", "param_scheduler")},
-    "default_hooks.checkpoint.interval": _NUMBER,
-    "custom_hooks": _LIST,
-    "custom_imports": _DICT,
-    "data_preprocessor": _DICT,
-    "visualizer": _DICT,
-    "log_processor": _DICT,
-    "env_cfg": _DICT,
-    "randomness": _DICT,
-    "strategy": _DICT,
-    "model_wrapper_cfg": _DICT,
-    "auto_scale_lr": _DICT,
-    "default_scope": _TEXT,
-    "work_dir": ((str, Path), "a path"),
-    "load_from": ((str, Path), "a path"),
-    "resume": _TRUTH,
-    "find_unused_parameters": _TRUTH,
-}
 # Their class, where they name none, is the loop of epochs or of iterations, of validation or of the test.
 _LOOPS = ("train_cfg", "val_cfg", "test_cfg")
 # Dicts that are read by name, so that another name is passed over in silence.
@@ -95,81 +50,6 @@ _NESTED = {
 }
 
 
-def check_types(cfg: Any) -> None:
-    """Check the types of the fields that commands read; drop those that are None where mmengine wants them absent.
-
-    Args:
-        cfg: The config.
-
-    Raises:
-        UserError: naming file, field, what is allowed and what came.
-    """
-    for name in ("default_hooks", "custom_hooks", "custom_imports", "randomness", "env_cfg", "find_unused_parameters"):
-        if name in cfg and cfg[name] is None:
-            cfg.pop(name)
-    for field, (types, allowed) in _TYPES.items():
-        value = _at(cfg, field)
-        if value is not None and not isinstance(value, types):
-            raise UserError(f"{cfg.filename}: {field}: {allowed} is needed, got {shown(value)}")
-        if isinstance(value, (list, tuple)):
-            for index, part in enumerate(value):
-                if not isinstance(part, Mapping):
-                    raise UserError(f"{cfg.filename}: {field}[{index}]: a dict is needed, got {shown(part)}")
-    if cfg.get("val_dataloader") is not None and _at(cfg, "train_cfg.val_interval") == 0:
-        raise UserError(f"{cfg.filename}: train_cfg.val_interval: a number other than 0 is needed, got int 0")
-    scope = cfg.get("default_scope")
-    if scope is not None and not scope.isidentifier():
-        raise UserError(f"{cfg.filename}: default_scope: the name of a library is needed, got {shown(scope)}")
-    _check_imports(cfg)
-
-
-def pipeline_steps(cfg: Any, mode: str) -> list[Mapping[str, Any]] | None:
-    """The steps of the pipeline of a mode's data set, or of the first below a wrapper; None where there are none.
-
-    Raises:
-        UserError: naming file and field, if it is no list of dicts.
-    """
-    dataset, field = _at(cfg, f"{mode}_dataloader.dataset"), f"{mode}_dataloader.dataset.pipeline"
-    while isinstance(dataset, Mapping) and "pipeline" not in dataset:
-        parts = dataset.get("datasets")
-        dataset = dataset.get("dataset") or (parts[0] if isinstance(parts, (list, tuple)) and parts else None)
-    if not isinstance(dataset, Mapping) or dataset["pipeline"] is None:
-        return None
-    steps = dataset["pipeline"]
-    if not isinstance(steps, (list, tuple)):
-        raise UserError(f"{cfg.filename}: {field}: a list of steps is needed, got {shown(steps)}")
-    for index, step in enumerate(steps):
-        if not isinstance(step, Mapping):
-            raise UserError(f"{cfg.filename}: {field}[{index}]: a dict with a type is needed, got {shown(step)}")
-    return list(steps)
-
-
-def _check_imports(cfg: Any) -> None:
-    """Check `custom_imports`, and make a list of one name."""
-    imports = _at(cfg, "custom_imports.imports")
-    if isinstance(imports, str):
-        cfg.custom_imports.imports = [imports]
-    elif "custom_imports" in cfg and (
-        not isinstance(imports, list) or not all(isinstance(name, str) for name in imports)
-    ):
-        raise UserError(f"{cfg.filename}: custom_imports.imports: a list of modules is needed, got {shown(imports)}")
-
-
-def shown(value: Any) -> str:
-    """Type and beginning of a value."""
-    try:
-        text = repr(value)
-    except (RecursionError, ValueError):  # nested too deep, or an integer of too many digits
-        text = "…"
-    return f"{type(value).__name__} {text if len(text) <= 80 else text[:79] + '…'}"
-
-
-def _at(cfg: Any, field: str) -> Any:
-    for name in field.split("."):
-        cfg = cfg.get(name) if isinstance(cfg, Mapping) or hasattr(cfg, "filename") else None
-    return cfg
-
-
 def check_names(cfg: Any) -> None:
     """Refuse names that are almost those that are read, as a misspelt one would leave the default in force unsaid.
 
@@ -188,7 +68,7 @@ def check_names(cfg: Any) -> None:
     for field, part, known in _parts(cfg):
         for name in filter(lambda name: isinstance(name, str), part):
             _check_name(cfg.filename, f"{field}.", name, known)
-    checkpoint = _at(cfg, "default_hooks.checkpoint") or {}
+    checkpoint = value_at(cfg, "default_hooks.checkpoint") or {}
     if is_checkpoint_hook(checkpoint.get("type")):
         _check_closed(cfg, "default_hooks.checkpoint", {*_parameters("CheckpointHook", None), "type", "priority"})
     _check_closed(cfg, "optim_wrapper.clip_grad", _NAMES["optim_wrapper.clip_grad"])
@@ -197,13 +77,13 @@ def check_names(cfg: Any) -> None:
 def _parts(cfg: Any) -> Iterator[tuple[str, Any, Iterable[str]]]:
     """The dicts that are read by name: field, value, and the names."""
     for field, names in _NAMES.items():
-        yield field, _at(cfg, field) or (), names
-    keys = _at(cfg, "optim_wrapper.paramwise_cfg.custom_keys")
+        yield field, value_at(cfg, field) or (), names
+    keys = value_at(cfg, "optim_wrapper.paramwise_cfg.custom_keys")
     for key, value in keys.items() if isinstance(keys, Mapping) else ():
         if isinstance(value, Mapping):
             yield f"optim_wrapper.paramwise_cfg.custom_keys[{key!r}]", value, _CUSTOM
     for field in ("model", *(f"{mode}_dataloader.dataset" for mode in ("train", "val", "test"))):
-        yield from _nested(field, _at(cfg, field), None)
+        yield from _nested(field, value_at(cfg, field), None)
 
 
 def _nested(field: str, value: Any, names: Iterable[str] | None) -> Iterator[tuple[str, Any, Iterable[str]]]:
@@ -220,7 +100,7 @@ def _nested(field: str, value: Any, names: Iterable[str] | None) -> Iterator[tup
 
 
 def _check_closed(cfg: Any, field: str, known: Iterable[str]) -> None:
-    unknown = [name for name in _at(cfg, field) or () if name not in known and not str(name).startswith("_")]
+    unknown = [name for name in value_at(cfg, field) or () if name not in known and not str(name).startswith("_")]
     if unknown:
         near = misspelt(str(unknown[0]), known)
         hint = f"did you mean {near}?" if near else f"allowed are {', '.join(sorted(known))}"

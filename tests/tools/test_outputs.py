@@ -5,30 +5,17 @@ import os
 import shutil
 
 import pytest
-from tools_helpers import DETECTOR, SEGMENTOR, write_config
+from tools_helpers import SEGMENTOR, contents, refused, write_config
 
-from attnzoo.tools import card, cli, compare, demo
-from attnzoo.tools.common import files
+from attnzoo.tools import card, cli
+from attnzoo.tools.common import files, locks
 from attnzoo.tools.common.errors import UserError
-from attnzoo.tools.config.loading import load_config
+from attnzoo.tools.comparing import processes as comparing
+from attnzoo.tools.comparing.comparison import compare
 from attnzoo.tools.data import digits
+from attnzoo.tools.demonstration import processes as demonstration
+from attnzoo.tools.demonstration.demo import demo
 from attnzoo.tools.measuring import models
-from attnzoo.tools.running.outputs import check_evaluator
-from attnzoo.tools.running.work_dir import keep_config
-
-
-def contents(folder):
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def refused(capsys, folder, *arguments):
-    """Run a command that must be refused before it does any work; return its message."""
-    before = contents(folder)
-    assert cli.main([str(argument) for argument in arguments]) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("attnzoo: error: ") and said.count("\n") == 1, said
-    assert contents(folder) == before
-    return said
 
 
 @pytest.fixture
@@ -58,7 +45,7 @@ def place(data, tmp_path, monkeypatch):
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_files_that_are_there_or_read(place, capsys, arguments, said):
-    assert said in refused(capsys, place, *arguments)
+    assert said in refused(capsys, *arguments, folder=place)
 
 
 def test_probing_with_overwrite_replaces_its_own_names(place):
@@ -79,7 +66,7 @@ def test_a_card_that_is_not_ours(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(card, "CARD_ROOT", tmp_path)
     monkeypatch.setattr(models, "multiply_adds", lambda *_: 0)
     (tmp_path / "van.md").write_text("# my van")
-    assert "van.md: was not written by this command" in refused(capsys, tmp_path, "card", "van", "--write")
+    assert "van.md: was not written by this command" in refused(capsys, "card", "van", "--write", folder=tmp_path)
     (tmp_path / "van.md").write_text(f"# van\n\n{card.STAMP}\n")
     assert cli.main(["card", "van", "--write"]) == 0
     assert "van_b0" in (tmp_path / "van.md").read_text()
@@ -88,7 +75,7 @@ def test_a_card_that_is_not_ours(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("command", ["demo", "compare"])
 def test_folders_that_hold_something_else(tmp_path, capsys, command):
     (tmp_path / "results.json").write_text("mine")
-    said = refused(capsys, tmp_path, command, "--out", tmp_path)
+    said = refused(capsys, command, "--out", tmp_path, folder=tmp_path)
     assert f"holds 'results.json', and nothing says that 'attnzoo {command}' wrote it" in said
 
 
@@ -103,23 +90,23 @@ def test_a_data_set_of_the_users_own(tmp_path, capsys, arguments):
     assert {name: content for name, content in contents(tmp_path).items() if name != files.STAMP} == before
 
 
-@pytest.mark.parametrize(("command", "run"), [("demo", demo.demo), ("compare", compare.compare)])
+@pytest.mark.parametrize(("command", "run"), [("demo", demo), ("compare", compare)])
 def test_two_at_once(tmp_path, command, run):
-    with files.locked(tmp_path / files.LOCK, "it"), pytest.raises(UserError, match=f"process {os.getpid()} on"):
+    with locks.locked(tmp_path / locks.LOCK, "it"), pytest.raises(UserError, match=f"process {os.getpid()} on"):
         run(tmp_path)
     assert contents(tmp_path) == {}
 
 
 def test_the_demo_can_be_repeated_in_its_folder(tmp_path, monkeypatch, capsys):
     """What the user has put beside its files stays."""
-    monkeypatch.setattr(demo, "_WORKER", "raise SystemExit('out of luck')")
+    monkeypatch.setattr(demonstration, "_WORKER", "raise SystemExit('out of luck')")
     for _ in range(2):
         assert cli.main(["demo", "--quick", "--out", str(tmp_path)]) == 2
         assert "out of luck" in capsys.readouterr().err
         (tmp_path / "detector" / "notes.txt").write_text("mine")
         (tmp_path / "notes.txt").write_text("mine")
     assert (tmp_path / "detector" / "notes.txt").read_text() == (tmp_path / "notes.txt").read_text() == "mine"
-    assert not (tmp_path / files.LOCK).exists()
+    assert not (tmp_path / locks.LOCK).exists()
 
 
 @pytest.mark.slow
@@ -130,18 +117,18 @@ def test_the_quick_demo_twice(tmp_path):
 
 
 def test_a_run_of_other_settings_loses_nothing_of_the_users(tmp_path, monkeypatch):
-    monkeypatch.setattr(compare, "_WORKER", "import sys; sys.exit('no luck')")
+    monkeypatch.setattr(comparing, "_WORKER", "import sys; sys.exit('no luck')")
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "epoch_1.pth").write_text("of another program")
     with pytest.raises(UserError, match="run: holds something else than a run of this comparison"):
-        compare._run_one("ela", 3, folder, tmp_path, {"options": {"a": 1}})
+        comparing._run_one("ela", 3, folder, tmp_path, {"options": {"a": 1}})
     assert contents(tmp_path) == {"run/epoch_1.pth": b"of another program"}
 
     files.write_json(folder / "settings.json", {"options": {"old": 1}})
     (folder / "my_model.pth").write_text("mine")
     with pytest.raises(UserError, match="no luck"):
-        compare._run_one("ela", 3, folder, tmp_path, {"options": {"a": 1}})
+        comparing._run_one("ela", 3, folder, tmp_path, {"options": {"a": 1}})
     assert sorted(contents(folder)) == ["log.txt", "my_model.pth", "settings.json"]
 
 
@@ -173,97 +160,11 @@ def test_data_alone_are_built_in_no_folder_of_others(tmp_path, capsys):
     assert contents(tmp_path) == {"notes.txt": b"mine"}
 
 
-def evaluating(place, metric, kind=DETECTOR):
-    """A config whose metric of both modes is this one."""
-    write_config(place / "config.py", kind, place / "data", 1, f"\nval_evaluator = test_evaluator = {metric}\n")
-    cfg = load_config("config.py")
-    cfg.work_dir = "work"
-    check_evaluator(cfg, "val")
-    return cfg
-
-
-@pytest.fixture
-def somewhere(tmp_path, monkeypatch):
-    for name in ("maps", "images"):
-        (tmp_path / "data" / name).mkdir(parents=True)
-        (tmp_path / "data" / name / "0.png").write_text("ground truth")
-    (tmp_path / "data" / "train.json").write_text("{}")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.mark.parametrize("mode", ["val", "test"])
-@pytest.mark.parametrize(
-    ("metric", "file"),
-    [
-        ("[dict(type='DumpDetResults', out_file_path='a.pkl')]", "a.pkl"),
-        ("dict(type='CocoMetric', outfile_prefix='a')", "a.bbox.json"),
-        ("dict(type='mmdet.CocoMetric', outfile_prefix='a')", "a.gt.json"),
-        ("dict(type='CrowdHumanMetric', outfile_prefix='a')", "a.json"),
-        ("dict(type='YouTubeVISMetric', outfile_prefix='a')", "a.submission_file.zip"),
-        ("dict(metrics=[dict(type='CocoPanopticMetric', outfile_prefix='a')])", "a.panoptic/0.png"),
-        ("dict(type='DumpProposals', output_dir='a')", "a/proposals.pkl"),
-        ("dict(type='mmseg.IoUMetric', output_dir='a')", "a/0.png"),
-        ("dict(type='Own', output_dir='a')", "a/0.txt"),
-        ("dict(type='mmseg.CityscapesMetric', output_dir='a', keep_results=True)", "a/0.png"),
-        ("dict(type='mmseg.CityscapesMetric', output_dir='a')", "a/0.png"),
-        ("dict(type='CityScapesMetric', outfile_prefix='a')", "a/results/0_pred.txt"),
-    ],
-)
-def test_what_a_metric_would_write_over(somewhere, mode, metric, file):
-    cfg = evaluating(somewhere, metric)
-    (somewhere / file).parent.mkdir(exist_ok=True, parents=True)
-    (somewhere / file).write_text("mine")
-    with pytest.raises(UserError, match=rf"{file}: is there already: .*--overwrite"):
-        check_evaluator(cfg, mode)
-    check_evaluator(cfg, mode, overwrite=True)
-    # The training that has written it goes on; the config of another one says nothing of it.
-    cfg.resume = True
-    (somewhere / "work").mkdir()
-    other = load_config("config.py", {"work_dir": "work"})
-    other.val_evaluator = other.test_evaluator = None
-    keep_config(other)
-    with pytest.raises(UserError, match="is there already"):
-        check_evaluator(cfg, mode)
-    keep_config(cfg)
-    check_evaluator(cfg, mode)
-
-
-@pytest.mark.parametrize(
-    "metric",
-    [
-        "dict(type='CityScapesMetric', outfile_prefix='.')",
-        "dict(type='MOTChallengeMetric', outfile_prefix='results')",
-        "dict(type='mmseg.CityscapesMetric', output_dir='results')",
-    ],
-)
-def test_folders_that_a_metric_would_remove(somewhere, metric):
-    cfg = evaluating(somewhere, metric)
-    (somewhere / "results").mkdir()
-    check_evaluator(cfg, "val")
-    (somewhere / "results" / "thesis.txt").write_text("mine")
-    with pytest.raises(UserError, match=r"results: \w+ removes this folder, and results/thesis.txt with it"):
-        check_evaluator(cfg, "val", overwrite=True)
-    (somewhere / "results" / "thesis.txt").unlink()
-    cfg.work_dir = "results/work"
-    with pytest.raises(UserError, match=r"results: \w+ removes this folder, and results/work with it"):
-        check_evaluator(cfg, "val", overwrite=True)
-
-
-@pytest.mark.parametrize("folder", ["data/maps", "data/images"])
-def test_label_maps_stay_whatever_is_asked_for(somewhere, folder):
-    metric = f"dict(type='IoUMetric', output_dir={folder!r})"
-    write_config(somewhere / "config.py", SEGMENTOR, somewhere / "data", 1, f"\ntest_evaluator = {metric}\n")
-    cfg = load_config("config.py", {"work_dir": "work"})
-    with pytest.raises(UserError, match=f"{folder}: is read by this command"):
-        check_evaluator(cfg, "test", overwrite=True)
-
-
 def test_commands_look_at_what_their_metrics_write(trained, place, capsys):
     """Before a model is built or a file is written."""
     config, checkpoint = trained["detector"]
     (place / "mine.bbox.json").write_text("years of work")
     for command, arguments in (("train", [config]), ("test", [config, checkpoint])):
         options = ["--cfg-options", "val_evaluator.outfile_prefix=mine", "test_evaluator.outfile_prefix=mine"]
-        said = refused(capsys, place, command, *arguments, "--work-dir", "work", *options)
+        said = refused(capsys, command, *arguments, "--work-dir", "work", *options, folder=place)
         assert "mine.bbox.json: is there already" in said

@@ -1,4 +1,4 @@
-"""Predictions drawn into pictures with PIL."""
+"""Boxes, masks and label maps drawn into images with PIL."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""The same small detector trained without and with each plug-in module."""

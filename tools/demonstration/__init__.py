@@ -1,0 +1,1 @@
+"""The demo: a detector and a segmentor trained, tested, drawn and exported."""

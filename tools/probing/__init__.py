@@ -1,0 +1,1 @@
+"""Frozen backbones, and small classifiers trained on their features."""
