@@ -13,7 +13,7 @@ FLOORS = ("kernels", "backbones", "heads", "tools")
 # commands, the files beside the folders, on all folders and not on each other.
 GROUND = ("common", "config", "data", "running")
 # Of backbones: what families are made of, lowest first.
-MATERIAL = ("contract", "checkpoints", "bodies", "modules")
+MATERIAL = ("checkpoints", "contract", "bodies", "modules")
 
 
 def module_files(root: Path) -> dict[str, Path]:
@@ -52,7 +52,9 @@ def _file_of(path: str, names: set[str]) -> str | None:
 
 
 def _named(argument: ast.expr, package: list[str], names: set[str]) -> set[str]:
-    """Of a text with holes in it, all modules that it fits: a hole is a name without dots."""
+    """Of a text with holes in it, all modules that it fits: a hole is a name without dots. Of what is no text, none."""
+    if not isinstance(argument, ast.JoinedStr | ast.Constant):
+        return set()
     parts = argument.values if isinstance(argument, ast.JoinedStr) else [argument]
     text = "".join(re.escape(part.value) if isinstance(part, ast.Constant) else r"\w+" for part in parts)
     level = len(re.match(r"(?:\\\.)*", text)[0]) // 2
