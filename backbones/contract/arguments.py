@@ -1,8 +1,8 @@
 """Checks of arguments: each raises one ValueError that names the argument, its value and what is allowed.
 
-Models of timm have this one error for all that is wrong with an argument. `heads.arguments` tells wrong types from wrong
+timm's models have this one error for all that is wrong with an argument. `heads.arguments` tells wrong types from wrong
 values, as the mm libraries do, and asks the same questions (`is_integer`, `is_number`, `is_within`). `kernels._checks`
-is of operators, whose arguments may be symbols of a graph.
+is for operators, whose arguments may be symbols of a graph.
 """
 
 import inspect
