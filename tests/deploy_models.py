@@ -1,7 +1,10 @@
 """Small detectors and segmentors for the tests of the export and of its wrappers."""
 
 import copy
+from collections.abc import Sequence
+from pathlib import Path
 
+import onnxruntime
 import torch
 from mmdet.structures import DetDataSample
 from mmengine.config import Config
@@ -188,3 +191,32 @@ def compare_detections(
         assert torch.equal(labels[i, :count], expected.labels)
         assert (labels[i, count:] == -1).all() and (scores[i, count:] == 0).all()
     return samples
+
+
+class Levels(nn.Module):
+    """A head of maps, which it takes one by one: ONNX has no lists of inputs."""
+
+    def __init__(self, head: nn.Module):
+        super().__init__()
+        self.head = head
+
+    def forward(self, *levels: Tensor) -> Tensor:
+        return self.head(list(levels))
+
+
+def export_free(model: nn.Module, maps: Sequence[Tensor], folder: Path) -> onnxruntime.InferenceSession:
+    """ONNX Runtime on a model that was exported with maps (B, C, H, W), their batches, heights and widths free."""
+    free = torch.export.Dim.DYNAMIC
+    shapes = tuple({0: free, 2: free, 3: free} for _ in maps)
+    torch.onnx.export(
+        model, tuple(maps), str(folder / "model.onnx"), dynamo=True, verbose=False, opset_version=20,
+        dynamic_shapes=[shapes] if isinstance(model, Levels) else shapes,
+    )  # fmt: skip
+    return onnxruntime.InferenceSession(folder / "model.onnx")
+
+
+def run(session: onnxruntime.InferenceSession, *maps: Tensor) -> list[Tensor]:
+    """The outputs for these inputs, in their order."""
+    names = [node.name for node in session.get_inputs()]
+    feed = {name: x.numpy() for name, x in zip(names, maps, strict=True)}
+    return [torch.from_numpy(output) for output in session.run(None, feed)]

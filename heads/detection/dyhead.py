@@ -10,7 +10,7 @@ from mmdet.models.necks import DyHead as MMDetDyHead
 from torch import Tensor
 
 from ..arguments import check_int
-from ..mm.published import LoadsPublished, below, renamed
+from ..mm.published import PublishedModule, below, renamed
 from ..mm.registry import MODELS
 
 # GroupNorm behind every deformable convolution has this many groups.
@@ -27,7 +27,7 @@ _NAMES = {
 
 
 @MODELS.register_module()
-class DyHead(LoadsPublished, MMDetDyHead):
+class DyHead(PublishedModule, MMDetDyHead):
     """mmdet's `DyHead` neck with the biases, the initialisation and the checkpoints of the published code.
 
     The forward pass is mmdet's, which on attnzoo's operators equals the published one: offsets and modulation come from

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ...backbones.contract.arguments import is_integer
 from ..arguments import check_int, check_ints
-from ..mm.published import LoadsPublished, below
+from ..mm.published import PublishedModule, below
 from ..mm.registry import MODELS
 
 # Levels with layers of their own; coarser ones are subsampled from the last.
@@ -39,7 +39,7 @@ def _conv_norm(in_channels: int, out_channels: int, kernel_size: int) -> nn.Sequ
 
 
 @MODELS.register_module()
-class SimpleFeaturePyramid(LoadsPublished):
+class SimpleFeaturePyramid(PublishedModule):
     """Levels of several strides from a single map of stride 16, such as a plain Vision Transformer's.
 
     Each level starts from that map: transposed convolutions bring it to strides 4 and 8, max pooling to 32; a 1×1 and a

@@ -10,7 +10,7 @@ from ...backbones.checkpoints import CheckpointError, check_weights
 from .checkpoints import pretrained, read_state_dict
 
 
-class LoadsPublished(BaseModule):
+class PublishedModule(BaseModule):
     """Base of the necks and heads whose published checkpoints have another layout than ours.
 
     `init_cfg=dict(type="Pretrained", checkpoint=path)` loads in `init_weights`, as `load_checkpoint` does at once.

@@ -11,7 +11,7 @@ from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
 from ..arguments import check_int, check_ints
-from ..mm.published import LoadsPublished, below, renamed
+from ..mm.published import PublishedModule, below, renamed
 from ..mm.registry import MODELS
 
 _NAMES = {
@@ -82,7 +82,7 @@ class CrossAxisAttention(nn.Module):
 
 
 @MODELS.register_module()
-class MCAHead(LoadsPublished, BaseDecodeHead):
+class MCAHead(PublishedModule, BaseDecodeHead):
     """MCANet's decode head: all levels but the finest are mixed by cross-axis attention, then joined with the finest.
 
     The published code resizes all levels to a fixed size (`image_size`, 128 in its configs: stride 4 of its 512-pixel
