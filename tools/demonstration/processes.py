@@ -18,7 +18,7 @@ from ..common.processes import last_line, worker_environment
 from ..data import digits
 from .tasks import STEP, TASKS, Task
 
-_WORKER = "import sys; from attnzoo.tools.demo import work; work(sys.argv[1])"
+_WORKER = "import sys; from attnzoo.tools.demonstration.worker import work; work(sys.argv[1])"
 _TRAINED = re.compile(r"Epoch\(train\)\s+\[(\d+)\]\[\s*(\d+)/(\d+)\].* eta: (\S+).*? loss: (\S+)")
 _VALIDATED = re.compile(r"Epoch\((?:val|test)\).*?((?:coco/bbox_mAP_50|mIoU): \S+)")
 
