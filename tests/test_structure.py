@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 FLOORS = ("kernels", "backbones", "heads", "tools")
 # Of tools: the folders that others stand on, lowest first. The rest stand on these and not on each other, but for the
-# demo, which does what the others do. Commands, the files beside the folders, stand on all folders and not on each other.
+# demo, which does what the others do. Commands, the files beside the folders, stand on all folders, not on each other.
 GROUND = ("common", "config", "data", "running")
 SUMMIT = "demonstration"
 # Of backbones: what families are made of, lowest first.
