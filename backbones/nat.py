@@ -37,7 +37,7 @@ from timm.models import generate_default_cfgs
 from torch import nn
 
 from ..kernels import neighborhood_attention
-from .bodies import swin as _swin
+from .bodies import swin
 from .bodies.layers import PatchConv, init_weights, larger_of, sizes_stay_free
 from .bodies.pyramid import PyramidBackbone, PyramidStage
 from .checkpoints.conversion import converted, renamed
@@ -218,7 +218,7 @@ class NeighborhoodAttentionTransformer(PyramidBackbone):
             check_numbers(init_values=init_values)
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         drop_path: Any = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
-        downsample = _swin.PatchMerging if swin_layout else _conv_downsample
+        downsample = swin.PatchMerging if swin_layout else _conv_downsample
         stages = []
         for i, (dim, heads) in enumerate(zip(embed_dims, num_heads, strict=True)):
             blocks: list[nn.Module] = []
@@ -285,7 +285,7 @@ def checkpoint_filter_fn(state_dict: dict[str, torch.Tensor], model: nn.Module) 
     def translate(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         own = model.state_dict()
         # The body of DiNAT_s is Swin's, names included.
-        renames = _swin.RENAMES if "patch_embed.proj.weight" in state_dict else _RENAMES
+        renames = swin.RENAMES if "patch_embed.proj.weight" in state_dict else _RENAMES
         out = {renamed(key, renames): v for key, v in state_dict.items() if not re.match(r"norm\d\.", key)}
         for key, value in out.items():
             if key.endswith(".rpb") and key in own and own[key].shape[1:] != value.shape[1:]:
@@ -382,6 +382,7 @@ register(
             dict(_LARGE, depths=(3, 4, 18, 5), kernel_size=11, dilations=_DILATIONS),
         ),
     },
+    golden_note="with plain PyTorch in the place of NATTEN's kernel, with which it agrees",
 )
 
 register(

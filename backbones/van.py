@@ -335,4 +335,5 @@ register(
             dict(embed_dims=(64, 128, 320, 512), depths=(3, 5, 27, 3), multi_scale=True, norm_eps=1e-5),
         ),
     },
+    golden_note="feature maps alone: no classifier is published",
 )

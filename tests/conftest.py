@@ -1,5 +1,6 @@
 """One thread a process: tests run in as many processes as there are cores."""
 
+import gc
 import os
 
 import pytest
@@ -12,6 +13,12 @@ if not torch.cuda.is_available():
 import attnzoo  # noqa: F401  registers the models
 
 torch.set_num_threads(1)
+
+
+def pytest_collection_finish():
+    """Takes all that is there by now, modules and tests, out of what garbage collections go through."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

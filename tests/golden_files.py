@@ -50,13 +50,14 @@ def image(golden: dict) -> torch.Tensor:
 
 
 def error(output: torch.Tensor, want: dict) -> float:
-    """Largest difference in samples, mean and deviation, relative to the output's deviation."""
+    """Largest difference in samples, mean, deviation and largest magnitude, relative to the output's deviation."""
     assert list(output.shape) == want["shape"]
     flat = output.detach().double().flatten()
     index = _samples(flat.numel(), len(want["values"]))
     samples = (flat[index] - torch.tensor(want["values"], dtype=torch.float64)).abs().max().item()
     moments = max(abs(flat.mean().item() - want["mean"]), abs(flat.std(unbiased=False).item() - want["std"]))
-    return max(samples, moments) / want["std"]
+    largest = abs(flat.abs().max().item() - want["abs_max"])
+    return max(samples, moments, largest) / want["std"]
 
 
 def digest(output: torch.Tensor) -> dict:

@@ -6,6 +6,8 @@ Each piece of code runs in a fork of one such interpreter, which saves the time 
 import atexit
 import json
 import os
+import select
+import signal
 import subprocess
 import sys
 import tempfile
@@ -46,14 +48,23 @@ def _server(imports: str) -> Any:
     key = os.getpid(), imports
     if key not in _servers:
         command = [sys.executable, "-c", _SERVER, imports]
-        server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        # A session of its own, to end it with all its forks.
+        server = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+        )
         _servers[key] = server
-        atexit.register(server.kill)
+        atexit.register(_end, server)
     return _servers[key]
 
 
+def _end(server: Any) -> None:
+    if server.poll() is None:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+
+
 def run(
-    code: str, cwd: Any = None, env: dict[str, str] | None = None, imports: str = BARE
+    code: str, cwd: Any = None, env: dict[str, str] | None = None, imports: str = BARE, timeout: float = 400
 ) -> subprocess.CompletedProcess:
     """Run code in a fork of an interpreter that has imported what it needs.
 
@@ -62,13 +73,24 @@ def run(
         cwd: The working directory, this process's without.
         env: The whole environment, this process's without; what torch reads when it is imported is this process's.
         imports: `BARE`, `TRAINING` or other lines that the interpreter has run.
+        timeout: Seconds.
+
+    Raises:
+        subprocess.TimeoutExpired: It takes longer. Then, and after any other error, it is ended with its interpreter.
     """
     with tempfile.TemporaryDirectory() as folder:
         out, err = Path(folder, "out"), Path(folder, "err")
         out.touch(), err.touch()
         job = dict(code=code, cwd=str(cwd or Path.cwd()), env=dict(env or os.environ), out=str(out), err=str(err))
         server = _server(imports)
-        server.stdin.write(json.dumps(job) + "\n")
-        server.stdin.flush()
-        exit_code = int(server.stdout.readline())
+        try:
+            server.stdin.write(json.dumps(job) + "\n")
+            server.stdin.flush()
+            if not select.select([server.stdout], [], [], timeout)[0]:
+                raise subprocess.TimeoutExpired(code, timeout)
+            exit_code = int(server.stdout.readline())
+        except BaseException:
+            # A later job would take the exit code of this one for its own.
+            _end(_servers.pop((os.getpid(), imports)))
+            raise
         return subprocess.CompletedProcess(code, exit_code, out.read_text(), err.read_text())

@@ -13,6 +13,7 @@ import attnzoo
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("backbones", "heads", "kernels", "tools")
+FLOORS = tuple(f"{folder}/" for folder in FOLDERS)
 
 
 def python(code: str, cwd, **env: str) -> str:
@@ -62,6 +63,10 @@ def test_wheel(tmp_path):
         inside = set(archive.namelist())
     assert {"attnzoo/__init__.py", "attnzoo/backbones/van.py", "attnzoo/model_cards/van.md"} <= inside
     assert "attnzoo/py.typed" in inside
+    modules = {
+        f"attnzoo/{name}" for name in names.stdout.splitlines() if name.startswith(FLOORS) and name[-3:] == ".py"
+    }
+    assert len(modules) > 200 and modules <= inside
     configs = {f"attnzoo/{path.relative_to(ROOT)}" for path in (ROOT / "configs").rglob("*.py")}
     assert configs and configs <= inside
     assert not [name for name in inside if "tests" in name or name.endswith("setup.py")]

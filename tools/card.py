@@ -129,7 +129,7 @@ def _compared(names: list[str]) -> Iterator[str]:
     for name in names:
         known: Any = comparison(name)
         if known.golden:
-            text = "published code"
+            text = f"published code ({known.golden_note})" if known.golden_note else "published code"
         elif known.kin:
             text = "the same layers in other sizes"
             text += f", but for {known.beyond}" if known.beyond else ""

@@ -45,7 +45,7 @@ def softmax_attention(
             return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         if bias is not None and bias.requires_grad:
             # The fused kernel gives masks no gradient.
-            return _literal(q, k, v, bias)
+            return _written_out(q, k, v, bias)
         if torch._fused_sdp_choice(q, k, v, bias) != _FLASH:
             return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         return _Fused.apply(q, k, v, bias)
@@ -63,7 +63,7 @@ def _is_eager_training(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: 
     )
 
 
-def _literal(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+def _written_out(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     return written_out(q, k, v, bias, q.shape[-1] ** -0.5)
 
 
@@ -81,6 +81,6 @@ class _Fused(torch.autograd.Function):
         q, k, v, bias, out, sums = ctx.saved_tensors
         if backward_is_differentiated(grad):
             needed = (*ctx.needs_input_grad[:3], False)
-            return *gradients(_literal, (q, k, v, bias), needed, grad)[:3], None
+            return *gradients(_written_out, (q, k, v, bias), needed, grad)[:3], None
         fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
         return *fused(grad, q, k, v, out, sums, 0.0, False, attn_mask=bias), None

@@ -100,6 +100,7 @@ class Group:
         variants: by the models' names.
         checks: comparisons beside golden files.
         no_golden: why no model of the group has a golden file, if none has.
+        golden_note: what the golden files of the group leave out, or how they were made if not by published code alone.
     """
 
     family: str
@@ -107,6 +108,7 @@ class Group:
     variants: Mapping[str, Variant]
     checks: tuple[Check, ...] = ()
     no_golden: str = ""
+    golden_note: str = ""
 
 
 _CLASSES: dict[type, Facts] = {}
@@ -120,7 +122,7 @@ def declare(group: Group) -> None:
         ValueError: for a name that another group has, or a class of which other facts are known.
     """
     for name in group.variants:
-        if name in _MODELS:
+        if name in _MODELS and _MODELS[name].family != group.family:
             raise ValueError(f"{name}: declared by {_MODELS[name].family} and {group.family}")
     if _CLASSES.setdefault(group.facts.model_cls, group.facts) != group.facts:
         raise ValueError(f"{group.facts.model_cls.__name__}: declared twice, with different facts")

@@ -19,6 +19,7 @@ class Comparison:
         kin: where there are none, models with golden files that differ from it in sizes alone, but for `beyond`.
         beyond: which of its layers are in none of these.
         no_golden: why neither it nor its kin has a file.
+        golden_note: what the files leave out, or how they were made if not by published code alone.
         checks: other comparisons that the tests make.
     """
 
@@ -26,6 +27,7 @@ class Comparison:
     kin: tuple[str, ...] = ()
     beyond: str = ""
     no_golden: str = ""
+    golden_note: str = ""
     checks: tuple[Check, ...] = ()
 
     def __str__(self) -> str:
@@ -37,6 +39,7 @@ class Comparison:
             text += f", but for {self.beyond}" if self.beyond else ""
         else:
             text = f"no golden file ({self.no_golden})"
+        text += f"; {self.golden_note}" if self.golden_note else ""
         if self.checks:
             text += f"; also compared with {' and '.join(check.against for check in self.checks)}"
         return text
@@ -53,9 +56,15 @@ def comparison(name: str) -> Comparison | None:
         return None
     variant = group.variants[name.partition(".")[0]]
     if variant.golden:
-        return Comparison(golden=variant.golden, checks=group.checks)
+        return Comparison(golden=variant.golden, golden_note=group.golden_note, checks=group.checks)
     kin = tuple(other for other, its in group.variants.items() if its.golden)
-    return Comparison(kin=kin, beyond=variant.beyond, no_golden=group.no_golden, checks=group.checks)
+    return Comparison(
+        kin=kin,
+        beyond=variant.beyond,
+        no_golden=group.no_golden,
+        golden_note=group.golden_note,
+        checks=group.checks,
+    )
 
 
 def abbreviated(names: Iterable[str]) -> list[str]:

@@ -23,6 +23,7 @@ def register(
     variants: Mapping[str, Variant],
     checks: tuple[Check, ...] = (),
     no_golden: str = "",
+    golden_note: str = "",
 ) -> None:
     """Registers models with timm, each by an entry point of its name in the family's module.
 
@@ -34,11 +35,12 @@ def register(
         variants: by name: models that differ in sizes alone.
         checks: comparisons that the tests make beside those with golden files.
         no_golden: why no model of these has a golden file, if none has.
+        golden_note: what the golden files leave out, or how they were made if not by published code alone.
 
     Raises:
         ValueError: for a name that is registered already.
     """
-    declare(Group(module.rpartition(".")[2], facts, variants, checks, no_golden))
+    declare(Group(module.rpartition(".")[2], facts, variants, checks, no_golden, golden_note))
     for name, variant in variants.items():
         _register(module, facts, name, variant)
 

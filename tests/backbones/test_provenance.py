@@ -1,6 +1,7 @@
 """What families say of their models, and of what these were compared with, is so."""
 
 import ast
+import re
 from pathlib import Path
 
 import golden_files
@@ -73,6 +74,32 @@ def test_checks_are_there(check):
     assert path.is_file(), f"{check.against}: no file {file}"
     names = {node.name for node in ast.parse(path.read_text(encoding="utf-8")).body if hasattr(node, "name")}
     assert function in names, f"{check.against}: {file} has no {function}"
+    assert function.startswith("test_"), f"{check.against}: {function} is no test"
+
+
+def layers_of(model: torch.nn.Module) -> frozenset:
+    """The layers of a model, each with its place but for numbers, and with what is no size: of two, if they differ."""
+    return frozenset((re.sub(r"\d+", "#", place), layer(module)) for place, module in model.named_modules())
+
+
+def layer(module: torch.nn.Module) -> tuple:
+    names = ["eps", "approximate", "affine", "padding_mode"]
+    if isinstance(module, torch.nn.Conv2d):
+        names += ["kernel_size", "stride", "padding", "dilation"]
+    return type(module), module._parameters.get("bias", 0) is None, *(str(vars(module).get(name)) for name in names)
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        (dict(norm_eps=1e-3), "van_b2"),
+        (dict(block_args=dict(attn_layer=attnzoo.attention("ela"))), "resnet34_cbam"),
+        (dict(qkv_bias=False), "agent_swin_small"),
+    ],
+)
+def test_another_layer_is_seen(name, change):
+    same, other = (timm.create_model(name, device="meta", **kwargs) for kwargs in ({}, change))
+    assert layers_of(same) != layers_of(other)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +107,7 @@ def test_checks_are_there(check):
 )
 def test_kin_have_the_same_layers(group):
     """In full size: layers of a model that none with a golden file has are what `beyond` names."""
-    kinds = {name: zoo.kind_of(timm.create_model(name, device="meta")) for name in group.variants}
+    kinds = {name: layers_of(timm.create_model(name, device="meta")) for name in group.variants}
     compared = frozenset().union(*(kinds[name] for name, variant in group.variants.items() if variant.golden))
     for name, variant in group.variants.items():
         more = sorted(str(kind) for kind in kinds[name] - compared)
@@ -92,8 +119,9 @@ def test_kin_have_the_same_layers(group):
 def test_comparisons_in_words():
     assert str(comparison("van_b0")) == "published code of this model (golden files van_b0, van_b0_200x264)"
     assert str(comparison("van_b0.in1k")) == str(comparison("van_b0"))
-    kin = "published code of nat_mini and dinat_mini: the same layers in other sizes, but for layer scale"
-    assert str(comparison("nat_small")) == kin
+    kin = "published code of resnet18_cbam: the same layers in other sizes, but for timm's bottleneck block"
+    assert str(comparison("resnet50_cbam")).startswith(kin)
+    assert str(comparison("mscan_base")).endswith("in other sizes; feature maps alone: no classifier is published")
     assert str(comparison("resnet18_ela")).startswith("no golden file (no public code); also compared with the paper")
     assert comparison("resnet18") is None
 

@@ -1,7 +1,6 @@
 """Two models trained once for all tests of the commands."""
 
 import functools
-import gc
 import logging
 import shutil
 
@@ -36,10 +35,7 @@ def quick_starts():
             lambda text, style_config: _formatted(text, tuple(style_config.items())),
         )
         patch.setattr(mmengine.runner.runner, "collect_env", functools.cache(mmengine.runner.runner.collect_env))
-        # Data sets of mmengine collect garbage when they are built, here through all that pytest has imported.
-        gc.freeze()
         yield
-        gc.unfreeze()
 
 
 @pytest.fixture(scope="session")
