@@ -275,6 +275,7 @@ class AgentPVT(AgentPyramid, PyramidVisionTransformer):
     def __init__(
         self,
         depths: tuple[int, ...] = (2, 2, 2, 2),
+        *,
         agent_blocks: tuple[int | None, ...] = (None, None, None, None),
         **kwargs: Any,
     ):
@@ -287,6 +288,7 @@ class AgentSwin(AgentPyramid, SwinTransformer):
     def __init__(
         self,
         depths: tuple[int, ...] = (2, 2, 6, 2),
+        *,
         agent_blocks: tuple[int | None, ...] = (None, None, None, 0),
         **kwargs: Any,
     ):
@@ -299,6 +301,7 @@ class AgentCSwin(AgentPyramid, CSwinTransformer):
     def __init__(
         self,
         depths: tuple[int, ...] = (2, 4, 18, 1),
+        *,
         agent_blocks: tuple[int | None, ...] = (None, None, 0, 0),
         **kwargs: Any,
     ):

@@ -170,8 +170,8 @@ class InLinePVT(InLinePyramid, PyramidVisionTransformer):
     def __init__(
         self,
         depths: tuple[int, ...] = (2, 2, 2, 2),
-        inline_blocks: tuple[int | None, ...] = (None, None, None, None),
         num_heads: tuple[int, ...] = (2, 4, 10, 16),
+        inline_blocks: tuple[int | None, ...] = (None, None, None, None),
         **kwargs: Any,
     ):
         super().__init__(depths, inline_blocks, num_heads=num_heads, **kwargs)

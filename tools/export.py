@@ -77,4 +77,4 @@ def run(args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    run_main("export")
+    run_main("export", globals())

@@ -97,4 +97,4 @@ def _upscale(args: argparse.Namespace, model: Any, tile: int | None, config: str
 
 
 if __name__ == "__main__":
-    run_main("predict")
+    run_main("predict", globals())

@@ -57,4 +57,4 @@ def run(args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    run_main("test")
+    run_main("test", globals())

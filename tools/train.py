@@ -69,4 +69,4 @@ def run(args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    run_main("train")
+    run_main("train", globals())

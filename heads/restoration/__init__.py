@@ -28,6 +28,7 @@ __all__ = [
 if MISSING is None:
     from .dataset import PairedImageDataset
     from .metrics import PSNR, SSIM
+    from .resize import imresize as imresize
     from .restorer import RestorationPreprocessor, Restorer
     from .transforms import LoadImagePair, PackImagePair, PairedRandomCrop
 else:

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import golden_files
+import interpreters
 import pytest
 import timm
 import torch
@@ -165,3 +166,12 @@ def test_wrong_declarations_are_refused():
     with pytest.raises(ValueError, match="VisualAttentionNetwork: declared twice, with different facts"):
         facts.declare(Group("other", Facts(known.model_cls, known.checkpoint_filter, stage_norms="n"), {}))
     assert isinstance(facts.group_of("coat_tiny").checks[0], Check)
+
+
+def test_a_family_can_be_loaded_again():
+    """As notebooks do with a file that has been edited."""
+    code = (
+        "import importlib, timm; from attnzoo.backbones import van; importlib.reload(van); timm.create_model('van_b0')"
+    )
+    done = interpreters.run(code)
+    assert done.returncode == 0, done.stderr

@@ -35,6 +35,13 @@ def test_python_dash_m_runs_the_command_line():
     assert done.stdout.split() == list_models("van_b*")
 
 
+def test_a_command_is_a_program_under_a_profiler_too():
+    """Which leaves `__main__` to itself."""
+    code = "import runpy, sys; sys.argv = ['', 'absent.py']; runpy.run_module('attnzoo.tools.train', None, '__main__')"
+    done = interpreters.run(code, env=ENVIRONMENT)
+    assert done.returncode == 2 and done.stderr.startswith("attnzoo: error: absent.py"), done.stderr
+
+
 def test_every_file_beside_the_folders_is_a_command_of_the_table():
     files = {path.stem for path in Path(cli.__file__).parent.glob("*.py")} - {"__init__", "cli"}
     listed = {module for module, _ in cli.COMMANDS.values()}

@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from .errors import UserError
 from .messages import printable
@@ -93,9 +93,16 @@ def finish(code: int) -> NoReturn:
     sys.exit(code)
 
 
-def run_main(name: str) -> NoReturn:
-    """Run the command whose module is the program, as by `python -m attnzoo.tools.train`, and end the process."""
-    finish(run(name, lambda: sys.modules["__main__"], sys.argv[1:]))
+def run_main(name: str, module: dict[str, Any]) -> NoReturn:
+    """Run the command whose module is the program, as by `python -m attnzoo.tools.train`, and end the process.
+
+    Args:
+        name: Of the command.
+        module: Its `globals()`. Under a profiler `sys.modules["__main__"]` is another.
+    """
+    program = ModuleType(str(module["__name__"]), module["__doc__"])
+    vars(program).update(module)
+    finish(run(name, lambda: program, sys.argv[1:]))
 
 
 def _check_letters(args: argparse.Namespace) -> None:
