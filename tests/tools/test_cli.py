@@ -39,7 +39,7 @@ def test_a_command_is_a_program_under_a_profiler_too():
     """Which leaves `__main__` to itself."""
     code = "import runpy, sys; sys.argv = ['', 'absent.py']; runpy.run_module('attnzoo.tools.train', None, '__main__')"
     done = interpreters.run(code, env=ENVIRONMENT)
-    assert done.returncode == 2 and done.stderr.startswith("attnzoo: error: absent.py"), done.stderr
+    assert done.returncode == 2 and done.stderr.startswith("attnzoo: error: no config 'absent.py'"), done.stderr
 
 
 def test_every_file_beside_the_folders_is_a_command_of_the_table():
