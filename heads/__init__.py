@@ -39,6 +39,7 @@ from .libraries import MESSAGE, MISSING, absent
 __all__ = [*mm.__all__, *detection.__all__, *restoration.__all__, *segmentation.__all__]
 
 if MISSING is None:
+    # What `__all__` of each folder names.
     from .detection import *  # noqa: F403
     from .mm import *  # noqa: F403
     from .restoration import *  # noqa: F403

@@ -50,5 +50,5 @@ def building(place: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except Exception as error:
+    except Exception as error:  # of any library
         raise UserError(f"{place}: {one_line(error)}{place_of(error)}") from error

@@ -29,6 +29,10 @@ def test_metrics_leave_the_border_out(border):
     generator = torch.Generator().manual_seed(0)
     images = [torch.randint(0, 256, (2, 3, 30, 40), generator=generator, dtype=torch.uint8) for _ in range(2)]
     cut = 2 if border is None else border
+
+    def inner(x):
+        return luma(x[:, cut : 30 - cut, cut : 40 - cut].permute(1, 2, 0).numpy())
+
     for metric in (PSNR(crop_border=border), SSIM(crop_border=border)):
         samples = [dict(pred=pred, gt=gt, scale=2, gt_path="x.png") for pred, gt in zip(*images, strict=True)]
         for sample in samples:
@@ -38,7 +42,6 @@ def test_metrics_leave_the_border_out(border):
         metric.process(None, samples)
         name = type(metric).__name__
         score = {"PSNR": psnr, "SSIM": ssim}[name]
-        inner = lambda x: luma(x[:, cut : 30 - cut, cut : 40 - cut].permute(1, 2, 0).numpy())  # noqa: E731
         expected = np.mean([score(inner(sample["pred"]), inner(sample["gt"])) for sample in samples])
         assert metric.evaluate(2) == {name: pytest.approx(expected)}
 

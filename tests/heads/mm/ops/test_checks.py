@@ -4,12 +4,7 @@ import math
 
 import pytest
 import torch
-
-from attnzoo.heads.mm import ops
-
-ops.install()
-
-from mmcv import _ext as ext  # noqa: E402
+from mmcv import _ext as ext
 
 
 def rand(*shape):

@@ -1,14 +1,9 @@
 """mmcv's operators under `torch.compile`: as without it for every size, and checked before memory is read."""
 
+import mmcv.ops
 import pytest
 import torch
-
-import attnzoo.heads.mm.ops
-
-attnzoo.heads.mm.ops.install()
-
-import mmcv.ops  # noqa: E402  (needs what was installed)
-from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttnFunction  # noqa: E402
+from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttnFunction
 
 REGIONS = torch.tensor([[0, 0, 0, 3, 3.0], [1, 1, 1, 2, 3]])
 

@@ -5,14 +5,9 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from mmcv import _ext as ext
+from mmcv import ops as mmcv_ops
 from seeded import randn
-
-from attnzoo.heads.mm import ops
-
-ops.install()
-
-from mmcv import _ext as ext  # noqa: E402
-from mmcv import ops as mmcv_ops  # noqa: E402
 
 
 def deform_conv_by_definition(source, offset, mask, weight, stride, padding, dilation, groups, deform_groups):

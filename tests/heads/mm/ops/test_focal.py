@@ -2,13 +2,8 @@
 
 import pytest
 import torch
+from mmcv import ops as mmcv_ops
 from seeded import randn
-
-from attnzoo.heads.mm import ops
-
-ops.install()
-
-from mmcv import ops as mmcv_ops  # noqa: E402
 
 
 def sigmoid_focal_by_definition(logits, target, weight, gamma, alpha):

@@ -2,14 +2,9 @@
 
 import torch
 import torch.nn.functional as F
+from mmcv import _ext as ext
+from mmcv import ops as mmcv_ops
 from seeded import randn
-
-from attnzoo.heads.mm import ops
-
-ops.install()
-
-from mmcv import _ext as ext  # noqa: E402
-from mmcv import ops as mmcv_ops  # noqa: E402
 
 
 def test_masked_conv():

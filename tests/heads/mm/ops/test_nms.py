@@ -3,13 +3,8 @@
 import numpy as np
 import pytest
 import torch
-
-from attnzoo.heads.mm import ops
-
-ops.install()
-
-from mmcv import _ext as ext  # noqa: E402
-from mmcv import ops as mmcv_ops  # noqa: E402
+from mmcv import _ext as ext
+from mmcv import ops as mmcv_ops
 
 
 def random_boxes(count: int, seed: int, integers: bool = False):

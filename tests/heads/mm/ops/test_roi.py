@@ -4,13 +4,8 @@ import math
 
 import pytest
 import torch
+from mmcv import ops as mmcv_ops
 from seeded import randn
-
-from attnzoo.heads.mm import ops
-
-ops.install()
-
-from mmcv import ops as mmcv_ops  # noqa: E402
 
 ROIS = [
     [0, 1.2, 2.1, 9.7, 11.3],
