@@ -59,7 +59,7 @@ def test_a_family_is_added(copy):
     readme = copy / "README.md"
     readme.write_text(re.sub(r"(\| \[biformer\].*\n)", lambda found: found[1] + row + "\n", readme.read_text()))
     (tests,) = commands("pytest")
-    said = shell(f"{tests} -q -p no:cacheprovider --durations=0 -W ignore", copy)
+    said = shell(f"{tests} -vv -p no:cacheprovider -W ignore", copy)
     passed = int(re.search(r"(\d+) passed", said)[1])
     assert passed > 60 and "failed" not in said
     for name in ("test_contract", "test_golden", "test_learns", "test_checkpoints", "test_provenance", "test_readme"):
