@@ -15,7 +15,7 @@ from attnzoo.tools.config.loading import list_configs, load_config
 from attnzoo.tools.running.engine import build_model
 
 # mmengine reads all metafiles of mmdetection anew for each `mmdet::`.
-utils._get_cfg_metainfo = functools.cache(utils._get_cfg_metainfo)
+utils.load = functools.cache(utils.load)
 
 NAMES = [name for name in list_configs() if name.endswith(("_coco", "_ade20k"))]
 

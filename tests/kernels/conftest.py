@@ -1,6 +1,10 @@
 """What the kernel tests share."""
 
+import dataclasses
+import functools
+import inspect
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -44,3 +48,21 @@ def _bfloat16_products(monkeypatch: pytest.MonkeyPatch) -> None:
         return create_dot(self, a, b, *args)
 
     monkeypatch.setattr(builder, "create_dot", create_dot_of_numbers)
+
+
+@pytest.fixture(autouse=True)
+def _quick_interpreter(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton's interpreter looks for overflows of integers in the kernels' own tests alone: that is a third of its time.
+
+    It lists the members of its language at each call of a function, which is a quarter.
+    """
+    if not _dispatch.INTERPRETED:
+        return
+    interpreter = pytest.importorskip("triton.runtime.interpreter")
+    monkeypatch.setattr(interpreter, "inspect", SimpleNamespace(**{**vars(inspect), "getmembers": _members}))
+    if not request.module.__name__.endswith("_triton"):
+        builder = interpreter.interpreter_builder
+        monkeypatch.setattr(builder, "options", dataclasses.replace(builder.options, sanitize_overflow=False))
+
+
+_members = functools.cache(inspect.getmembers)

@@ -3,7 +3,9 @@
 import functools
 import logging
 import shutil
+from types import SimpleNamespace
 
+import mmengine.dataset.base_dataset
 import mmengine.runner.runner
 import pytest
 import torch
@@ -35,6 +37,8 @@ def quick_starts():
             lambda text, style_config: _formatted(text, tuple(style_config.items())),
         )
         patch.setattr(mmengine.runner.runner, "collect_env", functools.cache(mmengine.runner.runner.collect_env))
+        # A collection whenever a data set is built.
+        patch.setattr(mmengine.dataset.base_dataset, "gc", SimpleNamespace(collect=int))
         yield
 
 
