@@ -52,7 +52,7 @@ def _bfloat16_products(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def _quick_interpreter(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Triton's interpreter looks for overflows of integers in the kernels' own tests alone: that is a third of its time.
+    """Triton's interpreter looks for overflows of integers in the own tests of kernels alone: a third of its time.
 
     It lists the members of its language at each call of a function, which is a quarter.
     """
