@@ -55,7 +55,7 @@ _PYRAMID = dict(depths=(1, 1, 1, 1), embed_dims=(16, 32, 48, 64))
 _HEADS = dict(_PYRAMID, num_heads=(1, 2, 3, 4))
 _DEIT = dict(depth=2, embed_dim=64, num_heads=2, patch_size=8, img_size=32, global_pool="avg")
 # Of the bodies of DeiT, Swin and the others.
-_BODIES = {"*_deit_*": dict(depth=2), "*_swin_*": dict(depths=(2, 2, 2, 2)), "*": dict(depths=(1, 1, 1, 1))}
+_BODIES = {"*_deit_*": dict(depth=2), "*_swin_*": dict(depths=(2, 1, 1, 1)), "*": dict(depths=(1, 1, 1, 1))}
 
 FAMILIES = {
     "agent": Family(

@@ -46,10 +46,10 @@ before, models = attributes(), entries()
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     import attnzoo
-after, ours = attributes(), set(attnzoo.list_models())
+after, models_after, ours = attributes(), entries(), set(attnzoo.list_models())
 # timm's own registration functions note where they were called from.
 changed = [key for key in before if key not in after or not (after[key] is before[key] or after[key] == before[key])]
-other = [name for name, entry in models.items() if name not in ours and entries()[name] != entry]
+other = [name for name, entry in models.items() if name not in ours and models_after[name] != entry]
 gone = [key for key in after if key not in before and key.split(":")[0] in {k.split(":")[0] for k in before}]
 print(json.dumps(dict(changed=changed, added=gone, other=other, ours=sorted(ours), theirs=sorted(models),
                       warnings=[str(w.message) for w in caught])))

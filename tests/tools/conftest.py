@@ -18,24 +18,12 @@ from attnzoo.tools import cli
 logging.raiseExceptions = False
 
 
-@functools.cache
-def _formatted(text, style):
-    return _format(text, style_config=dict(style))
-
-
-_format = yapf.yapflib.yapf_api.FormatCode
-
-
 @pytest.fixture(scope="session", autouse=True)
 def quick_starts():
     """Take from the start of a run what is the same each time."""
     with pytest.MonkeyPatch.context() as patch:
-        # Six times a run: the text of its config.
-        patch.setattr(
-            yapf.yapflib.yapf_api,
-            "FormatCode",
-            lambda text, style_config: _formatted(text, tuple(style_config.items())),
-        )
+        # A run makes the text of its config six times. To lay it out takes half a second, and is left to other processes.
+        patch.setattr(yapf.yapflib.yapf_api, "FormatCode", lambda text, **options: (text, True))
         patch.setattr(mmengine.runner.runner, "collect_env", functools.cache(mmengine.runner.runner.collect_env))
         # A collection whenever a data set is built.
         patch.setattr(mmengine.dataset.base_dataset, "gc", SimpleNamespace(collect=int))

@@ -45,8 +45,9 @@ def test_loads_a_published_file_through_timm(file, name, suffix, tmp_path):
     model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=dict(file=str(path)), **kwargs)
     reference = timm.create_model(name, **kwargs)
     reference.load_state_dict(convert_checkpoint(weights, reference))
+    state = model.state_dict()
     for key, value in reference.state_dict().items():
-        assert torch.equal(model.state_dict()[key], value), key
+        assert torch.equal(state[key], value), key
 
 
 @pytest.mark.parametrize(("file", "name"), CASES)
