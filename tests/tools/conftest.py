@@ -22,7 +22,7 @@ logging.raiseExceptions = False
 def quick_starts():
     """Take from the start of a run what is the same each time."""
     with pytest.MonkeyPatch.context() as patch:
-        # A run makes the text of its config six times. To lay it out takes half a second, and is left to other processes.
+        # A run makes the text of its config six times. To lay it out takes half a second: other processes do that.
         patch.setattr(yapf.yapflib.yapf_api, "FormatCode", lambda text, **options: (text, True))
         patch.setattr(mmengine.runner.runner, "collect_env", functools.cache(mmengine.runner.runner.collect_env))
         # A collection whenever a data set is built.

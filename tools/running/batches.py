@@ -109,3 +109,17 @@ def number_batches(loader: DataLoader, seed: int, rank: int) -> None:
         vars(loader)["batch_sampler"] = NumberedBatches(batches, seed, rank)
         if callable(getattr(type(loader.dataset), "__getitems__", None)):
             vars(loader.dataset)["__getitems__"] = SeededItems(loader.dataset)
+
+
+def end_workers(runner: Any) -> None:
+    """End the processes that load the data of a mmengine Runner, where they persist.
+
+    What is left of them to a collection of garbage has lost the pipes by which it would end them, and waits five
+    seconds for each.
+    """
+    for loop in (vars(runner).get(f"_{name}_loop") for name in ("train", "val", "test")):
+        # By epochs it is the loader's own, by iterations the loop's.
+        for holder in (getattr(loop, "dataloader", None), getattr(loop, "dataloader_iterator", None)):
+            end = getattr(getattr(holder, "_iterator", None), "_shutdown_workers", None)
+            if end is not None:
+                end()

@@ -9,6 +9,7 @@ from ..common.files import naming
 from ..common.outputs import check_outputs
 from ..config.inputs import data_paths
 from ..data.checks import check_data, check_scale
+from .batches import end_workers
 from .checkpoint import load_into
 from .class_counts import check_class_counts
 from .engine import ProgressHook, build_model, build_runner, starting
@@ -49,5 +50,8 @@ def evaluate(cfg: Config, checkpoint: str, overwrite: bool = False) -> dict[str,
         with starting(cfg, progress):
             runner = build_runner(cfg, progress)
             load_into(getattr(runner.model, "module", runner.model), checkpoint)
-            metrics = runner.test()
+            try:
+                metrics = runner.test()
+            finally:
+                end_workers(runner)
     return {name: float(value) for name, value in metrics.items()}

@@ -8,6 +8,7 @@ from ..common.errors import UserError
 from ..common.files import is_disk_error
 from ..config.classes import is_checkpoint_hook
 from ..data.checks import check_data, check_scale
+from .batches import end_workers
 from .class_counts import check_class_counts
 from .engine import ProgressHook, build_model, build_runner, check_optimizer, starting
 from .metrics import check_evaluator
@@ -58,7 +59,10 @@ def train(cfg: Config, overwrite: bool = False) -> Runner:
         try:
             with starting(cfg, progress):
                 runner = build_runner(cfg, progress)
-                runner.train()
+                try:
+                    runner.train()
+                finally:
+                    end_workers(runner)
         except OSError as error:
             if not is_disk_error(error):
                 raise

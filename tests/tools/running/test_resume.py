@@ -4,6 +4,7 @@ Generators are seeded anew at every iteration, so both runs draw the same. The n
 and of a metric.
 """
 
+import multiprocessing
 import pickle
 import random
 import shutil
@@ -159,6 +160,7 @@ def test_workers_that_persist_draw_the_same_in_a_resumed_run(data, tmp_path, ext
     """
     config = write_config(tmp_path / "config.py", DETECTOR, data, 3, WORKERS.format(workers=2) + extra)
     assert cli.main(["train", str(config), "--work-dir", str(tmp_path / "whole")]) == 0
+    assert not multiprocessing.active_children(), "workers wait for a collection of garbage"
     (tmp_path / "resumed").mkdir()
     shutil.copy(tmp_path / "whole" / first, tmp_path / "resumed")
     if not extra:
