@@ -8,7 +8,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 
 OLDEST := .venv-oldest
 
-.PHONY: help demo test test-slow test-hostile test-oldest lint format clean
+.PHONY: help demo test test-fast test-slow test-hostile test-oldest lint format clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -26,6 +26,9 @@ demo: $(READY)  ## train, test, draw and export a detector and a segmentor on re
 
 test: $(READY)  ## the test suite, one process a core
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
+
+test-fast: $(READY)  ## of each test that is quick the first case
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal --fast
 
 test-slow: $(READY)  ## what takes minutes
 	$(BIN)/python -m pytest -m slow

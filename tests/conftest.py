@@ -18,6 +18,22 @@ import attnzoo  # noqa: F401  registers the models
 torch.set_num_threads(1)
 
 
+def pytest_addoption(parser):
+    parser.addoption("--fast", action="store_true", help="the first case of each test that is neither long nor slow")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("fast"):
+        return
+    first = {}
+    for item in items:
+        if not any(item.iter_markers("long")) and not any(item.iter_markers("slow")):
+            first.setdefault(item.nodeid.partition("[")[0], item)
+    kept = list(first.values())
+    config.hook.pytest_deselected(items=set(items).difference(kept))
+    items[:] = kept
+
+
 def pytest_collection_finish():
     freeze()
 

@@ -89,7 +89,10 @@ FAMILIES = {
         },
         learns_slowly=("coat_tiny",),
     ),
-    "hat": Family({"*": dict(depths=(2, 1), num_heads=(6, 6))}, not_learning="it restores images"),
+    "hat": Family(
+        {"*": dict(depths=(2, 1), num_heads=(6, 6), embed_dim=48, window_size=8, squeeze_factor=6)},
+        not_learning="it restores images",
+    ),
     "inline": Family(
         _BODIES,
         learns={

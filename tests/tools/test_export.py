@@ -48,6 +48,14 @@ class FrozenHead(FPNHead):
         return logits + F.interpolate(F.adaptive_avg_pool2d(logits, 3), logits.shape[2:])
 
 
+def small_segmentor():
+    """Of a model of timm that traces in seconds."""
+    cfg = segmentor("fpn", "van")
+    cfg.model.backbone = dict(type="attnzoo.Backbone", model_name="test_resnet", out_indices=(1, 2, 3, 4))
+    cfg.model.decode_head.in_channels = [32, 48, 192, 96]
+    return cfg
+
+
 def save(cfg, path, **meta):
     model = lively(cfg)
     torch.save(dict(state_dict=model.state_dict(), meta=meta), path)
@@ -78,7 +86,7 @@ def test_onnx_runtime_equals_pytorch(name, tmp_path):
 
 
 def test_command(tmp_path, capsys):
-    cfg = segmentor("fpn", "van")
+    cfg = small_segmentor()
     save(cfg, tmp_path / "model.pth", dataset_meta=dict(classes=("ground", "red", "blue")))
     cfg.custom_imports = dict(imports=["attnzoo.heads"])
     cfg.dump(tmp_path / "config.py")
@@ -96,7 +104,7 @@ def test_command(tmp_path, capsys):
 
 
 def test_model_that_keeps_the_traced_size_is_refused_and_may_be_static(tmp_path):
-    cfg = segmentor("fpn", "van")
+    cfg = small_segmentor()
     cfg.model.decode_head.type = "TestFrozenHead"
     save(cfg, tmp_path / "model.pth")
     out = tmp_path / "model.onnx"
@@ -128,7 +136,7 @@ def test_bad_arguments_are_named(arguments, message, tmp_path, monkeypatch):
     (tmp_path / "text.txt").write_text("no tensor, no picture")
     arguments = dict(checkpoint="text.txt", out="model.onnx", size=(64, 64)) | arguments
     with pytest.raises(UserError, match=message):
-        export(segmentor("fpn", "van"), **arguments)
+        export(small_segmentor(), **arguments)
     assert [file.name for file in tmp_path.iterdir()] == ["text.txt"]
 
 
