@@ -50,6 +50,7 @@ def shell(command: str, copy: Path) -> str:
     return done.stdout
 
 
+@pytest.mark.long
 def test_a_family_is_added(copy):
     (golden,) = commands("python tests/golden_files.py")
     assert shell(golden, copy).strip() == "tests/golden/boxnet_tiny.json"

@@ -35,6 +35,7 @@ def folder(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.long
 def test_a_file_of_a_tiny_model(folder, monkeypatch):
     arguments = ["published:tiny", "tiny.json", "--arguments", '{"width": 4}', "--shape", "2", "3", "9", "11"]
     arguments += ["--seed", "5", *FACTS, "--note", "no bias", "--note", "small"]

@@ -44,6 +44,7 @@ def test_the_oldest_versions_are_the_declared_ones():
     assert floors == pinned
 
 
+@pytest.mark.long
 def test_wheel(tmp_path):
     pip = [sys.executable, "-m", "pip", "--quiet"]
     # Away from the source: setuptools leaves a build folder behind.
@@ -78,6 +79,7 @@ def test_wheel(tmp_path):
     assert Path(file).is_relative_to(site) and len(names) == len([c for c in configs if "/_" not in c])
 
 
+@pytest.mark.long
 def test_import_needs_little_and_is_quick(tmp_path):
     code = (
         "import sys, time; t = time.perf_counter(); import {0}; print(time.perf_counter() - t); "

@@ -63,6 +63,7 @@ def test_pip_commands(command):
     shell(f"{sys.executable} -m {command} --quiet --dry-run --no-deps --no-build-isolation", ROOT)
 
 
+@pytest.mark.long
 def test_commands_and_onnx_example_in_their_order(tmp_path, capsys):
     lines = commands("attnzoo") + commands("torchrun")
     assert "attnzoo demo --data-only" in lines and len(lines) == 9

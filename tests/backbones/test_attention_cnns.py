@@ -50,6 +50,7 @@ def billions(name: str, **kwargs) -> float:
     return counter.get_total_flops() / 2e9
 
 
+@pytest.mark.long
 def test_multiply_adds_are_the_papers():
     """The papers count ResNet-50 and 101 with the stride in the first convolution: there the module's own are compared.
 

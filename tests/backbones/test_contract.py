@@ -33,6 +33,7 @@ def classifier(request):
     return request.param
 
 
+@pytest.mark.long
 def test_every_model_builds_and_says_what_it_is():
     assert len(NAMES) == len(set(NAMES)) >= 60
     for name in NAMES:
@@ -389,6 +390,7 @@ def test_fx(name):
 FIRST_OF_FAMILY = {group_of(name).family: name for name in reversed(ONE_OF_A_KIND) if not restores(name)}.values()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "name",
     [name if name in FIRST_OF_FAMILY else pytest.param(name, marks=pytest.mark.slow) for name in ONE_OF_A_KIND],

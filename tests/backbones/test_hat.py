@@ -201,6 +201,7 @@ def test_bad_tiles(tile, overlap, message):
         restore_tiled(small(), torch.rand(1, 3, 64, 64), tile, overlap)
 
 
+@pytest.mark.long
 def test_learns_to_enlarge():
     """From scratch it explains nine tenths of held-out edges' variance within seconds."""
     torch.manual_seed(0)

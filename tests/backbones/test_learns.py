@@ -24,6 +24,7 @@ def digits():
     return train_test_split(images, torch.tensor(labels), test_size=0.2, random_state=0, stratify=labels)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "name",
     [pytest.param(name, marks=pytest.mark.slow) if name in zoo.family(name).learns_slowly else name for name in MODELS],

@@ -167,6 +167,7 @@ def test_wrong_declarations_are_refused():
     assert isinstance(facts.group_of("coat_tiny").checks[0], Check)
 
 
+@pytest.mark.long
 def test_a_family_can_be_loaded_again():
     """As notebooks do with a file that has been edited."""
     code = (

@@ -5,6 +5,8 @@ import os
 import interpreters
 import pytest
 
+pytestmark = pytest.mark.long
+
 # Registries to which a model's registration adds by design; all else must be the same objects.
 SNAPSHOT = '''
 import json, sys, types, warnings

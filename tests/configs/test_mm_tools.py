@@ -30,6 +30,7 @@ def python(*arguments: object, cwd: Path) -> str:
     return done.stdout + done.stderr
 
 
+@pytest.mark.long
 def test_mmengine_alone_reads_configs_of_both_libraries(tmp_path):
     paths = [find_config(name) for name in ("van/retinanet_van-b1_1x_coco", "van/mask2former_van-b2_160k_ade20k")]
     printed = python("-c", PLAIN, *paths, cwd=tmp_path)

@@ -9,6 +9,8 @@ from attnzoo.tools import cli
 from attnzoo.tools.config import table as config_table
 from attnzoo.tools.config.loading import CONFIG_ROOT, list_configs
 
+pytestmark = pytest.mark.long
+
 
 def test_the_table_is_current(monkeypatch):
     monkeypatch.setattr(config_table, "load_config", config)

@@ -8,6 +8,8 @@ import interpreters
 import pytest
 from PIL import Image
 
+pytestmark = pytest.mark.long
+
 HIDE = """
 import sys
 

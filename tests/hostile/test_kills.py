@@ -18,6 +18,7 @@ from pathlib import Path
 
 import campaign
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from tools_helpers import SEGMENTOR, make_data, write_config
@@ -291,11 +292,13 @@ def kill_predict(seed, references, root):
     return "ended before" if code == 0 else "killed"
 
 
+@pytest.mark.long
 def test_killed_runs():
     """Trainings and predictions."""
     campaign.in_own_interpreter(__file__)
 
 
+@pytest.mark.long
 def test_killed_builds_of_the_data_set(tmp_path):
     campaign.campaign("killed builds of a data set", lambda seed: kill_build(seed, tmp_path), 250)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import mmcv
+import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
@@ -496,6 +497,7 @@ def draw_operator(seed: int) -> str:
     return "right"
 
 
+@pytest.mark.long
 def test_operators():
     in_own_interpreter(__file__)
 

@@ -5,6 +5,7 @@ import math
 import random
 
 import campaign
+import pytest
 import timm
 import torch
 from zoo import map_side, one_of_a_kind, restores, shallow_arguments
@@ -266,6 +267,7 @@ def _wrong(name: str, kwargs: dict) -> str:
     return "allowed after all"
 
 
+@pytest.mark.long
 def test_models():
     campaign.in_own_interpreter(__file__)
 

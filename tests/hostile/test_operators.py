@@ -386,6 +386,7 @@ def _error(got, want):
     return f"{(got.double() - want).abs().max().item():.2e} of {want.abs().max().item():.2e}"
 
 
+@pytest.mark.long
 def test_operators():
     campaign.in_own_interpreter(__file__)
 

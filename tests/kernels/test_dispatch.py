@@ -208,6 +208,7 @@ def test_can_run_of_an_unknown_operator():
         kernels.can_run("attention")
 
 
+@pytest.mark.long
 def test_precision_of_products_follows_every_switch():
     """Each in a process of its own: switches of two kinds do not mix."""
     settings = {
@@ -233,6 +234,7 @@ for setting in {list(settings)}:
     assert done.stdout.split() == list(settings.values()), done.stderr
 
 
+@pytest.mark.long
 def test_without_triton():
     code = """
 import sys

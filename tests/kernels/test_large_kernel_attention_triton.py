@@ -172,6 +172,7 @@ class Gate(nn.Module):
         return large_kernel_attention(x, *operands, backend=self.backend)
 
 
+@pytest.mark.long
 def test_compiles_to_one_graph_for_every_batch():
     torch._dynamo.reset()
     gate = Gate().to(DEVICE)

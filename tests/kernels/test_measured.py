@@ -172,6 +172,7 @@ def test_operators_obey(measured, monkeypatch):
             assert len(calls) == expected
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not _dispatch.INTERPRETED, reason="of the interpreter")
 def test_every_operator_is_looked_up_by_its_name(measured):
     """Every case is measured to be Triton's: the table's names are those that the operators use."""

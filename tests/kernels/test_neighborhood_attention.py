@@ -153,6 +153,7 @@ def test_exports_with_free_sizes(dilation):
         torch.testing.assert_close(program(x), layer(x), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.long
 def test_compiles_to_one_graph_with_free_sizes():
     layer = Layer(3, 2)
     compiled = torch.compile(layer, backend="eager", fullgraph=True, dynamic=True)

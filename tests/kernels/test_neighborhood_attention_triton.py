@@ -72,6 +72,7 @@ CASES = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "B{}-H{}-W{}-N{}-D{}-K{}-d{}".format(*case))
 def test_output_and_gradients(case, poisoned):
     compare(*case)
@@ -86,6 +87,7 @@ def test_half_precision(dtype, poisoned):
     compare(1, 9, 11, 1, 16, 3, 1, dtype=dtype)
 
 
+@pytest.mark.long
 @settings(max_examples=4, deadline=None, derandomize=True)
 @given(
     b=st.integers(1, 2),
@@ -203,6 +205,7 @@ class Layer(torch.nn.Module):
         return neighborhood_attention(q, k, v, 1, 3, 1, self.table, backend=self.backend)
 
 
+@pytest.mark.long
 def test_operator_obeys_pytorch():
     qkv, table = inputs(1, 3, 5, 1, 16, 3)
     q, k, v = (x.detach().requires_grad_() for x in qkv.chunk(3, -1))
@@ -210,6 +213,7 @@ def test_operator_obeys_pytorch():
         torch.library.opcheck(attention, (q, k, v, bias, 1, 3, 1, scale))
 
 
+@pytest.mark.long
 def test_compiles_to_one_graph_for_every_size():
     torch.compiler.reset()
     layer = Layer("triton").to(DEVICE)
@@ -248,6 +252,7 @@ def test_backend_by_context():
         assert "neighborhood" not in layer(x).grad_fn.name()
 
 
+@pytest.mark.long
 def test_memory_of_the_table_gradient_is_bounded(monkeypatch):
     """Six stretches of queries, of which four programs a row of the table take their share."""
     made = []

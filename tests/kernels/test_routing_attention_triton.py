@@ -46,6 +46,7 @@ def check(q, k, v, heads, regions, topk, scale, tolerance=1e-5):
             assert got[name].abs().max() <= tolerance, name
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("b", "h", "w", "c", "heads", "regions", "topk"),
     [
@@ -71,6 +72,7 @@ def test_any_strides(poisoned):
     check(q, k, v, 2, (2, 2), 2, 0.4)
 
 
+@pytest.mark.long
 @settings(max_examples=5, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_drawn_shapes(data):
@@ -148,11 +150,13 @@ def test_refusals():
             routing_attention(x, x, x, heads, (2, 2), 2, 1.0, "triton")
 
 
+@pytest.mark.long
 def test_operator_is_well_formed():
     q, k, v = (x.contiguous().requires_grad_() for x in qkv(1, 3, 2, 4))
     torch.library.opcheck(operator.forward, (q, k, v, 2, [2, 2], 2, 0.4))
 
 
+@pytest.mark.long
 def test_compiles_once_for_all_batches():
     compiled = torch.compile(routing_attention, fullgraph=True, dynamic=True, backend="aot_eager")
     for batch in (2, 3):

@@ -202,6 +202,7 @@ def test_operator_obeys_pytorch():
     torch.library.opcheck(attention, (q, k, v, table.t().detach().requires_grad_(), 1, [2, 2], [1, 0], 0, 0.3))
 
 
+@pytest.mark.long
 def test_compiles_to_one_graph_for_every_size():
     torch.compiler.reset()
     layer = Layer("triton").to(DEVICE)

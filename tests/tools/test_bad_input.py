@@ -62,6 +62,7 @@ def test_missing_libraries_are_named_with_the_extra(place, missing):
     assert listing(place) == before
 
 
+@pytest.mark.long
 def test_an_error_in_a_process_of_its_own(place):
     done = attnzoo("train", "absent.py", cwd=place)
     assert (done.returncode, done.stdout) == (2, "")

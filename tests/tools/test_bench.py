@@ -9,6 +9,8 @@ import torch
 from attnzoo.tools import cli
 from attnzoo.tools.measuring import models
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def figures(tmp_path_factory):

@@ -36,6 +36,7 @@ def test_no_card_is_left_over():
     assert {path.stem for path in CARD_ROOT.glob("*.md")} == set(families())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("size", "giga"), [("tiny", 2.22), ("small", 4.46), ("base", 9.76), ("stl", 4.57)])
 def test_counts_what_the_paper_counts(size, giga):
     row = next(line for line in card("biformer").splitlines() if line.startswith(f"| `biformer_{size}`"))

@@ -28,6 +28,7 @@ def test_help_shows_every_command_and_imports_no_mm_library():
     assert done.stdout.endswith("loaded set()\n")
 
 
+@pytest.mark.long
 def test_python_dash_m_runs_the_command_line():
     command = [sys.executable, "-m", "attnzoo", "list", "van_b*"]
     done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=300)
@@ -98,6 +99,7 @@ def test_info_of_a_model_of_timm():
     assert describe("resnet18")["parameters"] == "11.69 M"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("by_torchrun", [True, False])
 def test_processes_of_torchrun_are_not_taken_apart(by_torchrun):
     """What threads do while the interpreter is taken apart can abort a process whose work is done."""
@@ -172,6 +174,7 @@ def test_names_that_are_no_utf8_are_refused_at_once(arguments, tmp_path, monkeyp
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 def test_output_that_nobody_reads_ends_quietly(unbuffered):
     code = (

@@ -119,6 +119,7 @@ def forked(command, *, stdin, stdout, stderr, env):
     return done
 
 
+@pytest.mark.long
 def test_two_runs_of_one_iteration(tmp_path, monkeypatch):
     monkeypatch.setattr(processes.subprocess, "run", forked)
     monkeypatch.setattr(digits, "build", partial(digits.build, train_images=8, val_images=2))

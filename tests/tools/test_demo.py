@@ -90,6 +90,7 @@ worker.work(sys.argv[1])
 """
 
 
+@pytest.mark.long
 def test_quick_demo_runs_every_step(tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(processes, "_WORKER", WORKER)
     assert cli.main(["demo", "--quick", "--out", str(tmp_path)]) == 0

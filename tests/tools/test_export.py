@@ -62,6 +62,7 @@ def save(cfg, path, **meta):
     return model
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", [*FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
 def test_onnx_runtime_equals_pytorch(name, tmp_path):
     cfg = {**FAST, **SLOW}[name]()
@@ -85,6 +86,7 @@ def test_onnx_runtime_equals_pytorch(name, tmp_path):
             np.testing.assert_allclose(other, one, rtol=1e-5, atol=TOLERANCES.get(output, 0), err_msg=output)
 
 
+@pytest.mark.long
 def test_command(tmp_path, capsys):
     cfg = small_segmentor()
     save(cfg, tmp_path / "model.pth", dataset_meta=dict(classes=("ground", "red", "blue")))
@@ -103,6 +105,7 @@ def test_command(tmp_path, capsys):
     assert meta["channel_order"] == "RGB" and json.loads(meta["classes"]) == ["ground", "red", "blue"]
 
 
+@pytest.mark.long
 def test_model_that_keeps_the_traced_size_is_refused_and_may_be_static(tmp_path):
     cfg = small_segmentor()
     cfg.model.decode_head.type = "TestFrozenHead"

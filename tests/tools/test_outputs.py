@@ -48,6 +48,7 @@ def test_files_that_are_there_or_read(place, capsys, arguments, said):
     assert said in refused(capsys, *arguments, folder=place)
 
 
+@pytest.mark.long
 def test_probing_with_overwrite_replaces_its_own_names(place):
     arguments = ["probe", "test_resnet", "--digits", "--out", ".", "--epochs", "1", "--seeds", "0", "--overwrite"]
     assert cli.main([*arguments, "--pooling", "mean"]) == 0
@@ -62,6 +63,7 @@ def test_bench_with_overwrite(place, monkeypatch, capsys):
     assert json.loads((place / "mine.json").read_text())["results"] == []
 
 
+@pytest.mark.long
 def test_a_card_that_is_not_ours(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(card, "CARD_ROOT", tmp_path)
     monkeypatch.setattr(models, "multiply_adds", lambda *_: 0)
@@ -160,6 +162,7 @@ def test_data_alone_are_built_in_no_folder_of_others(tmp_path, capsys):
     assert contents(tmp_path) == {"notes.txt": b"mine"}
 
 
+@pytest.mark.long
 def test_commands_look_at_what_their_metrics_write(trained, place, capsys):
     """Before a model is built or a file is written."""
     config, checkpoint = trained["detector"]

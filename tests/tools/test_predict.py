@@ -14,6 +14,8 @@ from attnzoo.tools.config.loading import load_config
 from attnzoo.tools.predicting import prediction
 from attnzoo.tools.predicting.prediction import predict
 
+pytestmark = pytest.mark.long
+
 
 def test_detector_in_a_process_of_its_own(trained, data, tmp_path):
     config, checkpoint = trained["detector"]

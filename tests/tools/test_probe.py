@@ -29,6 +29,7 @@ def on_digits(tmp_path_factory):
     return out, json.loads((out / "result.json").read_text())
 
 
+@pytest.mark.long
 def test_attention_reads_digits_from_random_features(on_digits):
     """Ten classes. The mean over the places knows less, and no head at all a tenth: see the next test."""
     _, results = on_digits
@@ -44,12 +45,14 @@ def test_attention_reads_digits_from_random_features(on_digits):
     assert attentive["head_parameters"] == 32 * 96 + 96 * 96 + 97 * 10 and mean["head_parameters"] == 97 * 10
 
 
+@pytest.mark.long
 def test_a_dead_head_knows_a_tenth(monkeypatch, tmp_path):
     monkeypatch.setattr(probing.EfficientProbing, "forward", lambda self, x: 0 * self.value(x).mean(1))
     (row,) = probe(["test_resnet"], digits(), tmp_path, dataclasses.replace(QUICK, poolings=("attentive",)))["rows"]
     assert row["mean"] < 0.2
 
 
+@pytest.mark.long
 def test_a_written_head_has_the_accuracy_that_was_told(on_digits):
     out, results = on_digits
     data = digits()
@@ -67,6 +70,7 @@ def test_a_written_head_has_the_accuracy_that_was_told(on_digits):
     assert right == pytest.approx(results["rows"][0]["top1"][1], abs=0.003) == pytest.approx(facts["top1"], abs=0.003)
 
 
+@pytest.mark.long
 def test_the_same_seed_gives_the_same_accuracy(on_digits, tmp_path):
     settings = dataclasses.replace(QUICK, poolings=("mean",))
     torch.manual_seed(7)  # the state of the global generator does not matter, and is kept

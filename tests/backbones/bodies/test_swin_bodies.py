@@ -25,6 +25,7 @@ def test_a_stage_that_is_one_window_shifts_only_at_other_sizes():
             torch.testing.assert_close(layer(x, *size), want.flatten(1, 2))
 
 
+@pytest.mark.long
 def test_an_exported_shift_knows_the_single_window():
     model = SwinTransformer(
         depths=(1, 1, 1, 2), embed_dims=(8, 16, 32, 64), num_heads=(1, 1, 2, 2), num_classes=3

@@ -171,6 +171,7 @@ def test_attributes_that_mean_something_are_refused(tmp_path, name, value):
         read_checkpoint(tmp_path / "a.pth")
 
 
+@pytest.mark.long
 def test_no_environment_makes_it_run_code(tmp_path):
     mark = tmp_path / "ran"
     torch.save({"state_dict": WEIGHTS, "extra": Runs(os.mkdir, str(mark))}, tmp_path / "a.pth")

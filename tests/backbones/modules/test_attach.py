@@ -287,6 +287,7 @@ def test_pkcam_refuses_reentrant_checkpointing_of_the_first_stages(stages):
         assert torch.equal(a, b) and torch.equal(a, c)
 
 
+@pytest.mark.long
 def test_compiles_and_exports():
     model = attnzoo.attach(make("resnet18", features_only=True), "ela", where=(2, 3, 4), identity=False).eval()
     free = {0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}

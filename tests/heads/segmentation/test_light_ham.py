@@ -99,6 +99,7 @@ def test_channels_last_and_half_precision():
             assert half.isfinite().all()
 
 
+@pytest.mark.long
 def test_exports_to_onnx_with_free_batch_and_size(tmp_path):
     # Each step is in the graph once more.
     arguments = ARGS | dict(ham_kwargs=dict(MD_S=2, MD_R=4, eval_steps=2))

@@ -219,6 +219,7 @@ def test_trains_in_a_segmentor():
     assert losses[-1] < 0.5 * losses[0], losses
 
 
+@pytest.mark.long
 def test_exports_with_free_batch_and_size(tmp_path):
     head = deploy_models.Levels(MCAHead(**SMALL)).eval()
     session = deploy_models.export_free(head, maps(2, 8, 12), tmp_path)

@@ -31,6 +31,7 @@ def last_line(capsys):
     return message
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("command", "workers"), [("train", 1), ("test", 0)])
 def test_an_image_that_cannot_be_read_in_the_midst_of_a_run(trained, place, capsys, monkeypatch, command, workers):
     # As one of so many that not all are looked at before.
@@ -260,6 +261,7 @@ def entry(key, value, index=3):
     return lambda content: content["annotations"][index].update({key: value})
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("change", "first"),
     [

@@ -60,6 +60,7 @@ def check(rows):
         assert 0 < registers <= 255, name
 
 
+@pytest.mark.long
 def test_every_kernel_and_dtype_has_cases_and_the_first_compiles():
     found = compiled("first", *OPERATORS)
     assert set(found) == set(OPERATORS)

@@ -11,6 +11,7 @@ from attnzoo.tools.measuring.memory import fresh_processes
 from attnzoo.tools.measuring.timing import spread
 
 
+@pytest.mark.long
 def test_memory_grows_with_what_a_pass_keeps():
     """The backward pass needs maps that the forward pass lets go."""
 

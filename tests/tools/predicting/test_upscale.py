@@ -63,6 +63,7 @@ def test_a_file_is_what_the_model_says(checkpoint, photo, tmp_path, capsys):
     assert np.array_equal(np.array(Image.open(out / "photo_x2.png")), want)
 
 
+@pytest.mark.long
 def test_tiles_without_an_mm_library(checkpoint, photo, tmp_path):
     Image.open(photo).resize((40, 18)).save(tmp_path / "wide.png")
     code = (
@@ -157,6 +158,7 @@ def test_restoration_models_are_those_without_classes():
     assert not any(name.startswith("van") for name in names)
 
 
+@pytest.mark.long
 def test_no_picture_takes_the_place_of_an_input_or_of_another_file(checkpoint, photo, tmp_path, capsys):
     out = tmp_path / "out"
     arguments = [NAME, checkpoint, photo, "--out-dir", out]

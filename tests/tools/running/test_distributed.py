@@ -77,6 +77,7 @@ def ddp(data, tmp_path_factory):
     return config, folder / "w" / "epoch_2.pth", done.stdout
 
 
+@pytest.mark.long
 def test_training_by_torchrun_and_a_test_of_two_processes(ddp, tmp_path):
     config, checkpoint, said = ddp
     # Eight images, two a step and process.
@@ -92,6 +93,7 @@ def test_training_by_torchrun_and_a_test_of_two_processes(ddp, tmp_path):
     assert 0 < json.loads(out.read_text())["mIoU"] <= 100
 
 
+@pytest.mark.long
 def test_a_work_directory_in_use_ends_all_processes(ddp, tmp_path):
     config, _, _ = ddp
     with locks.locked(tmp_path / "w" / locks.LOCK, "it"):
@@ -103,6 +105,7 @@ def test_a_work_directory_in_use_ends_all_processes(ddp, tmp_path):
     assert not list((tmp_path / "w").iterdir())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("blocks", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_sharded_training_is_ddp(tmp_path, ddp, blocks):
     """Sharded from the start, and resumed after one epoch: the second depends on the optimizer's state.

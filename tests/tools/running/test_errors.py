@@ -13,6 +13,8 @@ from attnzoo.tools.config.loading import load_config
 from attnzoo.tools.running.arguments import set_work_dir
 from attnzoo.tools.running.training import train
 
+pytestmark = pytest.mark.long
+
 
 def test_a_full_disk_is_one_line(data, tmp_path, capsys, monkeypatch):
     config = write_config(tmp_path / "config.py", SEGMENTOR, data, epochs=3)

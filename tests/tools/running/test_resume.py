@@ -29,6 +29,8 @@ from attnzoo.tools.running.evaluation import evaluate
 from attnzoo.tools.running.hooks.exactness import ReseedHook, _inexact
 from attnzoo.tools.running.work_dir import last_checkpoint
 
+pytestmark = pytest.mark.long
+
 EPOCHS = 6
 NOISE = 1e-6
 # Dropped paths draw from torch's generator in the model, flips from numpy's in the data.

@@ -117,6 +117,7 @@ def losses(run):
     return [entry["loss"] for entry in map(json.loads, lines) if "loss" in entry]
 
 
+@pytest.mark.long
 def test_the_loss_falls(trained):
     values = losses(trained.parent)
     assert len(values) == ITERS and np.isfinite(values).all()
@@ -164,6 +165,7 @@ def test_predict_by_config(place, trained, tmp_path, tile):
     assert got.shape == (62, 66, 3)
 
 
+@pytest.mark.long
 def test_resumed_is_undisturbed(place, trained, tmp_path):
     arguments = ["train", str(place / "tiny.py"), "--work-dir", str(tmp_path)]
     assert cli.main([*arguments, "--cfg-options", "train_cfg.max_iters=20"]) == 0

@@ -121,6 +121,7 @@ def test_the_config_itself_is_not_replaced(older, tmp_path, monkeypatch):
     assert Path("config.py").read_bytes() == older[0].read_bytes()
 
 
+@pytest.mark.long
 def test_evaluation_in_the_work_directory_of_a_training(place, capsys):
     work = place / "work"
     before = contents(work)
@@ -237,6 +238,7 @@ def test_a_checkpoint_of_another_model_is_no_truncated_one(place, capsys):
     assert said.startswith("attnzoo: error: ") and "not a checkpoint of this EncoderDecoder" in said
 
 
+@pytest.mark.long
 def test_checkpoints_in_another_folder(data, tmp_path, capsys):
     """Of the hook's `out_dir`: atomic, locked, resumed and refused as in the work directory."""
     config = write_config(tmp_path / "config.py", SEGMENTOR, data, epochs=1)

@@ -47,6 +47,7 @@ def test_dunder_names_are_missing():
         mmcv._ext.__wrapped__  # noqa: B018
 
 
+@pytest.mark.long
 def test_compiled_module_wins(tmp_path):
     (tmp_path / "_ext.py").write_text("def __getattr__(name):\n    return 'compiled ' + name\n")
     code = (
