@@ -122,3 +122,21 @@ def test_workflows_run_what_the_makefile_has():
             run |= {line.replace("${{ matrix.target }}", choice) for line in called for choice in choices}
     assert {"make lint", "make test", "make test-oldest", "make test-slow", "make test-hostile"} == run
     assert {line.removeprefix("make ") for line in run} <= targets
+
+
+@pytest.mark.long
+def test_fast_takes_the_first_case_of_each_quick_test():
+    """Of a file with tests of every sort, by a real collection."""
+    name = "tests/kernels/test_routing_attention_triton.py"
+
+    def collected(*options):
+        command = [sys.executable, "-m", "pytest", name, "--collect-only", "-q", "-p", "no:cacheprovider", *options]
+        said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        return [line.partition("::")[2] for line in said.splitlines() if line.startswith(name)]
+
+    kept, first = collected("--fast"), {}
+    for case in collected("-m", "not slow and not long"):
+        first.setdefault(case.partition("[")[0], case)
+    assert len(first) > 5 and kept == list(first.values())
+    functions = {case.partition("[")[0] for case in collected()}
+    assert functions > first.keys() and "test_drawn_shapes" in functions - first.keys()
