@@ -95,7 +95,7 @@ def test_import_needs_little_and_is_quick(tmp_path):
     assert seconds["attnzoo"] <= 1.5 * seconds["timm"], seconds
 
 
-@pytest.mark.parametrize("target", ["demo", "test", "test-slow", "test-hostile", "test-oldest", "lint"])
+@pytest.mark.parametrize("target", ["demo", "test", "test-fast", "test-slow", "test-hostile", "test-oldest", "lint"])
 def test_make_knows_the_target(target):
     result = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
