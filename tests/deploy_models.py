@@ -194,14 +194,14 @@ def compare_detections(
 
 
 class Levels(nn.Module):
-    """A head of maps, which it takes one by one: ONNX has no lists of inputs."""
+    """A head of four maps, which it takes one by one: ONNX has no lists of inputs, and PyTorch 2.9 no `*levels`."""
 
     def __init__(self, head: nn.Module):
         super().__init__()
         self.head = head
 
-    def forward(self, *levels: Tensor) -> Tensor:
-        return self.head(list(levels))
+    def forward(self, first: Tensor, second: Tensor, third: Tensor, fourth: Tensor) -> Tensor:
+        return self.head([first, second, third, fourth])
 
 
 def export_free(model: nn.Module, maps: Sequence[Tensor], folder: Path) -> onnxruntime.InferenceSession:
@@ -210,7 +210,7 @@ def export_free(model: nn.Module, maps: Sequence[Tensor], folder: Path) -> onnxr
     shapes = tuple({0: free, 2: free, 3: free} for _ in maps)
     torch.onnx.export(
         model, tuple(maps), str(folder / "model.onnx"), dynamo=True, verbose=False, opset_version=20,
-        dynamic_shapes=[shapes] if isinstance(model, Levels) else shapes,
+        dynamic_shapes=shapes,
     )  # fmt: skip
     return onnxruntime.InferenceSession(folder / "model.onnx")
 
