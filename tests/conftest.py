@@ -27,11 +27,10 @@ def pytest_collection_modifyitems(config, items):
         return
     first = {}
     for item in items:
-        if not any(item.iter_markers("long")) and not any(item.iter_markers("slow")):
+        if not item.get_closest_marker("long") and not item.get_closest_marker("slow"):
             first.setdefault(item.nodeid.partition("[")[0], item)
-    kept = list(first.values())
-    config.hook.pytest_deselected(items=set(items).difference(kept))
-    items[:] = kept
+    config.hook.pytest_deselected(items=list(set(items).difference(first.values())))
+    items[:] = first.values()
 
 
 def pytest_collection_finish():

@@ -209,9 +209,14 @@ def export_free(model: nn.Module, maps: Sequence[Tensor], folder: Path) -> onnxr
     free = torch.export.Dim.DYNAMIC
     shapes = tuple({0: free, 2: free, 3: free} for _ in maps)
     torch.onnx.export(
-        model, tuple(maps), str(folder / "model.onnx"), dynamo=True, verbose=False, opset_version=20,
+        model,
+        tuple(maps),
+        str(folder / "model.onnx"),
+        dynamo=True,
+        verbose=False,
+        opset_version=20,
         dynamic_shapes=shapes,
-    )  # fmt: skip
+    )
     return onnxruntime.InferenceSession(folder / "model.onnx")
 
 

@@ -90,6 +90,7 @@ FAMILIES = {
         learns_slowly=("coat_tiny",),
     ),
     "hat": Family(
+        # Narrow: all of its maps are as large as the image.
         {"*": dict(depths=(2, 1), num_heads=(6, 6), embed_dim=48, window_size=8, squeeze_factor=6)},
         not_learning="it restores images",
     ),

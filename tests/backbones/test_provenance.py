@@ -95,6 +95,7 @@ def layer(module: torch.nn.Module) -> tuple:
     [
         (dict(norm_eps=1e-3), "van_b2"),
         (dict(block_args=dict(attn_layer=attnzoo.attention("ela"))), "resnet34_cbam"),
+        (dict(qkv_bias=False), "coat_tiny"),
     ],
 )
 def test_another_layer_is_seen(name, change):

@@ -50,11 +50,14 @@ def _bfloat16_products(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(builder, "create_dot", create_dot_of_numbers)
 
 
+_members = functools.cache(inspect.getmembers)
+
+
 @pytest.fixture(autouse=True)
 def _quick_interpreter(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Triton's interpreter looks for overflows of integers in the own tests of kernels alone: a third of its time.
+    """Triton's interpreter keeps a list of its language's members, and looks for integer overflows where it is tested.
 
-    It lists the members of its language at each call of a function, which is a quarter.
+    A third of its time goes into the overflows, which `test_*_triton.py` look for, and a tenth into the lists.
     """
     if not _dispatch.INTERPRETED:
         return
@@ -63,6 +66,3 @@ def _quick_interpreter(request: pytest.FixtureRequest, monkeypatch: pytest.Monke
     if not request.module.__name__.endswith("_triton"):
         builder = interpreter.interpreter_builder
         monkeypatch.setattr(builder, "options", dataclasses.replace(builder.options, sanitize_overflow=False))
-
-
-_members = functools.cache(inspect.getmembers)

@@ -50,5 +50,5 @@ def building(place: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except Exception as error:  # of any library
+    except Exception as error:  # what a config builds can raise anything
         raise UserError(f"{place}: {one_line(error)}{place_of(error)}") from error

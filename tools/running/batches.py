@@ -112,14 +112,14 @@ def number_batches(loader: DataLoader, seed: int, rank: int) -> None:
 
 
 def end_workers(runner: Any) -> None:
-    """End the processes that load the data of a mmengine Runner, where they persist.
+    """End the processes that load the data of a mmengine Runner; a later run of it starts others.
 
-    What is left of them to a collection of garbage has lost the pipes by which it would end them, and waits five
-    seconds for each.
+    A collection of garbage may close their pipes before it ends them, and then waits five seconds for each.
     """
     for loop in (vars(runner).get(f"_{name}_loop") for name in ("train", "val", "test")):
         # By epochs it is the loader's own, by iterations the loop's.
         for holder in (getattr(loop, "dataloader", None), getattr(loop, "dataloader_iterator", None)):
-            end = getattr(getattr(holder, "_iterator", None), "_shutdown_workers", None)
-            if end is not None:
-                end()
+            iterator = getattr(holder, "_iterator", None)
+            if hasattr(iterator, "_shutdown_workers"):
+                iterator._shutdown_workers()
+                holder._iterator = None

@@ -17,13 +17,14 @@ import pytest
 import torch
 from mmengine.hooks import EarlyStoppingHook
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
+from mmengine.runner.loops import _InfiniteDataloaderIterator
 from tools_helpers import DETECTOR, ENVIRONMENT, write_config
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 from attnzoo.tools import cli
 from attnzoo.tools.config.loading import load_config
 from attnzoo.tools.running.arguments import set_work_dir
-from attnzoo.tools.running.batches import NumberedBatches, number_batches
+from attnzoo.tools.running.batches import NumberedBatches, end_workers, number_batches
 from attnzoo.tools.running.checkpoint import load_checkpoint
 from attnzoo.tools.running.evaluation import evaluate
 from attnzoo.tools.running.hooks.exactness import ReseedHook, _inexact
@@ -170,6 +171,27 @@ def test_workers_that_persist_draw_the_same_in_a_resumed_run(data, tmp_path, ext
     assert cli.main(["train", str(config), "--work-dir", str(tmp_path / "resumed"), "--resume"]) == 0
     whole, resumed = (weights_of(tmp_path / name / last) for name in ("whole", "resumed"))
     assert all(torch.equal(resumed[key], value) for key, value in whole.items())
+
+
+def test_workers_of_an_evaluation_end_with_it(config, undisturbed, tmp_path):
+    options = {"test_dataloader.num_workers": 1, "test_dataloader.persistent_workers": True}
+    cfg = load_config(config, options)
+    set_work_dir(cfg, str(tmp_path))
+    evaluate(cfg, undisturbed)
+    assert not multiprocessing.active_children(), "workers wait for a collection of garbage"
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_a_run_whose_workers_have_ended_can_go_on(persistent):
+    loader = DataLoader(range(8), batch_size=2, num_workers=1, persistent_workers=persistent)
+    loop = SimpleNamespace(dataloader=loader, dataloader_iterator=_InfiniteDataloaderIterator(loader))
+    runner = SimpleNamespace(_train_loop=loop, _val_loop=None, _test_loop=dict(type="TestLoop"))
+    for _ in range(2):
+        assert next(loop.dataloader_iterator).tolist() == [0, 1] and multiprocessing.active_children()
+        end_workers(runner)
+        assert not multiprocessing.active_children()
+    assert [batch.tolist() for batch in loader] == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    end_workers(runner)
 
 
 def test_items_are_seeded_by_their_place_alone():

@@ -1,3 +1,3 @@
 """Serves mmcv's operators before the tests import them."""
 
-import attnzoo.heads.mm  # noqa: F401  importing it does
+import attnzoo.heads.mm  # noqa: F401  the import serves them
