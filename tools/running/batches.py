@@ -118,8 +118,9 @@ def end_workers(runner: Any) -> None:
     """
     for loop in (vars(runner).get(f"_{name}_loop") for name in ("train", "val", "test")):
         # By epochs it is the loader's own, by iterations the loop's.
-        for holder in (getattr(loop, "dataloader", None), getattr(loop, "dataloader_iterator", None)):
-            iterator = getattr(holder, "_iterator", None)
+        for name in ("dataloader", "dataloader_iterator"):
+            holder: Any = getattr(loop, name, None)
+            iterator: Any = getattr(holder, "_iterator", None)
             if hasattr(iterator, "_shutdown_workers"):
                 iterator._shutdown_workers()
                 holder._iterator = None
