@@ -5,13 +5,13 @@ import json
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import traceback
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import interpreters
 
 # `make test-hostile` sets both: every draw, and a file that gets one line of JSON a campaign.
 WHOLE = os.environ.get("ATTNZOO_CAMPAIGN") == "whole"
@@ -72,19 +72,21 @@ def campaign(name: str, draw: Callable[[int], str], draws: int, seconds: float =
         raise Failed(f"{name}: {len(failures)} of {len(failures) + outcomes.total()} draws failed\n{shown}")
 
 
-def in_own_interpreter(file: str) -> None:
-    """Run a file that calls `campaign` when it is the main program: autograd may refuse to run in a forked process.
+def in_own_interpreter(file: str, imports: str = interpreters.BARE) -> None:
+    """Run a file that calls `campaign` when it is the main program.
+
+    Autograd may refuse to run in a fork of a process that has used it, as that of the tests has.
+
+    Args:
+        file: Its path.
+        imports: What its interpreter has run before, as for `interpreters.run`.
 
     Raises:
         Failed: with what the program said.
     """
-    paths = (str(Path(__file__).parent), os.environ.get("PYTHONPATH", ""))
-    done = subprocess.run(
-        [sys.executable, file],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-        capture_output=True,
-        text=True,
-    )
+    folder = str(Path(__file__).parent)
+    code = f"import runpy, sys; sys.path.insert(0, {folder!r}); runpy.run_path({file!r}, run_name='__main__')"
+    done = interpreters.run(code, imports=imports, timeout=5400)
     print(done.stdout)
     if done.returncode:
         raise Failed(done.stderr)

@@ -7,6 +7,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+import quick_draws
 import torch
 
 # Before Triton decorates a kernel: without a GPU the kernels run in its interpreter.
@@ -16,6 +17,7 @@ if not torch.cuda.is_available():
 import attnzoo  # noqa: F401  registers the models
 
 torch.set_num_threads(1)
+quick_draws.replace()
 
 
 def pytest_addoption(parser):

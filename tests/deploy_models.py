@@ -75,10 +75,10 @@ def dense(head: str, backbone: str) -> Config:
     return Config(dict(default_scope="mmdet", model=model))
 
 
-def two_stage(backbone: str, masks: bool) -> Config:
-    """Faster or Mask R-CNN of three classes."""
-    levels = (0, 1, 2, 3)
-    pool = dict(type="SingleRoIExtractor", out_channels=16, featmap_strides=[4, 8, 16, 32], finest_scale=16)
+def two_stage(backbone: str, masks: bool, levels: tuple[int, ...] = (0, 1, 2, 3)) -> Config:
+    """Faster or Mask R-CNN of three classes, on these levels of the backbone and one more for proposals."""
+    strides = [4 * 2**level for level in levels]
+    pool = dict(type="SingleRoIExtractor", out_channels=16, featmap_strides=strides, finest_scale=16)
     align = dict(type="RoIAlign", sampling_ratio=0)
     roi = dict(
         type="StandardRoIHead",
@@ -99,11 +99,11 @@ def two_stage(backbone: str, masks: bool) -> Config:
         type="MaskRCNN" if masks else "FasterRCNN",
         data_preprocessor=dict(type="DetDataPreprocessor", pad_size_divisor=32, **_NORM),
         backbone=_backbone(backbone, levels),
-        neck=dict(type="FPN", in_channels=_channels(backbone, levels), out_channels=16, num_outs=5),
+        neck=dict(type="FPN", in_channels=_channels(backbone, levels), out_channels=16, num_outs=len(levels) + 1),
         rpn_head=dict(
             type="RPNHead", in_channels=16, feat_channels=16, bbox_coder=_DELTA,
             anchor_generator=dict(
-                type="AnchorGenerator", scales=[4], ratios=[0.5, 1.0, 2.0], strides=[4, 8, 16, 32, 64]
+                type="AnchorGenerator", scales=[4], ratios=[0.5, 1.0, 2.0], strides=[*strides, 2 * strides[-1]]
             ),
         ),
         roi_head=roi,

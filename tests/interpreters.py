@@ -11,14 +11,23 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 from typing import Any
 
+_FOLDER = Path(__file__).parent
 BARE = "import torch, torchvision, timm"
-TRAINING = """
+TRAINING = f"""
 from attnzoo.tools.config.loading import require_mm
 require_mm()
 import attnzoo.tools.running.evaluation, attnzoo.tools.running.training
+import gc, runpy
+# What is drawn here and in the tests is the same.
+for file in ("quick_draws.py", "quick_mm.py"):
+    runpy.run_path({str(_FOLDER)!r} + "/" + file)["replace"]()
+import mmengine.runner.runner
+mmengine.runner.runner.collect_env()
+gc.freeze()
 """
 # The child leaves the loop, so that it ends as any interpreter does, by its own exit handlers.
 _SERVER = """
@@ -41,6 +50,8 @@ os.environ.update(job["env"])
 exec(compile(job["code"], "<string>", "exec"), {"__name__": "__main__"})
 """
 _servers: dict[tuple[int, str], Any] = {}
+# One job after the other, of all threads.
+_turn = threading.Lock()
 
 
 def _server(imports: str) -> Any:
@@ -82,15 +93,20 @@ def run(
         out, err = Path(folder, "out"), Path(folder, "err")
         out.touch(), err.touch()
         job = dict(code=code, cwd=str(cwd or Path.cwd()), env=dict(env or os.environ), out=str(out), err=str(err))
-        server = _server(imports)
-        try:
-            server.stdin.write(json.dumps(job) + "\n")
-            server.stdin.flush()
-            if not select.select([server.stdout], [], [], timeout)[0]:
-                raise subprocess.TimeoutExpired(code, timeout)
-            exit_code = int(server.stdout.readline())
-        except BaseException:
-            # A later job would take the exit code of this one for its own.
-            _end(_servers.pop((os.getpid(), imports)))
-            raise
+        with _turn:
+            exit_code = _exit_code(imports, job, timeout)
         return subprocess.CompletedProcess(code, exit_code, out.read_text(), err.read_text())
+
+
+def _exit_code(imports: str, job: dict[str, Any], timeout: float) -> int:
+    server = _server(imports)
+    try:
+        server.stdin.write(json.dumps(job) + "\n")
+        server.stdin.flush()
+        if not select.select([server.stdout], [], [], timeout)[0]:
+            raise subprocess.TimeoutExpired(job["code"], timeout)
+        return int(server.stdout.readline())
+    except BaseException:
+        # A later job would take the exit code of this one for its own.
+        _end(_servers.pop((os.getpid(), imports)))
+        raise

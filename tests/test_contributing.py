@@ -1,12 +1,11 @@
 """The walk of CONTRIBUTING.md: a made-up family is added to a copy of the repository, and is found by what is there."""
 
-import os
 import re
+import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
+import interpreters
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,12 +39,16 @@ def copy(tmp_path_factory):
     return folder
 
 
-def shell(command: str, copy: Path) -> str:
-    bin = Path(sys.executable).parent
-    env = {**os.environ, "PATH": f"{bin}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(copy.parent)}
-    # The commands of the copy, not those that are installed.
-    command = re.sub("^attnzoo ", "python -m attnzoo ", command)
-    done = subprocess.run(command, shell=True, cwd=copy, env=env, capture_output=True, text=True, check=False)
+def run(command: str, copy: Path) -> str:
+    """What a command of the copy prints, in a fork of an interpreter that has imported torch."""
+    words = shlex.split(command)
+    paths = [str(copy.parent)]
+    if words[0].startswith("PYTHONPATH="):
+        paths.append(str(copy / words.pop(0).removeprefix("PYTHONPATH=")))
+    program = words.pop(0)
+    start = f"run_path({words.pop(0)!r}" if program == "python" else f"run_module({program!r}"
+    code = f"import runpy, sys; sys.path[:0] = {paths}; sys.argv = {[program, *words]}; "
+    done = interpreters.run(f"{code} runpy.{start}, run_name='__main__')", cwd=copy)
     assert done.returncode == 0, f"{command}\n{done.stdout[-6000:]}\n{done.stderr[-3000:]}"
     return done.stdout
 
@@ -53,14 +56,14 @@ def shell(command: str, copy: Path) -> str:
 @pytest.mark.long
 def test_a_family_is_added(copy):
     (golden,) = commands("python tests/golden_files.py")
-    assert shell(golden, copy).strip() == "tests/golden/boxnet_tiny.json"
+    assert run(golden, copy).strip() == "tests/golden/boxnet_tiny.json"
     write, table = commands("attnzoo")
-    assert shell(write, copy).strip().endswith("model_cards/boxnet.md")
-    row = next(line for line in shell(table, copy).splitlines() if line.startswith("| [boxnet]"))
+    assert run(write, copy).strip().endswith("model_cards/boxnet.md")
+    row = next(line for line in run(table, copy).splitlines() if line.startswith("| [boxnet]"))
     readme = copy / "README.md"
     readme.write_text(re.sub(r"(\| \[biformer\].*\n)", lambda found: found[1] + row + "\n", readme.read_text()))
     (tests,) = commands("pytest")
-    said = shell(f"{tests} -vv -p no:cacheprovider -W ignore", copy)
+    said = run(f"{tests} -vv -p no:cacheprovider -W ignore", copy)
     passed = int(re.search(r"(\d+) passed", said)[1])
     assert passed > 60 and "failed" not in said
     for name in ("test_contract", "test_golden", "test_learns", "test_checkpoints", "test_provenance", "test_readme"):

@@ -7,6 +7,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+import interpreters
 import pytest
 
 import attnzoo
@@ -87,12 +88,14 @@ def test_import_needs_little_and_is_quick(tmp_path):
     )
     seconds: dict[str, float] = {"timm": 1e9, "attnzoo": 1e9}
     # Interleaved, the best of each: another process may be at work beside this one.
-    for _ in range(2):
+    for _ in range(3):
         for name in seconds:
             taken, loaded = python(code.format(name), tmp_path).split("\n")[:2]
             seconds[name] = min(seconds[name], float(taken))
             assert loaded == ""
-    assert seconds["attnzoo"] <= 1.5 * seconds["timm"], seconds
+        if seconds["attnzoo"] <= 1.5 * seconds["timm"]:
+            return
+    pytest.fail(f"{seconds}")
 
 
 @pytest.mark.parametrize("target", ["demo", "test", "test-fast", "test-slow", "test-hostile", "test-oldest", "lint"])
@@ -130,9 +133,10 @@ def test_fast_takes_the_first_case_of_each_quick_test():
     name = "tests/kernels/test_routing_attention_triton.py"
 
     def collected(*options):
-        command = [sys.executable, "-m", "pytest", name, "--collect-only", "-q", "-p", "no:cacheprovider", *options]
-        said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-        return [line.partition("::")[2] for line in said.splitlines() if line.startswith(name)]
+        arguments = [name, "--collect-only", "-q", "-p", "no:cacheprovider", *options]
+        done = interpreters.run(f"import sys, pytest; sys.exit(pytest.main({arguments}))", cwd=ROOT)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return [line.partition("::")[2] for line in done.stdout.splitlines() if line.startswith(name)]
 
     kept, first = collected("--fast"), {}
     for case in collected("-m", "not slow and not long"):

@@ -1,6 +1,7 @@
 """Every packaged config of a detector or segmentor loads and builds; reduced, it trains a step and predicts."""
 
 import pytest
+import timm
 import torch
 from config_models import NAMES, architecture, config, head, small_model
 from mm_steps import CLASSES, check_training_step, detection_data, predict, segmentation_data
@@ -39,6 +40,8 @@ def undrawn(monkeypatch):
     for name, function in vars(torch.nn.init).items():
         if name.endswith("_") and callable(function):
             monkeypatch.setattr(torch.nn.init, name, lambda tensor, *args, **kwargs: tensor)
+    # timm's own, by which its models draw.
+    monkeypatch.setattr(timm.layers.weight_init, "_trunc_normal_", lambda tensor, *args, **kwargs: tensor)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -17,6 +17,7 @@ import traceback
 from pathlib import Path
 
 import campaign
+import interpreters
 import numpy as np
 import pytest
 import torch
@@ -102,7 +103,7 @@ def train(config, work_dir, *options):
     return cli.main(["train", str(config), "--work-dir", str(work_dir), *options])
 
 
-def references(folder):
+def references(folder, loops):
     from attnzoo.tools.config import loading as config
 
     config.require_mm()
@@ -110,7 +111,7 @@ def references(folder):
 
     make_data(folder / "data")
     made = []
-    for name, loop in (("epochs", EPOCHS), ("iterations", ITERATIONS)):
+    for name, loop in loops.items():
         (folder / name).mkdir()
         made.append(Reference(folder / name, loop))
     return made
@@ -185,7 +186,7 @@ def compare(folder, reference):
 
 def kill_training(seed, references, root):
     generator = random.Random(seed)
-    reference = references[seed % 2]
+    reference = references[seed % len(references)]
     place = root / f"draw_{seed}_{os.getpid()}"
     place.mkdir()
     work, killed = place / "work", []
@@ -295,7 +296,7 @@ def kill_predict(seed, references, root):
 @pytest.mark.long
 def test_killed_runs():
     """Trainings and predictions."""
-    campaign.in_own_interpreter(__file__)
+    campaign.in_own_interpreter(__file__, interpreters.TRAINING)
 
 
 @pytest.mark.long
@@ -311,7 +312,9 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
-        peaceful = references(place)
+        # The suite has one draw.
+        loops = {"epochs": EPOCHS, **({"iterations": ITERATIONS} if campaign.WHOLE else {})}
+        peaceful = references(place, loops)
         if campaign.WHOLE:
             campaign.campaign("killed trainings", lambda seed: kill_training(seed, peaceful, place), DRAWS, seconds=300)
         else:

@@ -12,6 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import interpreters
 import mmcv
 import pytest
 import torch
@@ -499,7 +500,7 @@ def draw_operator(seed: int) -> str:
 
 @pytest.mark.long
 def test_operators():
-    in_own_interpreter(__file__)
+    in_own_interpreter(__file__, interpreters.TRAINING)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,9 @@
 import dataclasses
 import functools
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -54,15 +55,33 @@ _members = functools.cache(inspect.getmembers)
 
 
 @pytest.fixture(autouse=True)
-def _quick_interpreter(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Triton's interpreter keeps a list of its language's members, and looks for integer overflows where it is tested.
+def _quick_interpreter(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Triton's interpreter replaces its language once a test, and looks for integer overflows where it is tested.
 
-    A third of its time goes into the overflows, which `test_*_triton.py` look for, and a tenth into the lists.
+    Without this it replaces the language for each kernel and for each function that a kernel calls, which takes a
+    quarter of its time. A third goes into the overflows, which `test_*_triton.py` look for.
     """
     if not _dispatch.INTERPRETED:
+        yield
         return
     interpreter = pytest.importorskip("triton.runtime.interpreter")
+    replace = interpreter._patch_lang
+    # By the module whose functions see the language: Triton's own see another part of it.
+    replacements: dict[str, Any] = {}
+
+    def replace_once(function: Callable) -> Any:
+        module = function.__globals__["__name__"]
+        if module not in replacements:
+            replacements[module] = replace(function)
+        return SimpleNamespace(restore=lambda: None)
+
+    monkeypatch.setattr(interpreter, "_patch_lang", replace_once)
     monkeypatch.setattr(interpreter, "inspect", SimpleNamespace(**{**vars(inspect), "getmembers": _members}))
     if not request.module.__name__.endswith("_triton"):
         builder = interpreter.interpreter_builder
         monkeypatch.setattr(builder, "options", dataclasses.replace(builder.options, sanitize_overflow=False))
+    yield
+    for replacement in reversed(replacements.values()):
+        # Triton 3.5 has no way back.
+        if replacement is not None:
+            replacement.restore()

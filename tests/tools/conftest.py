@@ -1,16 +1,11 @@
 """Two models trained once for all tests of the commands."""
 
-import ast
-import functools
 import logging
 import shutil
-from types import SimpleNamespace
 
-import mmengine.dataset.base_dataset
-import mmengine.runner.runner
 import pytest
+import quick_mm
 import torch
-import yapf.yapflib.yapf_api
 from tools_helpers import DETECTOR, HUES, SEGMENTOR, make_data, paint, write_config
 
 from attnzoo.tools import cli
@@ -19,20 +14,10 @@ from attnzoo.tools import cli
 logging.raiseExceptions = False
 
 
-def _unformatted(text, **options):
-    ast.parse(text)  # yapf raises, too, for what is no Python
-    return text, True
-
-
 @pytest.fixture(scope="session", autouse=True)
 def quick_starts():
-    """Take from the start of a run what is the same each time."""
     with pytest.MonkeyPatch.context() as patch:
-        # A run makes the text of its config six times, and to lay it out takes half a second.
-        patch.setattr(yapf.yapflib.yapf_api, "FormatCode", _unformatted)
-        patch.setattr(mmengine.runner.runner, "collect_env", functools.cache(mmengine.runner.runner.collect_env))
-        # A collection whenever a data set is built.
-        patch.setattr(mmengine.dataset.base_dataset, "gc", SimpleNamespace(collect=int))
+        quick_mm.replace(patch.setattr)
         yield
 
 

@@ -1,6 +1,7 @@
 import json
 
 import pytest
+import quick_mm
 from PIL import Image
 
 from attnzoo.tools import cli
@@ -71,8 +72,8 @@ def test_data_only(tmp_path, capsys):
 
 
 # Without the time of exports, which test_export.py and the README's commands make.
-WORKER = """
-import inspect, sys
+WORKER = f"""
+import inspect, runpy, sys
 from pathlib import Path
 from attnzoo.tools.demonstration import worker
 from attnzoo.tools.exporting.report import ExportReport
@@ -83,9 +84,10 @@ def stand_in(*args, **kwargs):
     given = inspect.signature(export).bind(*args, **kwargs).arguments
     assert Path(given["checkpoint"]).is_file() and Path(given["image"]).is_file() and not given["overwrite"]
     Path(given["out"]).write_bytes(given["cfg"].model.type.encode())
-    return ExportReport(Path(given["out"]), 20, {}, {}, (), Path(given["out"]).stat().st_size)
+    return ExportReport(Path(given["out"]), 20, {{}}, {{}}, (), Path(given["out"]).stat().st_size)
 
 worker.export = stand_in
+runpy.run_path({quick_mm.__file__!r})["replace"]()
 worker.work(sys.argv[1])
 """
 

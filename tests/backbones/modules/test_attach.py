@@ -72,7 +72,8 @@ def test_starts_as_the_original_function(name, where, features_only):
 @pytest.mark.parametrize("name", [name for name in modules.NAMES if name != "ela_base"])
 def test_every_module(name):
     """`lka` begins as the identity by itself, all others behind a gate that opens in the first step."""
-    model, x = make("resnet18"), torch.randn(2, 3, 64, 64)
+    # Narrow, and several images: of one alone a ReLU may be dead.
+    model, x = make("resnet18", channels=(16, 32, 64, 128)), torch.randn(8, 3, 96, 96)
     want = outputs(model, x)
     attnzoo.attach(model, name, where=(2, 3, 4)).train()
     for part in model.modules():

@@ -217,16 +217,27 @@ def test_gradients(name):
     assert numerical.item() == pytest.approx((x.grad * direction).sum().item(), rel=1e-5)
 
 
-@pytest.mark.parametrize("name", [name for name in modules.NAMES if name not in ("ela_base", "ela_small")])
-def test_onnx_with_free_sizes(name):
+class Each(nn.ModuleDict):
+    """The output of each module for the same input."""
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        return [module(x) for module in self.values()]
+
+
+@pytest.mark.long
+def test_onnx_with_free_sizes():
+    """All in one graph: most of the exporter's time does not depend on how much there is to export."""
     onnxruntime = pytest.importorskip("onnxruntime")
-    if name == "das" and tuple(map(int, onnxruntime.__version__.split(".")[:2])) < (1, 25):
-        pytest.skip("ONNX Runtime runs deformable convolution from 1.25 on")
-    module = random(name, 32).float()
+    # ELA's others are of one kind with these.
+    names = [name for name in modules.NAMES if name not in ("ela_base", "ela_small")]
+    if tuple(map(int, onnxruntime.__version__.split(".")[:2])) < (1, 25):
+        # Which runs deformable convolution.
+        names.remove("das")
+    model = Each({name: random(name, 32).float() for name in names})
     free = {0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
     with torch.fx.experimental._config.patch(backed_size_oblivious=True):
         program = torch.onnx.export(
-            module,
+            model,
             (torch.randn(2, 32, 10, 12),),
             dynamo=True,
             opset_version=20,
@@ -239,9 +250,10 @@ def test_onnx_with_free_sizes(name):
     for size in ((2, 32, 10, 12), (1, 32, 7, 5), (3, 32, 1, 9), (1, 32, 1, 1)):
         x = torch.randn(*size)
         with torch.inference_mode():
-            want = module(x)
-        out = session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]
-        assert torch.allclose(torch.from_numpy(out), want, rtol=1e-4, atol=1e-5), size
+            want = model(x)
+        out = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+        for name, a, b in zip(names, out, want, strict=True):
+            assert torch.allclose(torch.from_numpy(a), b, rtol=1e-4, atol=1e-5), (name, size)
 
 
 @pytest.mark.parametrize("name", [name for name in modules.NAMES if name != "das"])

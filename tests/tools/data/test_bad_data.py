@@ -243,9 +243,12 @@ def test_an_error_from_a_worker_is_told_as_it_was():
         def __getitem__(self, index):
             raise UserError("a.jpg: bad UserError: here") from ValueError("x")
 
+    batches = iter(torch.utils.data.DataLoader(Bad(), num_workers=1))
     with pytest.raises(UserError) as raised:
-        list(torch.utils.data.DataLoader(Bad(), num_workers=1))
+        next(batches)
     assert str(raised.value) == "a.jpg: bad UserError: here"
+    # Left to a collection of garbage, which may have closed its pipe, the worker would be waited for 5 seconds.
+    batches._shutdown_workers()
 
 
 def changed(place, change):

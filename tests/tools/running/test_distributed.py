@@ -1,4 +1,4 @@
-"""Two processes on the CPU."""
+"""Two processes on the CPU; those of the README's command come from torchrun itself."""
 
 import json
 import os
@@ -27,9 +27,9 @@ optim_wrapper = dict(
 """
 
 
-def torchrun(folder, *arguments):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += map(str, arguments)
+def torchrun(folder, *words):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    command += map(str, words)
     # mmengine leaves a folder `.dist_test` where it runs.
     return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=400, cwd=folder)
 
@@ -72,13 +72,13 @@ def ddp(data, tmp_path_factory):
     """A config, what two processes with whole models make of it in two epochs, and what they say."""
     folder = tmp_path_factory.mktemp("ddp")
     config = write_config(folder / "two.py", SEGMENTOR, data, epochs=2, extra=GROUPS)
-    done = torchrun(folder, "-m", "attnzoo.tools.train", config, "--launcher", "pytorch", "--work-dir", folder / "w")
+    done = ranks(folder, "attnzoo.tools.train", config, "--launcher", "pytorch", "--work-dir", folder / "w")
     assert done.returncode == 0, done.stderr[-3000:]
     return config, folder / "w" / "epoch_2.pth", done.stdout
 
 
 @pytest.mark.long
-def test_training_by_torchrun_and_a_test_of_two_processes(ddp, tmp_path):
+def test_training_and_test_of_two_processes(ddp, tmp_path):
     config, checkpoint, said = ddp
     # Eight images, two a step and process.
     assert load_checkpoint(checkpoint)["meta"]["iter"] == 4
@@ -94,12 +94,11 @@ def test_training_by_torchrun_and_a_test_of_two_processes(ddp, tmp_path):
 
 
 @pytest.mark.long
-def test_a_work_directory_in_use_ends_all_processes(ddp, tmp_path):
+@pytest.mark.parametrize("start", [ranks, pytest.param(torchrun, marks=pytest.mark.slow)])
+def test_a_work_directory_in_use_ends_all_processes(ddp, tmp_path, start):
     config, _, _ = ddp
     with locks.locked(tmp_path / "w" / locks.LOCK, "it"):
-        done = torchrun(
-            tmp_path, "-m", "attnzoo.tools.train", config, "--launcher", "pytorch", "--work-dir", tmp_path / "w"
-        )
+        done = start(tmp_path, "attnzoo.tools.train", config, "--launcher", "pytorch", "--work-dir", tmp_path / "w")
     assert done.returncode != 0
     assert done.stderr.count(f"another run is at work there (process {os.getpid()} ") == 1
     assert not list((tmp_path / "w").iterdir())
