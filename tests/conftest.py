@@ -17,6 +17,8 @@ if not torch.cuda.is_available():
 import attnzoo  # noqa: F401  registers the models
 
 torch.set_num_threads(1)
+# Until the tests are collected: a quarter of that time would go into collections of garbage.
+gc.disable()
 quick_draws.replace()
 
 
@@ -37,6 +39,7 @@ def pytest_collection_modifyitems(config, items):
 
 def pytest_collection_finish():
     freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="module", autouse=True)
