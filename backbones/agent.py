@@ -31,7 +31,7 @@ from torch import nn
 
 from .bodies.attention import softmax_attention
 from .bodies.cswin import CSwinTransformer
-from .bodies.deit import FEATURES, DeiT
+from .bodies.deit import CFG, FEATURES, DeiT
 from .bodies.exchange import convert_exchanged, leading_blocks
 from .bodies.layers import DepthwiseConv, channels_last, resize_map, sizes_stay_free
 from .bodies.pvt import PyramidVisionTransformer
@@ -329,7 +329,7 @@ _cfg = partial(
     paper_ids="arXiv:2312.08874",
     notes=("The repository has no licence at its root.",),
 )
-_deit_cfg = partial(_cfg, pool_size=None, first_conv="patch_embed.proj", classifier="head")
+_deit_cfg = partial(_cfg, **CFG)
 _swin_cfg = partial(_cfg, first_conv="stem.0")
 
 default_cfgs = generate_default_cfgs(

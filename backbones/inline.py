@@ -17,7 +17,7 @@ from timm.layers import register_notrace_function
 from timm.models import generate_default_cfgs
 from torch import nn
 
-from .bodies.deit import FEATURES, DeiT
+from .bodies.deit import CFG, FEATURES, DeiT
 from .bodies.exchange import convert_exchanged, leading_blocks
 from .bodies.layers import sizes_stay_free
 from .bodies.pvt import PyramidVisionTransformer
@@ -204,7 +204,7 @@ _cfg = partial(
     paper_ids="arXiv:2412.06590",
     notes=("The repository has no licence.",),
 )
-_deit_cfg = partial(_cfg, pool_size=None, first_conv="patch_embed.proj", classifier="head")
+_deit_cfg = partial(_cfg, **CFG)
 _swin_cfg = partial(_cfg, first_conv="stem.0")
 
 default_cfgs = generate_default_cfgs(

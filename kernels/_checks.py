@@ -8,8 +8,6 @@ from typing import Any
 
 import torch
 
-from .tracing import is_exporting
-
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -88,11 +86,6 @@ def said(value: Any) -> str:
         return f"a tensor of shape {tuple(value.shape)}"
     words = repr(value)
     return words if len(words) <= 40 else f"{words[:40]}..."
-
-
-def are_sizes_free() -> bool:
-    """Whether a graph is being made that leaves sizes of maps free: a check would bind it to the example's."""
-    return torch.compiler.is_compiling() or is_exporting()
 
 
 def check_heads(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, num_heads: int) -> None:

@@ -24,6 +24,11 @@ def leaves_sizes_free() -> bool:
     return is_exporting() or torch.jit.is_tracing()
 
 
+def are_sizes_free() -> bool:
+    """Whether a graph is being made, by `torch.compile` too, that a check of sizes would bind to the example's."""
+    return torch.compiler.is_compiling() or is_exporting()
+
+
 def untraced(function: Callable[..., Any], *args: Any) -> Any:
     """Calls a function of which `torch.jit.trace` records nothing, and to which sizes are plain numbers."""
     if not torch.jit.is_tracing():

@@ -25,6 +25,8 @@ from .pyramid import ROUNDED_UP
 
 __all__ = ["DeiT"]
 
+# What the configuration of a model says of this body.
+CFG = {"pool_size": None, "first_conv": "patch_embed.proj", "classifier": "head"}
 _POOLS = ("", "token", "avg", "max", "avgmax")
 
 

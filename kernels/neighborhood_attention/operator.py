@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from .. import _checks, _derivatives, _dispatch
+from ..tracing import are_sizes_free
 from .cpu import attend_tiled
 
 MAX_HEAD_DIM = 128
@@ -29,7 +30,7 @@ def check(
         _checks.check_integer("dilation", dilation)
         _checks.check_tensors(("q", "bias_table"), (q, bias_table), ("bias_table",), one_dtype=False)
         _checks.check_scale(scale)
-        free = _checks.are_sizes_free()
+        free = are_sizes_free()
     if not 3 <= kernel_size <= 15 or kernel_size % 2 == 0:
         raise ValueError(f"kernel_size must be odd and 3 to 15, got {kernel_size}")
     if dilation < 1:

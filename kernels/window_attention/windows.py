@@ -6,14 +6,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .. import _checks, _derivatives
+from .. import _derivatives
+from ..tracing import are_sizes_free
 
 
 def check_sizes(q: torch.Tensor, window: tuple[int, int]) -> None:
     """Raises ValueError for a map (B, H, W, C) that windows of these sides do not fill."""
     free = False
     if not torch.jit.is_scripting():
-        free = _checks.are_sizes_free()
+        free = are_sizes_free()
     if not free and (q.shape[1] % window[0] != 0 or q.shape[2] % window[1] != 0):
         raise ValueError(f"H and W must be multiples of window_size {window}, got {(q.shape[1], q.shape[2])}")
 

@@ -33,7 +33,7 @@ def test_learns_digits(name, digits):
     train_images, test_images, train_labels, test_labels = digits
     model = timm.create_model(name, in_chans=1, num_classes=10, **MODELS[name])
     # Without convolutions and strides there is more to learn, and less to compute.
-    epochs = 14 if "depth" in MODELS[name] else 4
+    epochs = 14 if "depth" in MODELS[name] else 5
     steps = epochs * (len(train_images) // BATCH)
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps)

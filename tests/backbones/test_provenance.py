@@ -59,6 +59,13 @@ def test_golden_files_are_there_and_each_is_of_one_model():
     assert not unused, f"tests/golden: no model declares {', '.join(unused)}, and no test loads it"
 
 
+@pytest.mark.parametrize("file", sorted(path.stem for path in golden_files.FOLDER.glob("*.json")))
+def test_a_golden_file_says_what_it_is_of(file):
+    golden = golden_files.load(file)
+    assert all(isinstance(golden[fact], str) and golden[fact] for fact in ("model", "source", "license", "paper"))
+    assert golden["outputs"]
+
+
 @pytest.mark.parametrize("group", GROUPS, ids=lambda group: next(iter(group.variants)))
 def test_a_group_has_a_golden_file_or_says_why_not(group):
     has = any(variant.golden for variant in group.variants.values())

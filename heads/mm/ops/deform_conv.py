@@ -10,8 +10,7 @@ import torch.nn.functional as F
 import torchvision  # noqa: F401  (registers torch.ops.torchvision)
 from torch import Tensor
 
-from ....kernels._checks import are_sizes_free
-from ....kernels.tracing import is_exporting
+from ....kernels.tracing import are_sizes_free, is_exporting
 from ._checks import Shape, check_gradients, check_numbers, check_tensors, check_whole
 from ._dtypes import widen
 

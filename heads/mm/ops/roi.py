@@ -7,8 +7,7 @@ import torch.nn.functional as F
 import torchvision  # noqa: F401  (registers torch.ops.torchvision)
 from torch import Tensor
 
-from ....kernels._checks import are_sizes_free
-from ....kernels.tracing import is_exporting
+from ....kernels.tracing import are_sizes_free, is_exporting
 from ...arguments import check_choice
 from ._checks import (
     check_indices,
