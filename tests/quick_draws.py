@@ -9,6 +9,7 @@ import torch
 
 # A prime, so that the rows of a weight are shifted against each other.
 _DRAWN = 8191
+METHODS = ("normal_", "uniform_")
 
 
 def _repeated(draw: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
@@ -17,7 +18,7 @@ def _repeated(draw: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
     def fill(self: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
         count = self.numel()
         if self.is_meta:
-            return self
+            return self  # there is nothing to draw, which PyTorch takes long to find out
         if count < 2 * _DRAWN or not self.is_contiguous():
             return draw(self, *args, **kwargs)
         with torch.no_grad():
@@ -32,5 +33,5 @@ def _repeated(draw: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
 
 def replace() -> None:
     """Replace the draws of parameters, for good; those of other tensors stay."""
-    for name in ("normal_", "uniform_"):
+    for name in METHODS:
         setattr(torch.nn.Parameter, name, _repeated(getattr(torch.Tensor, name)))

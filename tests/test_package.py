@@ -88,7 +88,7 @@ def test_import_needs_little_and_is_quick(tmp_path):
     )
     seconds: dict[str, float] = {"timm": 1e9, "attnzoo": 1e9}
     # Interleaved, the best of each: another process may be at work beside this one.
-    for _ in range(3):
+    for _ in range(2):
         for name in seconds:
             taken, loaded = python(code.format(name), tmp_path).split("\n")[:2]
             seconds[name] = min(seconds[name], float(taken))

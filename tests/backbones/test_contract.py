@@ -370,8 +370,7 @@ def test_trace_keeps_sizes_free(name):
             traced = torch.jit.trace(model, x[:, :, : x.shape[2] // part, : x.shape[3] // part], check_trace=False)
         for size in ((1, 3, 64, 96), (2, 3, 97, 75), (1, 3, 224, 224), (3, 3, 33, 130), (1, 3, 18, 40)):
             x = torch.rand(size[0], size[1], size[2] // part, size[3] // part)
-            # What the graph is optimized to lives for a few calls alone.
-            with torch.inference_mode(), torch.jit.optimized_execution(False):
+            with torch.inference_mode():
                 assert torch.allclose(traced(x), model(x), rtol=1e-4, atol=1e-4), (example, size)
 
 

@@ -1,7 +1,6 @@
 """Every packaged config of a detector or segmentor loads and builds; reduced, it trains a step and predicts."""
 
 import pytest
-import timm
 import torch
 from config_models import NAMES, architecture, config, head, small_model
 from mm_steps import CLASSES, check_training_step, detection_data, predict, segmentation_data
@@ -34,18 +33,8 @@ def one_of_each() -> list[str]:
 _built: dict[str, torch.nn.Module] = {}
 
 
-@pytest.fixture
-def undrawn(monkeypatch):
-    """Weights are not drawn, which on the meta device takes more time than all else."""
-    for name, function in vars(torch.nn.init).items():
-        if name.endswith("_") and callable(function):
-            monkeypatch.setattr(torch.nn.init, name, lambda tensor, *args, **kwargs: tensor)
-    # timm's own, by which its models draw.
-    monkeypatch.setattr(timm.layers.weight_init, "_trunc_normal_", lambda tensor, *args, **kwargs: tensor)
-
-
 @pytest.mark.parametrize("name", NAMES)
-def test_builds_at_full_size(name, undrawn):
+def test_builds_at_full_size(name):
     cfg = config(name)
     if repr(cfg.model) not in _built:
         with torch.device("meta"):

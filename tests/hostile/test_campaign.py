@@ -30,5 +30,5 @@ def test_failures_are_seen_and_the_others_go_on(fault, said, capfd):
         return "fine"
 
     with pytest.raises(campaign.Failed, match=f"1 of 5 draws failed\nseed 2: (.|\n)*{said}"):
-        campaign.campaign("faults", draw, 5, seconds=0.5)
+        campaign.campaign("faults", draw, 5, seconds=2)
     assert '"fine": 4' in capfd.readouterr().out

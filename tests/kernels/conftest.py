@@ -1,8 +1,6 @@
 """What the kernel tests share."""
 
 import dataclasses
-import functools
-import inspect
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -51,9 +49,6 @@ def _bfloat16_products(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(builder, "create_dot", create_dot_of_numbers)
 
 
-_members = functools.cache(inspect.getmembers)
-
-
 @pytest.fixture(autouse=True)
 def _quick_interpreter(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Triton's interpreter replaces its language once a test, and looks for integer overflows where it is tested.
@@ -76,7 +71,6 @@ def _quick_interpreter(request: pytest.FixtureRequest, monkeypatch: pytest.Monke
         return SimpleNamespace(restore=lambda: None)
 
     monkeypatch.setattr(interpreter, "_patch_lang", replace_once)
-    monkeypatch.setattr(interpreter, "inspect", SimpleNamespace(**{**vars(inspect), "getmembers": _members}))
     if not request.module.__name__.endswith("_triton"):
         builder = interpreter.interpreter_builder
         monkeypatch.setattr(builder, "options", dataclasses.replace(builder.options, sanitize_overflow=False))

@@ -231,7 +231,7 @@ def test_onnx_with_free_sizes():
     # ELA's others are of one kind with these.
     names = [name for name in modules.NAMES if name not in ("ela_base", "ela_small")]
     if tuple(map(int, onnxruntime.__version__.split(".")[:2])) < (1, 25):
-        # Which runs deformable convolution.
+        # Its earlier versions cannot run deformable convolution.
         names.remove("das")
     model = Each({name: random(name, 32).float() for name in names})
     free = {0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}

@@ -1,4 +1,4 @@
-"""Two processes on the CPU; those of the README's command come from torchrun itself."""
+"""Two processes on the CPU, started as torchrun does; it does so itself in the README's command and where slow."""
 
 import json
 import os
