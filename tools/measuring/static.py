@@ -1,4 +1,4 @@
-"""What the compiler says of the kernels of `attnzoo bench kernels --static`: registers, shared memory and spills."""
+"""What the compiler says of the kernels of `attnzoo bench kernels --static`: registers, memory, instructions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .tables import markdown
 
 
 def compile_all(operators: list[str]) -> list[dict[str, Any]]:
-    """Registers, shared memory and spills of every kernel on sm_80 and sm_90.
+    """Registers, shared memory, spills and instructions of every kernel on sm_80 and sm_90.
 
     Raises:
         UserError: under Triton's interpreter, or without Triton.
@@ -42,6 +42,9 @@ def compile_all(operators: list[str]) -> list[dict[str, Any]]:
                         "registers": result.registers,
                         "shared": result.shared,
                         "spilled": result.spilled,
+                        "instructions": result.instructions,
+                        "loop": result.loop,
+                        "per_element": result.per_element,
                     }
                 )
                 progress.update()
@@ -56,13 +59,15 @@ def table(rows: list[dict[str, Any]]) -> str:
     capabilities = sorted({row["capability"] for row in rows})
     heads = ["operator", "kernel", "dtype", "cases"]
     for capability in capabilities:
-        heads += [f"sm_{capability}: registers", "shared (bytes)", "spilled (bytes)"]
+        heads += [f"sm_{capability}: registers", "shared (bytes)", "spilled (bytes)", "instructions per element"]
     lines = []
     for kind, own in kinds.items():
         cells = [*kind, str(len(own) // len(capabilities))]
         for capability in capabilities:
             on = [row for row in own if row["capability"] == capability]
             cells += [str(max(row[key] for row in on)) for key in ("registers", "shared", "spilled")]
+            least, most = (pick(row["per_element"] for row in on) for pick in (min, max))
+            cells.append(f"{least:.1f} to {most:.1f}" if most else "not counted")
         lines.append(cells)
     spilling = sum(row["spilled"] > 0 for row in rows)
     return f"{markdown(heads, lines, left=3)}\n\n{len(rows)} compilations, {spilling} with spills"
