@@ -8,7 +8,11 @@ export OMP_WAIT_POLICY ?= PASSIVE
 
 OLDEST := .venv-oldest
 
-.PHONY: help demo test test-fast test-slow test-hostile test-oldest lint format clean
+# Of `make gpu`: where results go, and seconds.
+OUT ?= work_dirs/gpu
+DEADLINE ?= 330
+
+.PHONY: help demo test test-fast test-slow test-hostile test-oldest gpu lint format clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -49,6 +53,11 @@ test-hostile: $(READY)  ## thousands of hostile inputs, drawn at random
 		$(BIN)/python -m pytest -n auto --timeout=5400 tests/hostile
 	cat work_dirs/hostile.jsonl
 
+gpu:  ## check, time and tune the kernels on a GPU, with nothing installed but PyTorch, Triton and timm
+	mkdir -p .site && ln -sfn "$(CURDIR)" .site/attnzoo
+	PYTHONPATH=.site PYTHONUNBUFFERED=1 TRITON_CACHE_DIR="$(CURDIR)/.triton" \
+		$(PYTHON) -m attnzoo.tools.gpu_check --out "$(OUT)" --deadline $(DEADLINE)
+
 lint: $(READY)  ## ruff's format and lint, mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -61,4 +70,4 @@ format: $(READY)  ## let ruff rewrite
 	$(BIN)/ruff check --fix .
 
 clean:  ## the environment and what was built
-	rm -rf .venv .venv-oldest build dist *.egg-info work_dirs
+	rm -rf .venv .venv-oldest .site .triton build dist *.egg-info work_dirs

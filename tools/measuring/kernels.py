@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+from collections.abc import Iterable
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -20,8 +21,7 @@ from .timing import spread, stopwatch
 if TYPE_CHECKING:
     import torch
 
-# Root mean square of the difference from float32 over that of the result; a routing that turns out otherwise in 16 bits
-# for want of digits moves some regions.
+# Root mean square of the difference from float64 over that of the result.
 TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
 _PASSES = ("forward", "backward")
 IMAGES = ((224, 224), (512, 512), (800, 1333))
@@ -49,7 +49,7 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
         compiler = torch.compile if gpu else _as_it_is
         for number, case in enumerate(cases(operator, images, args.batch, compiler)):
             for dtype in dtypes:
-                rows += _measure_case(case, number, dtype, images, args)
+                rows += _measure_case(operator, case, number, dtype, images, args)
             if gpu:
                 # A graph that was compiled for one size serves no other.
                 torch._dynamo.reset()
@@ -57,14 +57,16 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def _measure_case(
-    case: Case, number: int, dtype: str, images: tuple[tuple[int, int], ...], args: argparse.Namespace
+    operator: str, case: Case, number: int, dtype: str, images: tuple[tuple[int, int], ...], args: argparse.Namespace
 ) -> list[dict[str, Any]]:
     """The rows of one case, forward and backward."""
     import torch
 
-    forms = {name: form for name, form in case.forms.items() if args.device != "cpu" or name in ("twin", "definition")}
+    names = ("twin", "definition") if args.device == "cpu" else (*case.forms, *case.prepared)
     tensors = case.tensors(getattr(torch, dtype), args.device)
-    errors, failed = check(case, forms, tensors, dtype)
+    forms, failed = ready(case, names, tensors)
+    errors, wrong = check(case, forms, tensors, dtype)
+    failed |= wrong
     forms = {name: form for name, form in forms.items() if name not in failed}
     works = case.work(getattr(torch, dtype))
     watch = stopwatch(args.device, args.cpu_time)
@@ -92,7 +94,7 @@ def _measure_case(
         }
         for name in forms:
             if args.device == "cpu":
-                call = (case.operator, images, args.batch, number, name, kind == "backward", args.threads)
+                call = (operator, images, args.batch, number, name, kind == "backward", args.threads)
                 row["forms"][name]["peak_bytes"] = _peak_elsewhere(call, case)
             else:
                 row["forms"][name]["peak_bytes"] = _peak_on_gpu(forms[name], tensors, kind == "backward")
@@ -122,6 +124,17 @@ def one_pass(form: Any, tensors: list[torch.Tensor], backward: bool) -> None:
     torch.autograd.grad(form(*tensors).sum(), tensors, allow_unused=True)
 
 
+def ready(case: Case, names: Iterable[str], tensors: list[torch.Tensor]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Forms of a case by name, prepared for these tensors, and what is wrong with those that cannot be had."""
+    forms, failed = {}, {}
+    for name in names:
+        try:
+            forms[name] = case.form(name, tensors)
+        except Exception as error:
+            failed[name] = one_line(error)
+    return forms, failed
+
+
 def check(
     case: Case, forms: dict[str, Any], tensors: list[torch.Tensor], dtype: str
 ) -> tuple[dict[str, float], dict[str, str]]:
@@ -132,13 +145,17 @@ def check(
     """
     import torch
 
-    # Another element for each one, so that no gradient is lost in a sum of weights that is always 1.
-    exact = [x.detach().float().requires_grad_() for x in tensors]
-    want = case.forms["definition"](*exact)
-    shares = torch.linspace(-3, 3, want.numel(), device=want.device).sin().view(want.shape)
-    expected = [want, *torch.autograd.grad(want, exact, shares)]
-    errors, failed = {}, {}
+    precise = [x.detach().double().requires_grad_() for x in tensors]
+    errors: dict[str, float] = {}
+    failed: dict[str, str] = {}
+    expected: list[torch.Tensor] = []
     for name, form in forms.items():
+        if not expected or case.exact is not None:
+            want = case.should_be(name, tensors, precise)
+            # Another element for each one, so that no gradient is lost in a sum of weights that is always 1.
+            shares = torch.linspace(-3, 3, want.numel(), dtype=want.dtype, device=want.device).sin().view(want.shape)
+            expected = [want.detach(), *torch.autograd.grad(want, precise, shares)]
+        # Compilers have errors of their own, Triton's are no RuntimeError.
         try:
             out = form(*tensors)
             grads = torch.autograd.grad(out, tensors, shares.to(out.dtype), allow_unused=True)
@@ -150,7 +167,7 @@ def check(
                 if name == "natten":
                     continue
                 failed[name] = f"error {errors[name]:.1e}"
-        except (RuntimeError, ValueError, NotImplementedError) as error:
+        except Exception as error:
             failed[name] = one_line(error)
         own = name in ("triton", "twin")
         if name in failed and own:
@@ -159,7 +176,7 @@ def check(
 
 
 def _relative(got: torch.Tensor, want: torch.Tensor) -> float:
-    return ((got.float() - want).square().mean().sqrt() / want.square().mean().sqrt().clamp(min=1e-20)).item()
+    return ((got.double() - want).square().mean().sqrt() / want.square().mean().sqrt().clamp(min=1e-20)).item()
 
 
 def _peak_on_gpu(form: Any, tensors: list[torch.Tensor], backward: bool) -> int:

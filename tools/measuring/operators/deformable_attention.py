@@ -8,14 +8,16 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ....kernels import deformable_attention
-from ....kernels.deformable_attention import naive
+from ....kernels.deformable_attention import naive, operator
+from .. import mmcv_operator
 from ..cases import Case, sides, works
 from ..compilation import StaticCase
 from ..roofline import Work
 
-LEVELS = (8, 16, 32, 64)
+LEVELS: tuple[int, ...] = (8, 16, 32, 64)
 _CORNERS = 4
 
 
@@ -31,25 +33,27 @@ def cases(image: tuple[int, int], batch: int, compiler: Callable) -> Iterator[Ca
         def definition(value, places, weights):
             return naive.deformable_attention(value, sizes, starts, places, weights)
 
-        count = (batch, positions, queries, 8, 32, 4, 4)
+        levels = len(LEVELS)
+        count = (batch, positions, queries, 8, 32, levels, 4)
         yield Case(
             "deformable_attention",
             f"DINO {name}",
             image,
             {
                 "value": (batch, positions, 8, 32),
-                "places": (batch, queries, 8, 4, 4, 2),
-                "weights": (batch, queries, 8, 4, 4),
+                "places": (batch, queries, 8, levels, 4, 2),
+                "weights": (batch, queries, 8, levels, 4),
             },
+            operator.operations((batch, positions, 8, 32), (batch, queries, 8, levels, 4, 2)),
             {
                 "triton": partial(public, backend="triton"),
                 "twin": partial(public, backend="torch"),
                 "definition": definition,
                 "compiled definition": compiler(definition),
-                **_mmcv(sizes, starts),
             },
             works(forward, backward, *count),
             {"places": 0, "weights": 0},
+            prepared=competitors(sizes, starts),
         )
 
 
@@ -59,21 +63,53 @@ def starts_of(sizes: list[tuple[int, int]]) -> tuple[list[int], int]:
     return [sum(counts[:i]) for i in range(len(counts))], sum(counts)
 
 
-def _mmcv(sizes: list[tuple[int, int]], starts: list[int]) -> dict[str, Callable[..., torch.Tensor]]:
-    """The compiled operator of mmcv, if it is one and not this package's stand-in."""
+def competitors(sizes: list[tuple[int, int]], starts: list[int]) -> dict[str, Callable[..., Callable[..., Tensor]]]:
+    """The operators of mmcv and of deformops where they are there, with levels that lie on the device."""
+    found: dict[str, Callable[..., Callable[..., Tensor]]] = {}
+    built = mmcv_operator.compiled()
+    if _is_compiled("mmcv"):
+        from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttnFunction
+
+        attend = partial(_by_mmcv, MultiScaleDeformableAttnFunction.apply)
+        found["mmcv"] = partial(_on_device, attend, sizes, starts)
+    elif built is not None:
+        found["mmcv"] = partial(_on_device, built, sizes, starts)
+    if importlib.util.find_spec("deformops") is not None:
+        from deformops.registry import msda
+
+        found["deformops"] = partial(_on_device, partial(_by_deformops, msda), sizes, starts)
+    return found
+
+
+def _by_mmcv(attend: Callable[..., Tensor], *given: Tensor) -> Tensor:
+    # The last is for how many images there is a launch.
+    return attend(*given, 64)
+
+
+def _by_deformops(attend: Callable[..., Tensor], value: Tensor, *levels_and_places: Tensor) -> Tensor:
+    *rest, weights = levels_and_places
+    return attend(value, *rest, weights.flatten(3))
+
+
+def _is_compiled(package: str) -> bool:
+    """Whether mmcv has compiled operators, and not this package's stand-in for them."""
     try:
-        found = importlib.util.find_spec("mmcv._ext")
+        found = importlib.util.find_spec(f"{package}._ext")
     except ImportError:
-        return {}
-    if found is None or not (found.origin or "").endswith(".so"):
-        return {}
-    from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttnFunction
+        return False
+    return found is not None and (found.origin or "").endswith(".so")
 
-    def form(value, places, weights):
-        shapes, first = (torch.tensor(x, device=value.device) for x in (sizes, starts))
-        return MultiScaleDeformableAttnFunction.apply(value, shapes, first, places, weights, 64)
 
-    return {"mmcv": form}
+def _on_device(
+    attend: Callable[..., Tensor],
+    sizes: list[tuple[int, int]],
+    starts: list[int],
+    value: Tensor,
+    places: Tensor,
+    weights: Tensor,
+) -> Callable[..., Tensor]:
+    shapes, first = (torch.tensor(x, device=value.device) for x in (sizes, starts))
+    return lambda value, places, weights: attend(value, shapes, first, places, weights)
 
 
 def forward(

@@ -7,15 +7,15 @@ from functools import partial
 
 import torch
 
-from ....kernels import depthwise_conv, large_kernel_attention
-from ....kernels.large_kernel_attention import naive
+from ....kernels import depthwise_conv, large_kernel_attention, pointwise_conv
+from ....kernels.large_kernel_attention import naive, operator
 from ..cases import Case, sides, works
 from ..compilation import StaticCase
 from ..roofline import Work
 
 
 def cases(image: tuple[int, int], batch: int, compiler: Callable) -> Iterator[Case]:
-    """VAN-B2's attention, whole, and its two depth-wise convolutions; cuDNN runs the definition on a GPU."""
+    """VAN-B2's attention, whole, and the convolutions it is made of; cuDNN runs the definition on a GPU."""
     for stage, dim in enumerate((64, 128, 320, 512), 1):
         shape = (batch, dim, *sides(image, 2 ** (stage + 1)))
         square = (dim, dim, 1, 1)
@@ -32,6 +32,8 @@ def cases(image: tuple[int, int], batch: int, compiler: Callable) -> Iterator[Ca
                 "pointwise": square,
                 "pointwise_bias": (dim,),
             },
+            sum(operator.depthwise_operations(shape, (dim, 1, side, side)) for side in (5, 7))
+            + operator.pointwise_operations(shape, square),
             {
                 "triton": partial(large_kernel_attention, backend="triton"),
                 "twin": partial(large_kernel_attention, backend="torch"),
@@ -44,10 +46,11 @@ def cases(image: tuple[int, int], batch: int, compiler: Callable) -> Iterator[Ca
         for side, dilation in ((5, 1), (7, 3)):
             definition = partial(naive.depthwise_conv, dilation=dilation)
             yield Case(
-                "large_kernel_attention",
+                "depthwise_conv",
                 f"VAN-B2 stage {stage}, depth-wise {side} x {side}, dilation {dilation}",
                 image,
                 {"x": shape, "weight": (dim, 1, side, side), "bias": (dim,)},
+                operator.depthwise_operations(shape, (dim, 1, side, side)),
                 {
                     "triton": partial(depthwise_conv, dilation=dilation, backend="triton"),
                     "twin": partial(depthwise_conv, dilation=dilation, backend="torch"),
@@ -57,6 +60,21 @@ def cases(image: tuple[int, int], batch: int, compiler: Callable) -> Iterator[Ca
                 works(depthwise_forward, depthwise_backward, shape, (side, side)),
                 {"weight": 1 / side},
             )
+        yield Case(
+            "pointwise_conv",
+            f"VAN-B2 stage {stage}, gated",
+            image,
+            {"x": shape, "weight": square, "bias": (dim,), "gate": shape},
+            operator.pointwise_operations(shape, square),
+            {
+                "triton": partial(pointwise_conv, backend="triton"),
+                "twin": partial(pointwise_conv, backend="torch"),
+                "definition": naive.pointwise_conv,
+                "compiled definition": compiler(naive.pointwise_conv),
+            },
+            works(gated_forward, gated_backward, shape),
+            {"weight": dim**-0.5},
+        )
 
 
 def depthwise_forward(shape: tuple[int, int, int, int], kernel: tuple[int, int], dtype: torch.dtype) -> Work:

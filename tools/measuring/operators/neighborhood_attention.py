@@ -11,7 +11,8 @@ import torch
 
 from ....kernels import neighborhood_attention
 from ....kernels.neighborhood_attention import naive
-from ..cases import Case, flex, sides, works
+from ....kernels.neighborhood_attention.operator import operations
+from ..cases import Case, block_mask, flex, sides, works
 from ..compilation import StaticCase
 from ..roofline import Work
 
@@ -30,15 +31,11 @@ def cases(image: tuple[int, int], batch: int, compiler: Callable) -> Iterator[Ca
             def definition(q, k, v, table, fixed=fixed):
                 return naive.neighborhood_attention(q, k, v, bias_table=table, **fixed)
 
-            def flex(q, k, v, table, fixed=fixed):
-                return _flex_neighborhood(q, k, v, table, **fixed, compiler=compiler)
-
             forms = {
                 "triton": partial(public, backend="triton"),
                 "twin": partial(public, backend="torch"),
                 "definition": definition,
                 "compiled definition": compiler(definition),
-                "flex": flex,
             }
             count = (shape, heads, 7, dilation)
             yield Case(
@@ -46,9 +43,11 @@ def cases(image: tuple[int, int], batch: int, compiler: Callable) -> Iterator[Ca
                 f"NAT-T stage {stage}, dilation {dilation}",
                 image,
                 dict.fromkeys(("q", "k", "v"), shape) | {"table": (heads, 13, 13)},
+                operations(shape, 7),
                 forms | _natten(fixed),
                 works(forward, backward, *count),
                 {},
+                prepared={"flex": partial(_flex_neighborhood, **fixed, compiler=compiler)},
             )
 
 
@@ -67,8 +66,6 @@ def _natten(fixed: dict[str, Any]) -> dict[str, Callable[..., torch.Tensor]]:
 
 def _flex_neighborhood(q, k, v, table, num_heads, kernel_size, dilation, scale, compiler):
     """A block mask of the pixels' windows, and their bias, from indices."""
-    from torch.nn.attention.flex_attention import create_block_mask
-
     _, height, width, _ = q.shape
     rows, cols = (naive.window(side, kernel_size, dilation, q.device)[0] for side in (height, width))
     first, last = (rows[:, 0], cols[:, 0]), (rows[:, -1], cols[:, -1])
@@ -78,15 +75,20 @@ def _flex_neighborhood(q, k, v, table, num_heads, kernel_size, dilation, scale, 
         near = (i >= first[0][y]) & (i <= last[0][y]) & (j >= first[1][x]) & (j <= last[1][x])
         return near & ((i - y) % dilation == 0) & ((j - x) % dilation == 0)
 
-    def add(score, b, h, query, key):
-        y, x, i, j = query // width, query % width, key // width, key % width
-        row, column = ((to - at) // dilation + kernel_size - 1 for at, to in ((y, i), (x, j)))
-        return score + table[h, row.clamp(0, 2 * kernel_size - 2), column.clamp(0, 2 * kernel_size - 2)]
+    mask = block_mask(sees, None, height * width, q.device, compiler)
+    attend = flex(compiler)
 
-    mask = create_block_mask(sees, None, None, height * width, height * width, device=str(q.device))
-    q, k, v = (x.flatten(1, 2).unflatten(2, (num_heads, -1)).transpose(1, 2) for x in (q, k, v))
-    out = flex(compiler)(q, k, v, score_mod=add, block_mask=mask, scale=scale)
-    return out.transpose(1, 2).flatten(2).unflatten(1, (height, width))
+    def form(q, k, v, table):
+        def add(score, b, h, query, key):
+            y, x, i, j = query // width, query % width, key // width, key % width
+            row, column = ((to - at) // dilation + kernel_size - 1 for at, to in ((y, i), (x, j)))
+            return score + table[h, row.clamp(0, 2 * kernel_size - 2), column.clamp(0, 2 * kernel_size - 2)]
+
+        q, k, v = (x.flatten(1, 2).unflatten(2, (num_heads, -1)).transpose(1, 2) for x in (q, k, v))
+        out = attend(q, k, v, score_mod=add, block_mask=mask, scale=scale)
+        return out.transpose(1, 2).flatten(2).unflatten(1, (height, width))
+
+    return form
 
 
 def _seen(size: int, kernel_size: int, dilation: int) -> int:

@@ -7,66 +7,90 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ....kernels import routing_attention
 from ....kernels.routing_attention import cpu, naive
-from ..cases import Case, flex, multiple, sides, works
+from ....kernels.routing_attention.operator import operations
+from ..cases import Case, block_mask, flex, multiple, sides, works
 from ..compilation import StaticCase
 from ..roofline import Work
 
 _INDEX = 4  # bytes
+REGIONS = (7, 7)
 
 
 def cases(image: tuple[int, int], batch: int, compiler: Callable) -> Iterator[Case]:
     """BiFormer-S: head dimension 32, 7 x 7 regions; maps padded to multiples of the regions, as published."""
     for stage, (dim, topk) in enumerate(((64, 1), (128, 4), (256, 16)), 1):
-        height, width = (multiple(side, 7) for side in sides(image, 2 ** (stage + 1)))
+        height, width = (multiple(side, REGIONS[0]) for side in sides(image, 2 ** (stage + 1)))
         shape = (batch, height, width, dim)
-        fixed = dict(num_heads=dim // 32, regions=(7, 7), topk=topk, scale=dim**-0.5)
-        count = (shape, dim // 32, (7, 7), topk)
+        fixed = dict(num_heads=dim // 32, regions=REGIONS, topk=topk, scale=dim**-0.5)
+        count = (shape, dim // 32, REGIONS, topk)
         yield Case(
             "routing_attention",
             f"BiFormer-S stage {stage}",
             image,
             dict.fromkeys(("q", "k", "v"), shape),
+            operations(shape, REGIONS, topk),
             {
                 "triton": partial(routing_attention, **fixed, backend="triton"),
                 "twin": partial(routing_attention, **fixed, backend="torch"),
                 "definition": partial(naive.routing_attention, **fixed),
                 "compiled definition": compiler(partial(naive.routing_attention, **fixed)),
                 "sdpa": partial(cpu.attend_in_one, **fixed),
-                "flex": partial(_flex_routing, **fixed, compiler=compiler),
             },
             works(forward, backward, *count),
             {},
-            {"inverted index": (partial(_invert, topk=topk), inverted_index(batch, (7, 7), topk).bytes)},
+            {"inverted index": (partial(_invert, topk=topk), inverted_index(batch, REGIONS, topk).bytes)},
+            {"flex": partial(_flex_routing, **fixed, compiler=compiler)},
+            partial(_exact, **fixed),
         )
+
+
+def _exact(name: str, given: list[Tensor], precise: list[Tensor], regions: tuple[int, int], topk: int, **fixed: Any):
+    """Attention to the regions that a form chose: near ties may fall out either way, and differ in all that follows."""
+    q, k, _ = (x.detach() for x in given)
+    if name == "triton":
+        from ....kernels.routing_attention import triton
+
+        index = triton.route(q, k, regions, topk).long()
+    else:
+        inside = naive.to_regions(q.new_ones(1, *q.shape[1:3], 1), regions)
+        q, k = (naive.to_regions(x, regions) for x in (q, k))
+        as_published = name in ("definition", "compiled definition")
+        index = naive.route(q, k, inside, topk) if as_published else cpu.route(q, k, topk, inside[0, :, :, 0] > 0)
+    return cpu.attend_to_chosen(precise[0], precise[1], precise[2], index, regions=regions, **fixed)
 
 
 def _invert(q: torch.Tensor, k: torch.Tensor, _: torch.Tensor, topk: int) -> Callable[[], Any]:
     """The call that lists for each key region the query regions that chose it."""
     from ....kernels.routing_attention import triton
 
-    return partial(triton.inverted_index, triton.route(q.detach(), k.detach(), (7, 7), topk))
+    return partial(triton.inverted_index, triton.route(q.detach(), k.detach(), REGIONS, topk))
 
 
 def _flex_routing(q, k, v, num_heads, regions, topk, scale, compiler):
     """Tokens in the order of their regions; a block mask of the regions that are chosen."""
-    from torch.nn.attention.flex_attention import create_block_mask
-
-    _, height, width, _ = q.shape
-    q, k, v = (naive.to_regions(x, regions) for x in (q, k, v))
-    batch, count, tokens, _ = q.shape
-    index = naive.route(q, k, q.new_ones(1, count, tokens, 1), topk)
-    chosen = torch.zeros(batch, count, count, dtype=torch.bool, device=q.device).scatter_(2, index, True)
+    height, width = q.shape[1:3]
+    rows, keys = (naive.to_regions(x.detach(), regions) for x in (q, k))
+    batch, count, tokens, _ = rows.shape
+    chosen = torch.zeros(batch, count, count, dtype=torch.bool, device=q.device)
+    chosen.scatter_(2, cpu.route(rows, keys, topk), True)
 
     def sees(b, h, query, key):
         return chosen[b, query // tokens, key // tokens]
 
-    mask = create_block_mask(sees, batch, None, count * tokens, count * tokens, device=str(q.device))
-    q, k, v = (x.flatten(1, 2).unflatten(2, (num_heads, -1)).transpose(1, 2) for x in (q, k, v))
-    out = flex(compiler)(q, k, v, block_mask=mask, scale=scale)
-    return naive.from_regions(out.transpose(1, 2).flatten(2).unflatten(1, (count, tokens)), regions, height, width)
+    mask = block_mask(sees, batch, count * tokens, q.device, compiler)
+    attend = flex(compiler)
+
+    def form(q, k, v):
+        q, k, v = (naive.to_regions(x, regions).flatten(1, 2) for x in (q, k, v))
+        q, k, v = (x.unflatten(2, (num_heads, -1)).transpose(1, 2) for x in (q, k, v))
+        out = attend(q, k, v, block_mask=mask, scale=scale)
+        return naive.from_regions(out.transpose(1, 2).flatten(2).unflatten(1, (count, tokens)), regions, height, width)
+
+    return form
 
 
 def routing(shape: tuple[int, int, int, int], regions: tuple[int, int], topk: int, dtype: torch.dtype) -> Work:

@@ -10,48 +10,71 @@ import torch
 
 from ....kernels import window_attention
 from ....kernels.window_attention import naive
-from ..cases import Case, flex, multiple, works
+from ....kernels.window_attention.operator import operations
+from ..cases import Case, flex, multiple, sides, works
 from ..compilation import StaticCase
 from ..roofline import Work
 
 
 def cases(image: tuple[int, int], batch: int, compiler: Callable) -> Iterator[Case]:
-    """HAT-S: 6 heads of 24 channels, windows of 16, on maps of the image's own size; plain, shifted, overlapping."""
-    dim, heads, window = 144, 6, 16
-    shape = (batch, *(multiple(side, window) for side in image), dim)
+    """HAT-S and Swin-T.
+
+    HAT-S: 6 heads of 24 channels, windows of 16, on maps of the image's own size; plain, shifted, overlapping. Swin-T:
+    heads of 32 channels, windows of 7; shifted as every other block.
+    """
+    window = 16
+    side = (multiple(image[0], window), multiple(image[1], window))
     for name, shift, overlap in (("window", 0, 0), ("shifted", 8, 0), ("overlapping", 0, 8)):
-        fixed = dict(num_heads=heads, window_size=window, shift=shift, overlap=overlap, scale=(dim // heads) ** -0.5)
+        yield _measured(f"HAT-S {name}", image, (batch, *side, 144), 6, window, shift, overlap, compiler)
+    for stage in (1, 2, 3):
+        height, width = (multiple(side, 7) for side in sides(image, 2 ** (stage + 1)))
+        dim = 96 * 2 ** (stage - 1)
+        yield _measured(f"Swin-T stage {stage}", image, (batch, height, width, dim), dim // 32, 7, 3, 0, compiler)
 
-        def public(q, k, v, table, backend, fixed=fixed):
-            return window_attention(q, k, v, bias_table=table, backend=backend, **fixed)
 
-        def definition(q, k, v, table, fixed=fixed):
-            return naive.window_attention(q, k, v, bias_table=table, **fixed)
+def _measured(
+    setting: str,
+    image: tuple[int, int],
+    shape: tuple[int, int, int, int],
+    heads: int,
+    window: int,
+    shift: int,
+    overlap: int,
+    compiler: Callable,
+) -> Case:
+    scale = (shape[3] // heads) ** -0.5
+    fixed = dict(num_heads=heads, window_size=window, shift=shift, overlap=overlap, scale=scale)
 
-        def by(attend, q, k, v, table, shift=shift, overlap=overlap):
-            """`attend` over windows that are laid out."""
-            queries, keys, values, mask = naive.laid_out(q, k, v, heads, window, shift, overlap, table)
-            return naive.put_back(attend(queries, keys, values, mask, (dim // heads) ** -0.5), q.shape, window, shift)
+    def public(q, k, v, table, backend):
+        return window_attention(q, k, v, bias_table=table, backend=backend, **fixed)
 
-        forms = {
-            "triton": partial(public, backend="triton"),
-            "twin": partial(public, backend="torch"),
-            "definition": definition,
-            "compiled definition": compiler(definition),
-            "sdpa": partial(by, _fused),
-        }
-        if shift == 0:
-            forms["flex"] = partial(by, partial(_flex_window, compiler=compiler))
-        count = (shape, heads, (window, window), (shift, shift), overlap, True)
-        yield Case(
-            "window_attention",
-            f"HAT-S {name}",
-            image,
-            dict.fromkeys(("q", "k", "v"), shape) | {"table": ((2 * window - 1 + overlap) ** 2, heads)},
-            forms,
-            works(forward, backward, *count),
-            {},
-        )
+    def definition(q, k, v, table):
+        return naive.window_attention(q, k, v, bias_table=table, **fixed)
+
+    def by(attend, q, k, v, table):
+        """`attend` over windows that are laid out."""
+        queries, keys, values, mask = naive.laid_out(q, k, v, heads, window, shift, overlap, table)
+        return naive.put_back(attend(queries, keys, values, mask, scale), q.shape, window, shift)
+
+    forms = {
+        "triton": partial(public, backend="triton"),
+        "twin": partial(public, backend="torch"),
+        "definition": definition,
+        "compiled definition": compiler(definition),
+        "sdpa": partial(by, _fused),
+    }
+    if shift == 0:
+        forms["flex"] = partial(by, partial(_flex_window, compiler=compiler))
+    return Case(
+        "window_attention",
+        setting,
+        image,
+        dict.fromkeys(("q", "k", "v"), shape) | {"table": ((2 * window - 1 + overlap) ** 2, heads)},
+        operations(shape, (window, window), overlap),
+        forms,
+        works(forward, backward, shape, heads, (window, window), (shift, shift), overlap, True),
+        {},
+    )
 
 
 def _fused(q, k, v, mask, scale):

@@ -1,0 +1,131 @@
+"""The phase that times the kernels with other tiles than those that they choose."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from unittest import mock
+
+import torch
+
+from ....kernels import _dispatch
+from . import clock
+from .context import Context
+from .subjects import MAIN, Subject, small
+from .times import PASSES, each, one_pass
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Other tiles of some kernels of an operator.
+
+    Attributes:
+        subject: that is timed with them.
+        options: the module and the function in it that choose the tiles: "package.module:function".
+        changes: what replaces entries of what the function gives; nothing for the tiles as they are chosen.
+        only: keyword arguments of the function's calls that are changed, all calls without.
+        precision: of products of float32, None for PyTorch's.
+        dtype: of the tensors.
+    """
+
+    subject: Subject
+    options: str
+    changes: dict[str, Any] = field(default_factory=dict)
+    only: dict[str, Any] = field(default_factory=dict)
+    precision: str | None = None
+    dtype: str = "bfloat16"
+
+    @contextmanager
+    def chosen(self) -> Iterator[None]:
+        """Within it the kernels take these tiles."""
+        where, name = self.options.split(":")
+        module = importlib.import_module(f"....kernels.{where}", __package__)
+        choose = getattr(module, name)
+
+        def changed(*args: Any, **kwargs: Any) -> Any:
+            found = choose(*args, **kwargs)
+            meant = all(kwargs.get(key) == value for key, value in self.only.items())
+            return {**found, **self.changes} if meant else found
+
+        precision = self.precision or _dispatch.dot_precision()
+        in_precision = mock.patch.object(_dispatch, "dot_precision", lambda: precision)
+        with mock.patch.object(module, name, changed), in_precision:
+            yield
+
+    @property
+    def title(self) -> str:
+        """In a few words."""
+        words = [f"{key} {value}" for key, value in {**self.only, **self.changes}.items()]
+        return ", ".join([self.options.rpartition(":")[2], *words, *([self.precision] if self.precision else [])])
+
+
+def variants(dry: bool) -> list[Variant]:
+    """All that are tried; those of a subject begin with what its kernels choose."""
+    if dry:
+        subject = small()[0]
+        changes: tuple[dict[str, Any], ...] = ({}, {"BLOCK_LISTED": 16})
+        return [Variant(subject, "routing_attention.triton:_attention_options", x, dtype="float16") for x in changes]
+    found = []
+    for subject in MAIN[:3]:
+        for only, changes in _ROUTING:
+            found += [Variant(subject, "routing_attention.triton:_attention_options", x, only) for x in changes]
+    return found
+
+
+_ROUTING: tuple[tuple[dict[str, Any], tuple[dict[str, Any], ...]], ...] = (
+    ({}, ({}, {"num_stages": 3}, {"BLOCK_LISTED": 128})),
+    ({"keys": True}, ({"BLOCK_LISTED": 64}, {"BLOCK_LISTED": 128, "num_stages": 1})),
+)
+
+
+def sweep(context: Context) -> None:
+    """Forward and backward of the subjects with every variant, the error beside those of another precision."""
+    todo = variants(context.dry)
+    each(context, "sweep compile", _run_once, [(variant,) for variant in todo])
+    for variant in todo:
+        if context.left < 2:
+            context.results.add("sweep", unfinished=variant.title)
+            break
+        fields: dict[str, Any] = {
+            "operator": variant.subject.operator,
+            "setting": variant.subject.setting,
+            "dtype": variant.dtype,
+        }
+        fields |= {"variant": variant.title, "chosen": not variant.changes and variant.precision is None}
+        try:
+            context.results.add("sweep", **fields, **_measure(variant, context))
+        except Exception as error:
+            context.results.failed("sweep", error, **fields)
+
+
+def _measure(variant: Variant, context: Context) -> dict[str, Any]:
+    case = variant.subject.case()
+    tensors = case.tensors(getattr(torch, variant.dtype), context.device)
+    form, found = case.forms["triton"], {}
+    with variant.chosen():
+        with torch.no_grad():
+            out = form(*tensors)
+        grad = torch.randn_like(out)
+        for kind in PASSES:
+            calls = [one_pass(form, tensors, grad, kind)]
+            if not context.dry:
+                calls[0]()
+                calls = clock.graph(calls)
+            found[f"{kind}_ms"] = clock.median(calls, context.device, 1 if context.dry else clock.SAMPLES, seconds=0.05)
+    if variant.precision is not None:
+        precise = [x.detach().double() for x in tensors]
+        want = case.should_be("triton", tensors, precise)
+        found["error"] = ((out.double() - want).abs().max() / want.abs().max()).item()
+    return found
+
+
+def _run_once(variant: Variant, dry: bool) -> None:
+    case = variant.subject.case()
+    tensors = case.tensors(getattr(torch, variant.dtype), "cpu" if dry else "cuda")
+    with variant.chosen():
+        one_pass(case.forms["triton"], tensors, None, "backward")()
+    if not dry:
+        torch.cuda.synchronize()
