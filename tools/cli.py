@@ -24,6 +24,7 @@ COMMANDS = {
     "predict": ("predict", "draw and write what a checkpoint sees in images, or upscale them"),
     "export": ("export", "write a checkpoint as ONNX and compare it with PyTorch"),
     "bench": ("bench", "measure time and memory of models and operators, beside their competitors"),
+    "gpu": ("gpu_check", "check, time and tune the kernels on this machine's GPU"),
     "compare": ("compare", "train a small detector without and with each plug-in attention"),
     "probe": ("probe", "compare frozen backbones by a small classifier on their features"),
     "card": ("card", "print or write the model cards"),

@@ -1,17 +1,10 @@
-"""Check, time and tune the kernels on a GPU, in minutes, with PyTorch, Triton and timm alone: `make gpu`.
-
-    python -m attnzoo.tools.gpu_check --out work_dirs/gpu
-
-The phases run one after the other, each in a process of its own with a limit of time: one that dies or takes too long
-is told, and the next one starts. Correctness comes before time. Every result is a line of `results.jsonl`, written at
-once; `table.txt`, printed last, is the summary. By `measured.json` backend "auto" chooses: it is the package's own
-`kernels/measured.json` with the records of this card, and takes its place.
-"""
+"""Check, time and tune the kernels on this machine's GPU, in minutes, with PyTorch, Triton and timm alone."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import multiprocessing
 import os
 import signal
@@ -23,8 +16,35 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .common.errors import UserError
+
 if TYPE_CHECKING:
     from .measuring.gpu.context import Context
+
+EPILOG = """\
+examples:
+  attnzoo gpu                                   everything, in five and a half minutes, into work_dirs/gpu
+  attnzoo gpu --out h100 --phases card errors timing --deadline 600
+  attnzoo gpu --dry-run                         a walk through all phases without a GPU
+
+`make gpu` runs it from a checkout, with nothing of attnzoo's installed.
+
+what is done:
+  The phases run one after the other, each in a process of its own with a limit of time: one that dies or takes too
+  long is told, and the next one starts. Correctness comes before time: the kernels' own tests, where this is a
+  checkout, then errors of result and gradients against float64.
+  Times are medians, by replays of CUDA graphs, in which the CPU has no part, and by plain calls, as users make them, on
+  tensors in rotation. Beside Triton stand PyTorch as it would run else, scaled_dot_product_attention with a mask,
+  FlexAttention, cuDNN, torch.compile of the definition, mmcv's own CUDA source, which is compiled here, and deformops
+  and NATTEN where they are installed.
+
+what is written to --out:
+  results.jsonl    every result, a line each, at once
+  table.txt        the summary, which is printed last
+  measured.json    by which backend "auto" chooses: the package's own kernels/measured.json with the records of this
+                   card, whose place it takes
+  log.txt          what the phases printed
+"""
 
 # Phases are forked from a process that never touches CUDA, with all that they import at hand.
 _fork = multiprocessing.get_context("fork")
@@ -65,44 +85,39 @@ _FIRST_TIMED = "timing"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of the program."""
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder for what is found")
+    """Add the arguments of the command."""
     parser.add_argument(
-        "--deadline", type=float, default=330, metavar="S", help="seconds for all phases together (330)"
+        "--out", type=Path, default=Path("work_dirs/gpu"), metavar="DIR", help="a new folder (work_dirs/gpu)"
     )
-    parser.add_argument(
-        "--phases",
-        nargs="+",
-        choices=[phase.name for phase in PHASES],
-        metavar="NAME",
-        help="some of %(choices)s (all)",
-    )
+    parser.add_argument("--deadline", type=float, default=330, metavar="S", help="seconds for all phases (330)")
+    names = [phase.name for phase in PHASES]
+    parser.add_argument("--phases", nargs="+", choices=names, metavar="NAME", help=f"some of {', '.join(names)} (all)")
     parser.add_argument("--mmcv", type=Path, metavar="DIR", help="mmcv's ops/csrc (that of an installed mmcv)")
-    parser.add_argument(
-        "--dry-run", action="store_true", help="walk through all phases on a CPU: Triton's interpreter, small sizes"
-    )
+    parser.add_argument("--dry-run", action="store_true", help="on a CPU: Triton's interpreter, small sizes")
 
 
-def main(argv: list[str] | None = None) -> int:
+def run(args: argparse.Namespace) -> int:
     """Run the phases.
 
     Returns:
-        0, or 1 where a test of the kernels failed or one of their results could not be had, 2 for a mistake in the
-        arguments. A result that is less exact than PyTorch's is told; "auto" leaves such a kernel alone.
+        0, or 1 where a test of the kernels failed or one of their results could not be had. A result that is less exact
+        than PyTorch's is told; "auto" leaves such a kernel alone.
+
+    Raises:
+        UserError: for a folder that holds files, and without a GPU or Triton.
     """
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_arguments(parser)
-    args = parser.parse_args(argv)
-    if args.out.exists() and any(args.out.iterdir()):
-        parser.error(f"--out {args.out} holds files: name a new folder")
-    if args.deadline <= 0:
-        parser.error(f"--deadline must be above 0, got {args.deadline:g}")
+    if args.out.exists() and not (args.out.is_dir() and not any(args.out.iterdir())):
+        raise UserError(f"--out {args.out} holds files: name a new folder")
+    if not args.deadline > 0:
+        raise UserError(f"--deadline must be above 0, got {args.deadline:g}")
+    if importlib.util.find_spec("triton") is None:
+        raise UserError("there is no Triton to check: pip install triton")
     if args.dry_run and "TRITON_INTERPRET" not in os.environ:
         # Triton reads it as it is imported, which has happened.
-        words = [sys.executable, "-m", f"{__package__}.gpu_check", *(sys.argv[1:] if argv is None else argv)]
+        words = [sys.executable, "-m", __package__.partition(".")[0], *sys.argv[1:]]
         os.execve(sys.executable, words, {**os.environ, "TRITON_INTERPRET": "1"})
     if not args.dry_run and not _has_gpu():
-        parser.error("this machine has no GPU that PyTorch can use; --dry-run walks through the phases without one")
+        raise UserError("this machine has no GPU that PyTorch can use; --dry-run walks through the phases without one")
     args.out.mkdir(parents=True, exist_ok=True)
     args.out = args.out.resolve()
     build = args.out / "build"
@@ -199,7 +214,3 @@ def _kill(process: multiprocessing.process.BaseProcess) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)  # type: ignore[arg-type]
     process.join()
-
-
-if __name__ == "__main__":
-    sys.exit(main())

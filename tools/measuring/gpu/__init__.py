@@ -1,1 +1,1 @@
-"""The parts of `tools/gpu_check.py`: what a GPU is asked in one run of a few minutes."""
+"""The parts of `attnzoo gpu`: what a GPU is asked in one run of a few minutes."""

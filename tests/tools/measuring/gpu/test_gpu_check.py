@@ -1,4 +1,4 @@
-"""`python -m attnzoo.tools.gpu_check`: its phases on a CPU, and what it does with those that die or take too long."""
+"""`attnzoo gpu`: its phases on a CPU, and what it does with those that die or take too long."""
 
 import json
 import sys
@@ -9,7 +9,7 @@ import interpreters
 import pytest
 
 from attnzoo.kernels import _measured
-from attnzoo.tools import gpu_check
+from attnzoo.tools import cli, gpu_check
 from attnzoo.tools.measuring.gpu.results import Results
 from attnzoo.tools.measuring.operators import OPERATORS
 
@@ -19,8 +19,8 @@ def test_dry_run_walks_through_every_phase(tmp_path):
     out = tmp_path / "gpu"
     code = f"""
 import sys
-from attnzoo.tools.gpu_check import main
-sys.exit(main(["--dry-run", "--deadline", "900", "--out", {str(out)!r}]))
+from attnzoo.tools.cli import main
+sys.exit(main(["gpu", "--dry-run", "--deadline", "900", "--out", {str(out)!r}]))
 """
     done = interpreters.run(code)
     log = (out / "log.txt").read_text()
@@ -64,7 +64,7 @@ def phases(monkeypatch, tmp_path):
         made = [gpu_check.Phase(name, 100, f"made:{name}") for name in functions]
         monkeypatch.setattr(gpu_check, "PHASES", tuple(made))
         monkeypatch.setitem(sys.modules, "attnzoo.tools.measuring.gpu.made", SimpleNamespace(**functions))
-        code = gpu_check.main(["--dry-run", "--out", str(tmp_path / "out"), "--deadline", str(deadline)])
+        code = cli.main(["gpu", "--dry-run", "--out", str(tmp_path / "out"), "--deadline", str(deadline)])
         return code, Results(tmp_path / "out")
 
     monkeypatch.setenv("TRITON_INTERPRET", "1")
@@ -136,9 +136,11 @@ def test_wrong_arguments(arguments, said, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(gpu_check, "_has_gpu", lambda: False)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("kept")
-    with pytest.raises(SystemExit) as stop:
-        gpu_check.main(arguments)
-    assert stop.value.code == 2 and said in capsys.readouterr().err
+    try:
+        code = cli.main(["gpu", *arguments])
+    except SystemExit as stop:
+        code = stop.code
+    assert code == 2 and said in capsys.readouterr().err
     assert (tmp_path / "full" / "mine.txt").read_text() == "kept" and not (tmp_path / "new").exists()
 
 
