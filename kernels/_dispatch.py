@@ -50,6 +50,7 @@ _all_entered: list[list[str | None]] = []
 # Devices that the table of measurements is about.
 _MEASURED_DEVICES = ("cuda",)
 _log = logging.getLogger("attnzoo")
+# What was warned of.
 _told: set[str] = set()
 
 _operators: dict[str, tuple[inspect.Signature, Callable[..., None], Callable[..., str | None]]] = {}
@@ -202,32 +203,41 @@ def use_triton(
         return True
     first = tensors[0]
     # The interpreter, on the CPU, is for tests: nobody wants it unasked.
-    if reason is not None or first is None or first.device.type not in _MEASURED_DEVICES:
+    if first is None or first.device.type not in _MEASURED_DEVICES:
         return False
     learns = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+    spans = _spans(operator, first.dtype, learns, first.device.index or 0)
+    if spans is None:
+        if reason is None:
+            _tell(
+                "",
+                f"{operator} runs in PyTorch: Triton's kernels were not measured on this GPU yet. "
+                f'attnzoo.kernels.use_backend("triton") or {_ENVIRONMENT}=triton switches them on.',
+            )
+        return False
     # Of a size that a graph leaves free nothing is asked that would bind the graph: it gets PyTorch.
-    for low, high in _spans(operator, first.dtype, learns, first.device.index or 0):
-        if statically_known_true(low <= flops) and statically_known_true(flops < high):
-            return True
-    return False
+    if not any(statically_known_true(low <= flops) and statically_known_true(flops < high) for low, high in spans):
+        return False
+    if reason is not None:
+        _tell(operator + reason, f"{operator} runs in PyTorch, though Triton is faster at this size: {reason}")
+    return reason is None
 
 
 @torch.compiler.assume_constant_result
-def _spans(operator: str, dtype: torch.dtype, learns: bool, index: int) -> tuple[tuple[int, int], ...]:
-    """Operations at which Triton is to run on a GPU; says once how to have it where nothing was measured."""
+def _tell(what: str, message: str) -> None:
+    """A warning, once for each `what`."""
+    if what not in _told:
+        _told.add(what)
+        _log.warning(message)
+
+
+@torch.compiler.assume_constant_result
+def _spans(operator: str, dtype: torch.dtype, learns: bool, index: int) -> tuple[tuple[int, int], ...] | None:
+    """Operations at which Triton is to run on a GPU, None where the operator was not measured on one like it."""
     card = _measured.nearest(_measured.table(), *_card(index))
-    name = str(dtype).removeprefix("torch.")
-    if card is not None and any(record.operator == operator for record in card.records):
-        return _measured.spans(card, operator, name, learns)
-    if not _told:
-        _told.add(operator)
-        _log.warning(
-            "%s runs in PyTorch: Triton's kernels were not measured on this GPU yet. "
-            'attnzoo.kernels.use_backend("triton") or %s=triton switches them on.',
-            operator,
-            _ENVIRONMENT,
-        )
-    return ()
+    if card is None or all(record.operator != operator for record in card.records):
+        return None
+    return _measured.spans(card, operator, str(dtype).removeprefix("torch."), learns)
 
 
 def _card(index: int) -> tuple[str, tuple[int, int]]:

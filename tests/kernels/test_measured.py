@@ -146,6 +146,19 @@ def test_says_nothing_of_what_was_measured(measured, caplog):
     assert not caplog.records
 
 
+def test_says_once_why_what_would_be_faster_does_not_run(measured, caplog):
+    measured(card(GOOD))
+    with caplog.at_level(logging.WARNING, "attnzoo"):
+        assert not takes_triton(4**7, reason="too wide") and not takes_triton(4**6, backend="torch", reason="too wide")
+        assert not caplog.records
+        for reason in ("too wide", "too wide", "too deep"):
+            assert not takes_triton(4**6, reason=reason)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"window_attention runs in PyTorch, though Triton is faster at this size: {reason}"
+        for reason in ("too wide", "too deep")
+    ]
+
+
 def test_the_cpu_says_nothing(monkeypatch, caplog):
     monkeypatch.setattr(_dispatch, "_told", set())
     with caplog.at_level(logging.WARNING, "attnzoo"):
