@@ -55,7 +55,7 @@ test-hostile: $(READY)  ## thousands of hostile inputs, drawn at random
 
 gpu:  ## check, time and tune the kernels on a GPU, with nothing installed but PyTorch, Triton and timm
 	mkdir -p .site && ln -sfn "$(CURDIR)" .site/attnzoo
-	PYTHONPATH=.site PYTHONUNBUFFERED=1 TRITON_CACHE_DIR="$(CURDIR)/.triton" \
+	PYTHONPATH="$(CURDIR)/.site" PYTHONUNBUFFERED=1 TRITON_CACHE_DIR="$(CURDIR)/.triton" \
 		$(PYTHON) -m attnzoo gpu --out "$(OUT)" --deadline $(DEADLINE)
 
 lint: $(READY)  ## ruff's format and lint, mypy

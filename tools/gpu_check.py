@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable
@@ -120,10 +121,8 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("this machine has no GPU that PyTorch can use; --dry-run walks through the phases without one")
     args.out.mkdir(parents=True, exist_ok=True)
     args.out = args.out.resolve()
-    build = args.out / "build"
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(build / "inductor")
-    os.environ.setdefault("TRITON_CACHE_DIR", str(build / "triton"))
-    return _run(args)
+    with tempfile.TemporaryDirectory(prefix="attnzoo-gpu-") as build:
+        return _run(args, Path(build))
 
 
 def _has_gpu() -> bool:
@@ -140,7 +139,7 @@ def _exit_without_gpu() -> None:
     sys.exit(not torch.cuda.is_available())
 
 
-def _run(args: argparse.Namespace) -> int:
+def _run(args: argparse.Namespace, build: Path) -> int:
     from .measuring import mmcv_operator
     from .measuring.gpu import checks, counters, report, steps, sweep, times  # noqa: F401
     from .measuring.gpu.context import Context
@@ -152,7 +151,7 @@ def _run(args: argparse.Namespace) -> int:
     # A share of those that run one after the other.
     scale = args.deadline / sum(phase.seconds for phase in PHASES if not phase.background)
     tests = Path(__file__).resolve().parents[1] / "tests" / "kernels"
-    folders = (tests if tests.is_dir() else None, args.mmcv or mmcv_operator.installed_source())
+    folders = (tests if tests.is_dir() else None, args.mmcv or mmcv_operator.installed_source(), build)
 
     def start(phase: Phase) -> tuple[Phase, multiprocessing.process.BaseProcess, float]:
         end = time.monotonic() + phase.seconds * scale
@@ -196,6 +195,8 @@ def _run(args: argparse.Namespace) -> int:
 def _child(phase: Phase, function: Callable[[Context], None], context: Context) -> None:
     """A phase in its own group of processes, what it prints in a file."""
     os.setsid()
+    # What one phase compiles serves the later ones.
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(context.build / "inductor")
     log = os.open(context.results.folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for descriptor in (1, 2):
         os.dup2(log, descriptor)

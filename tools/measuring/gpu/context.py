@@ -19,6 +19,7 @@ class Context:
         dry: whether this is a walk through all phases on a CPU, in Triton's interpreter and at small sizes.
         tests: the folder of the kernels' tests, None where it is not there.
         mmcv: mmcv's `ops/csrc`, None where it is not there.
+        build: folder of what is compiled for phases to come.
     """
 
     results: Results
@@ -26,6 +27,7 @@ class Context:
     dry: bool
     tests: Path | None
     mmcv: Path | None
+    build: Path
 
     @property
     def device(self) -> str:
@@ -36,8 +38,3 @@ class Context:
     def left(self) -> float:
         """Seconds."""
         return self.end - time.monotonic()
-
-    @property
-    def build(self) -> Path:
-        """Folder of what is compiled, for phases to come."""
-        return self.results.folder / "build"
