@@ -1,11 +1,9 @@
 """What the kernel tests share."""
 
-import dataclasses
-from collections.abc import Callable, Iterator
-from types import SimpleNamespace
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
+import quick_interpreter
 import torch
 
 from attnzoo.kernels import _dispatch
@@ -51,31 +49,10 @@ def _bfloat16_products(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def _quick_interpreter(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Triton's interpreter replaces its language once a test, and looks for integer overflows where it is tested.
-
-    Without this it replaces the language for each kernel and for each function that a kernel calls, which takes a
-    quarter of its time. A third goes into the overflows, which `test_*_triton.py` look for.
-    """
+    """The interpreter looks for integer overflows in `test_*_triton.py` alone."""
     if not _dispatch.INTERPRETED:
         yield
         return
-    interpreter = pytest.importorskip("triton.runtime.interpreter")
-    replace = interpreter._patch_lang
-    # By the module whose functions see the language: Triton's own see another part of it.
-    replacements: dict[str, Any] = {}
-
-    def replace_once(function: Callable) -> Any:
-        module = function.__globals__["__name__"]
-        if module not in replacements:
-            replacements[module] = replace(function)
-        return SimpleNamespace(restore=lambda: None)
-
-    monkeypatch.setattr(interpreter, "_patch_lang", replace_once)
-    if not request.module.__name__.endswith("_triton"):
-        builder = interpreter.interpreter_builder
-        monkeypatch.setattr(builder, "options", dataclasses.replace(builder.options, sanitize_overflow=False))
+    restore = quick_interpreter.replace(monkeypatch.setattr, request.module.__name__.endswith("_triton"))
     yield
-    for replacement in reversed(replacements.values()):
-        # Triton 3.5 has no way back.
-        if replacement is not None:
-            replacement.restore()
+    restore()

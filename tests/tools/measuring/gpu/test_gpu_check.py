@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import interpreters
 import pytest
+import quick_interpreter
 
 from attnzoo.kernels import _measured
 from attnzoo.tools import cli, gpu_check
@@ -18,7 +19,8 @@ from attnzoo.tools.measuring.operators import OPERATORS
 def test_dry_run_walks_through_every_phase(tmp_path):
     out = tmp_path / "gpu"
     code = f"""
-import sys
+import runpy, sys
+runpy.run_path({quick_interpreter.__file__!r})["replace"]()
 from attnzoo.tools.cli import main
 sys.exit(main(["gpu", "--dry-run", "--deadline", "900", "--out", {str(out)!r}]))
 """
