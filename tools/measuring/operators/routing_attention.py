@@ -15,6 +15,8 @@ from ..compilation import StaticCase
 from ..roofline import Work
 
 _INDEX = 4  # bytes
+# Keys that a query sees in the static cases, and queries that see a key: about those of BiFormer at 512 x 512.
+_LISTED = 384
 
 
 def cases(image: tuple[int, int], batch: int, compiler: Callable) -> Iterator[Case]:
@@ -149,7 +151,10 @@ def static_cases() -> list[StaticCase]:
         ]
         for whole in (True, False):
             ragged = "" if whole else ", ragged"
-            cases.append(_case(triton._means_kernel, name, f"64 channels{ragged}", triton._means_options(64, whole)))
+            options = triton._means_options(64, whole)
+            # The pixels of a region of 8 x 8.
+            counted = dict(steps=64 // options["BLOCK_T"], elements=64 * options["BLOCK_C"])
+            cases.append(_case(triton._means_kernel, name, f"64 channels{ragged}", options, **counted))
             for precision in ("ieee", "tf32") if dtype == torch.float32 else ("ieee",):
                 for head_dim in (16, 32, 64):
                     for tokens in (16, 32, 64):
@@ -162,11 +167,14 @@ def static_cases() -> list[StaticCase]:
                             triton._key_gradient_kernel,
                         ):
                             options = triton._attention_options(*kind, keys=kernel is triton._key_gradient_kernel)
-                            cases.append(_case(kernel, name, label, options))
+                            steps, pairs = _LISTED // options["BLOCK_LISTED"], options["BLOCK"] * _LISTED
+                            cases.append(_case(kernel, name, label, options, steps, pairs))
     return cases
 
 
-def _case(kernel: Any, dtype: str, label: str, options: dict[str, Any]) -> StaticCase:
+def _case(
+    kernel: Any, dtype: str, label: str, options: dict[str, Any], steps: int = 0, elements: int = 0
+) -> StaticCase:
     types = dict.fromkeys(("index", "lists", "numbers"), "*i32")
     types |= dict.fromkeys(("logsumexp", "delta"), "*fp32")
     types |= {"means": "*fp32"} | dict.fromkeys(
@@ -186,4 +194,6 @@ def _case(kernel: Any, dtype: str, label: str, options: dict[str, Any]) -> Stati
         options.get("num_stages", 3),
         # Strides, where C is a multiple of 16.
         tuple(name for name in signature if name.endswith(("_b", "_h", "_w")) and name[0] in "qkvx"),
+        steps,
+        elements,
     )
