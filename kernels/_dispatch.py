@@ -206,7 +206,8 @@ def use_triton(
         return False
     learns = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
     # Of a size that a graph leaves free nothing is asked that would bind the graph: it gets PyTorch.
-    for low, high in _spans(operator, first.dtype, learns, first.device.index or 0):
+    # The packed form of an operator has its kernels, and copies less.
+    for low, high in _spans(operator.removesuffix("_packed"), first.dtype, learns, first.device.index or 0):
         if statically_known_true(low <= flops) and statically_known_true(flops < high):
             return True
     return False

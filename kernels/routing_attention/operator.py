@@ -29,6 +29,18 @@ def check(
     _check_choice(regions, topk, scale)
 
 
+def check_packed(
+    qkv: torch.Tensor,
+    num_heads: int,
+    regions: tuple[int, int],
+    topk: int,
+    scale: float,
+) -> None:
+    """The same for `routing_attention_packed`."""
+    _checks.check_packed(qkv, num_heads)
+    _check_choice(regions, topk, scale)
+
+
 def _check_choice(regions: tuple[int, int], topk: int, scale: float) -> None:
     if not torch.jit.is_scripting():
         _checks.check_pair("regions", regions)
@@ -54,6 +66,11 @@ def why_not(
 ) -> str | None:
     """What keeps Triton from running on arguments that passed `check`, None if nothing does."""
     return _why_not_heads(q.shape[3] // num_heads) or _dispatch.why_not(q, k, v)
+
+
+def why_not_packed(qkv: torch.Tensor, num_heads: int, regions: tuple[int, int], topk: int, scale: float) -> str | None:
+    """The same for `routing_attention_packed`."""
+    return _why_not_heads(qkv.shape[3] // 3 // num_heads) or _dispatch.why_not(qkv)
 
 
 def _why_not_heads(dim: int) -> str | None:
@@ -162,3 +179,70 @@ def _gradients(ctx: Any, grad: torch.Tensor, *_: torch.Tensor | None) -> tuple[t
 
 
 forward.register_autograd(_gradients, setup_context=_save)
+
+
+@torch.library.custom_op("attnzoo::routing_attention_packed", mutates_args=())
+def packed_forward(
+    qkv: torch.Tensor, num_heads: int, regions: list[int], topk: int, scale: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """As `forward`, of one map (B, H, W, 3 * C)."""
+    check_packed(qkv, num_heads, (regions[0], regions[1]), topk, scale)
+    q, k, v = qkv.chunk(3, -1)
+    return _attend(q, k, v, num_heads, regions, topk, scale)
+
+
+@packed_forward.register_fake
+def _(qkv, num_heads, regions, topk, scale):
+    return _empty_results(qkv[..., : qkv.shape[3] // 3], num_heads, regions, topk)
+
+
+@torch.library.custom_op("attnzoo::routing_attention_packed_backward", mutates_args=())
+def packed_backward(
+    grad: torch.Tensor,
+    qkv: torch.Tensor,
+    index: torch.Tensor,
+    out: torch.Tensor,
+    logsumexp: torch.Tensor,
+    num_heads: int,
+    regions: list[int],
+    scale: float,
+) -> torch.Tensor:
+    """The gradient of the map, written in place of a concatenation of three."""
+    from .triton import attention_backward
+
+    grad_qkv = torch.empty_like(qkv, memory_format=torch.contiguous_format)
+    q, k, v = qkv.chunk(3, -1)
+    grads, grid = grad_qkv.chunk(3, -1), (regions[0], regions[1])
+    attention_backward(grad, q, k, v, index, out, logsumexp, num_heads, grid, scale, grads)
+    return grad_qkv
+
+
+@packed_backward.register_fake
+def _(grad, qkv, index, out, logsumexp, num_heads, regions, scale):
+    return torch.empty_like(qkv, memory_format=torch.contiguous_format)
+
+
+def _save_packed(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+    qkv, ctx.num_heads, ctx.regions, _, ctx.scale = inputs
+    out, logsumexp, index = output
+    ctx.mark_non_differentiable(logsumexp, index)
+    # Else each backward pass would make zeros of their size.
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(qkv, index, out, logsumexp)
+
+
+def _packed_gradients(ctx: Any, grad: torch.Tensor, *_: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+    if _derivatives.backward_is_differentiated(grad):
+        qkv, index = ctx.saved_tensors[:2]
+
+        def definition(qkv):
+            q, k, v = qkv.chunk(3, -1)
+            return attend_to_chosen(q, k, v, index, ctx.num_heads, (ctx.regions[0], ctx.regions[1]), ctx.scale)
+
+        (grad_qkv,) = _derivatives.gradients(definition, (qkv,), ctx.needs_input_grad[:1], grad)
+    else:
+        grad_qkv = packed_backward(grad, *ctx.saved_tensors, ctx.num_heads, ctx.regions, ctx.scale)
+    return grad_qkv, None, None, None, None
+
+
+packed_forward.register_autograd(_packed_gradients, setup_context=_save_packed)

@@ -5,8 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_helpers import DEVICE, assert_near
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from attnzoo.kernels import can_run, routing_attention
+from attnzoo.kernels import can_run, routing_attention, routing_attention_packed
 from attnzoo.kernels.routing_attention import cpu, naive, operator
 
 triton = pytest.importorskip("attnzoo.kernels.routing_attention.triton")
@@ -174,6 +175,46 @@ def test_inverted_index(poisoned):
             assert lists[n, key, : numbers[n, key]].tolist() == want
 
 
+class Recorded(TorchDispatchMode):
+    """Names of the operators that run within it."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.append(function.name())
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("h", "w"), [(4, 6), (3, 5)])
+def test_packed_is_the_same_without_copies(h, w, poisoned):
+    qkv = torch.randn(2, h, w, 24, device=DEVICE, requires_grad=True)
+    args = 2, (2, 2), 3, 0.4
+    want = routing_attention(*qkv.chunk(3, -1), *args, "triton")
+    weight = torch.linspace(-1, 1, want.numel(), device=DEVICE).view(want.shape)
+    want_grad = torch.autograd.grad(want, qkv, weight)[0]
+    with Recorded() as recorded:
+        out = routing_attention_packed(qkv, *args, "triton")
+        grad = torch.autograd.grad(out, qkv, weight)[0]
+    assert torch.equal(out, want) and torch.equal(grad, want_grad)
+    assert grad.is_contiguous()
+    names = {name for name in recorded.names if "detach" not in name}
+    assert names == {"attnzoo::routing_attention_packed", "attnzoo::routing_attention_packed_backward"}
+
+
+def test_packed_in_any_strides(poisoned):
+    wide = torch.randn(2, 5, 7, 25, device=DEVICE)
+    for qkv in (wide[:, :4, 1:, 1:], wide.transpose(1, 2)[..., :24], wide[:1, :, :, :24].expand(2, -1, -1, -1)):
+        qkv = qkv.requires_grad_()
+        results = []
+        for backend in ("triton", "torch"):
+            out = routing_attention_packed(qkv, 2, (2, 2), 3, 0.4, backend)
+            results.append((out, torch.autograd.grad(out.square().sum(), qkv)[0]))
+        for name, got, want in zip(("out", "qkv"), *results, strict=True):
+            assert_near(name, got, want, 1e-5)
+
+
 def test_refusals():
     q = torch.zeros(1, 4, 4, 130, device=DEVICE)
     assert can_run("routing_attention", q, q, q, 5, (2, 2), 2, 1.0)
@@ -191,6 +232,8 @@ def test_refusals():
 def test_operator_is_well_formed():
     q, k, v = (x.contiguous().requires_grad_() for x in qkv(1, 3, 2, 4))
     torch.library.opcheck(operator.forward, (q, k, v, 2, [2, 2], 2, 0.4))
+    packed = torch.cat([q, k, v], -1).detach().requires_grad_()
+    torch.library.opcheck(operator.packed_forward, (packed, 2, [2, 2], 2, 0.4))
 
 
 @pytest.mark.long
