@@ -8,7 +8,7 @@ from .deformable_attention import deformable_attention
 from .deformable_attention_3d import deformable_attention_3d
 from .large_kernel_attention import depthwise_conv, large_kernel_attention, pointwise_conv
 from .neighborhood_attention import neighborhood_attention
-from .routing_attention import routing_attention
+from .routing_attention import routing_attention, routing_attention_packed
 from .window_attention import window_attention
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "neighborhood_attention",
     "pointwise_conv",
     "routing_attention",
+    "routing_attention_packed",
     "use_backend",
     "window_attention",
 ]

@@ -104,6 +104,18 @@ def check_heads(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, num_heads: in
         raise ValueError(f"num_heads must divide C = {q.shape[3]}, got {num_heads}")
 
 
+def check_packed(qkv: torch.Tensor, num_heads: int) -> None:
+    """As `check_heads`, of queries, keys and values in one map (B, H, W, 3 * C)."""
+    if not torch.jit.is_scripting():
+        check_tensors(("qkv",), (qkv,))
+        check_integer("num_heads", num_heads)
+    if qkv.dim() != 4 or qkv.shape[3] % 3 != 0:
+        raise ValueError(f"qkv must be (B, H, W, 3 * C), got {shape(qkv)}")
+    channels = qkv.shape[3] // 3
+    if num_heads < 1 or channels < 1 or channels % num_heads != 0:
+        raise ValueError(f"num_heads must divide C = {channels}, got {num_heads}")
+
+
 def shape(x: torch.Tensor) -> str:
     """The shape of a tensor, for an error."""
     sides = [str(side) for side in x.shape]

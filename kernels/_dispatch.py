@@ -206,7 +206,8 @@ def use_triton(
     if first is None or first.device.type not in _MEASURED_DEVICES:
         return False
     learns = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
-    spans = _spans(operator, first.dtype, learns, first.device.index or 0)
+    # The packed form of an operator has its kernels, and copies less.
+    spans = _spans(operator.removesuffix("_packed"), first.dtype, learns, first.device.index or 0)
     if spans is None:
         if reason is None:
             _tell(
@@ -241,6 +242,9 @@ def _spans(operator: str, dtype: torch.dtype, learns: bool, index: int) -> tuple
 
 
 def _card(index: int) -> tuple[str, tuple[int, int]]:
+    # Tensors without memory claim to be on GPUs that a machine lacks.
+    if not torch.cuda.is_available():
+        return "", (0, 0)
     return torch.cuda.get_device_name(index), torch.cuda.get_device_capability(index)
 
 

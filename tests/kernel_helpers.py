@@ -83,6 +83,11 @@ def cases(batch: int = 2, height: int = 6, width: int = 8, channels: int = 4) ->
             maps(channels, "q", "k", "v"),
             dict(num_heads=2, regions=(4, 3), topk=3, scale=0.5),
         ),
+        "routing_packed": Case(
+            "routing_attention_packed",
+            {"qkv": draw(batch, height, width, 3 * channels)},
+            dict(num_heads=2, regions=(3, 2), topk=2, scale=0.5),
+        ),
         "window": Case(
             "window_attention",
             {**maps(4 * channels, "q", "k", "v"), "bias_table": draw(9, 2)},

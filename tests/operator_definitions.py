@@ -83,6 +83,10 @@ def routing_attention(q, k, v, num_heads, regions, topk, scale):
     return out.view(b, height, width, c)
 
 
+def routing_attention_packed(qkv, num_heads, regions, topk, scale):
+    return routing_attention(*qkv.chunk(3, -1), num_heads, regions, topk, scale)
+
+
 def neighborhood_attention(q, k, v, num_heads, kernel_size, dilation=1, bias_table=None, scale=None):
     b, height, width, c = q.shape
     scale = (c // num_heads) ** -0.5 if scale is None else scale

@@ -6,9 +6,9 @@ from .. import _derivatives, _dispatch
 from ..tracing import leaves_sizes_free, untraced
 from . import operator
 from .cpu import attend_in_chunks, attend_in_one
-from .operator import check, operations
+from .operator import check, check_packed, operations
 
-__all__ = ["routing_attention"]
+__all__ = ["routing_attention", "routing_attention_packed"]
 
 
 def _check(
@@ -115,4 +115,59 @@ def _attend_to_all(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, num_heads:
         return out.clone() if out.requires_grad and not torch.compiler.is_compiling() else out
 
 
+def _check_packed(qkv: torch.Tensor, num_heads: int, regions: tuple[int, int], topk: int, scale: float) -> None:
+    (qkv,) = _dispatch.autocast(qkv)
+    check_packed(qkv, num_heads, regions, topk, scale)
+
+
+def _why_not_packed(qkv: torch.Tensor, num_heads: int, regions: tuple[int, int], topk: int, scale: float) -> str | None:
+    (qkv,) = _dispatch.autocast(qkv)
+    return operator.why_not_packed(qkv, num_heads, regions, topk, scale)
+
+
+def routing_attention_packed(
+    qkv: torch.Tensor,
+    num_heads: int,
+    regions: tuple[int, int],
+    topk: int,
+    scale: float,
+    backend: str = "auto",
+) -> torch.Tensor:
+    """`routing_attention` of one map of queries, keys and values, as a linear layer gives them.
+
+    Triton's kernels read it where it lies and write its gradient in one piece, of which autograd would make three maps
+    and concatenate them.
+
+    Args:
+        qkv: (B, H, W, 3 * C), floating point: the channels of q, those of k, those of v.
+        num_heads: divides C.
+        regions: (rows, columns) of the region grid.
+        topk: regions that a query region attends to, 1 to rows * columns.
+        scale: factor of the dot products, finite.
+        backend: "auto", "triton" or "torch"; see `attnzoo.kernels`.
+
+    Returns:
+        (B, H, W, C), as `routing_attention(*qkv.chunk(3, -1), ...)`.
+
+    Raises:
+        TypeError: for what is no tensor of floating-point numbers, no integer or no number.
+        ValueError: where the shape, heads, regions and `topk` do not fit each other, or for an unknown backend.
+        RuntimeError: where Triton is asked for and cannot run.
+    """
+    if torch.jit.is_scripting():
+        check_packed(qkv, num_heads, regions, topk, scale)
+    else:
+        (qkv,) = _dispatch.autocast(qkv)
+        untraced(check_packed, qkv, num_heads, regions, topk, scale)
+        reason = untraced(operator.why_not_packed, qkv, num_heads, regions, topk, scale)
+        b, height, width, channels = qkv.shape
+        flops = operations((b, height, width, channels // 3), regions, topk)
+        triton = _dispatch.use_triton("routing_attention_packed", backend, (qkv,), reason, flops)
+        if triton and qkv.numel() > 0 and topk < regions[0] * regions[1]:
+            return operator.packed_forward(qkv, num_heads, list(regions), topk, scale)[0]
+    q, k, v = qkv.chunk(3, dim=-1)
+    return routing_attention(q, k, v, num_heads, regions, topk, scale, backend)
+
+
 _dispatch.register("routing_attention", routing_attention, _check, _why_not)
+_dispatch.register("routing_attention_packed", routing_attention_packed, _check_packed, _why_not_packed)

@@ -27,6 +27,14 @@ def routing_attention(
     return from_regions(out.transpose(2, 3).flatten(3), regions, height, width)
 
 
+def routing_attention_packed(
+    qkv: torch.Tensor, num_heads: int, regions: tuple[int, int], topk: int, scale: float
+) -> torch.Tensor:
+    """As the public function."""
+    q, k, v = qkv.chunk(3, -1)
+    return routing_attention(q, k, v, num_heads, regions, topk, scale)
+
+
 def route(q: torch.Tensor, k: torch.Tensor, inside: torch.Tensor, topk: int) -> torch.Tensor:
     """Indices (B, R, topk) of the regions whose mean keys match the mean queries best; those off the map come last.
 

@@ -26,6 +26,22 @@ def check(
 ) -> None:
     """Raises TypeError and ValueError for what no backend takes; arguments as of `routing_attention`."""
     _checks.check_heads(q, k, v, num_heads)
+    _check_choice(regions, topk, scale)
+
+
+def check_packed(
+    qkv: torch.Tensor,
+    num_heads: int,
+    regions: tuple[int, int],
+    topk: int,
+    scale: float,
+) -> None:
+    """The same for `routing_attention_packed`."""
+    _checks.check_packed(qkv, num_heads)
+    _check_choice(regions, topk, scale)
+
+
+def _check_choice(regions: tuple[int, int], topk: int, scale: float) -> None:
     if not torch.jit.is_scripting():
         _checks.check_pair("regions", regions)
         _checks.check_integer("topk", topk)
@@ -49,9 +65,16 @@ def why_not(
     scale: float,
 ) -> str | None:
     """What keeps Triton from running on arguments that passed `check`, None if nothing does."""
-    if q.shape[3] // num_heads > _MAX_HEAD_DIM:
-        return f"head dimension is {q.shape[3] // num_heads}, it takes up to {_MAX_HEAD_DIM}"
-    return _dispatch.why_not(q, k, v)
+    return _why_not_heads(q.shape[3] // num_heads) or _dispatch.why_not(q, k, v)
+
+
+def why_not_packed(qkv: torch.Tensor, num_heads: int, regions: tuple[int, int], topk: int, scale: float) -> str | None:
+    """The same for `routing_attention_packed`."""
+    return _why_not_heads(qkv.shape[3] // 3 // num_heads) or _dispatch.why_not(qkv)
+
+
+def _why_not_heads(dim: int) -> str | None:
+    return f"head dimension is {dim}, it takes up to {_MAX_HEAD_DIM}" if dim > _MAX_HEAD_DIM else None
 
 
 def operations(shape: Sequence[int], regions: tuple[int, int], topk: int) -> int:
@@ -67,28 +90,43 @@ def operations(shape: Sequence[int], regions: tuple[int, int], topk: int) -> int
     return 4 * b * h * w * c * keys
 
 
-@torch.library.custom_op("attnzoo::routing_attention", mutates_args=())
-def forward(
+def _attend(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, num_heads: int, regions: list[int], topk: int, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """As the public function; also the log-sum-exp (B, heads, H, W) and the regions chosen (B, R, topk)."""
-    from . import triton
+    """The result, the log-sum-exp (B, heads, H, W) and the regions chosen (B, R, topk)."""
+    from .triton import attention_forward
+    from .triton_routing import route
 
     grid = (regions[0], regions[1])
-    # A compiled graph leaves sizes free, which nobody checked yet.
-    check(q, k, v, num_heads, grid, topk, scale)
-    index = triton.route(q, k, grid, topk)
-    return *triton.attention_forward(q, k, v, index, num_heads, grid, scale), index
+    index = route(q, k, grid, topk)
+    return *attention_forward(q, k, v, index, num_heads, grid, scale), index
 
 
-@forward.register_fake
-def _(q, k, v, num_heads, regions, topk, scale):
+def _empty_results(
+    q: torch.Tensor, num_heads: int, regions: list[int], topk: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What `_attend` returns, of tensors without memory."""
     b, height, width, _ = q.shape
     return (
         torch.empty_like(q, memory_format=torch.contiguous_format),
         q.new_empty(b, num_heads, height, width, dtype=torch.float32),
         q.new_empty(b, regions[0] * regions[1], topk, dtype=torch.int32),
     )
+
+
+@torch.library.custom_op("attnzoo::routing_attention", mutates_args=())
+def forward(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, num_heads: int, regions: list[int], topk: int, scale: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """As the public function; also what `_attend` gives for the backward pass."""
+    # A compiled graph leaves sizes free, which nobody checked yet.
+    check(q, k, v, num_heads, (regions[0], regions[1]), topk, scale)
+    return _attend(q, k, v, num_heads, regions, topk, scale)
+
+
+@forward.register_fake
+def _(q, k, v, num_heads, regions, topk, scale):
+    return _empty_results(q, num_heads, regions, topk)
 
 
 @torch.library.custom_op("attnzoo::routing_attention_backward", mutates_args=())
@@ -105,9 +143,12 @@ def backward(
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of q, k and v."""
-    from . import triton
+    from .triton import attention_backward
 
-    return triton.attention_backward(grad, q, k, v, index, out, logsumexp, num_heads, (regions[0], regions[1]), scale)
+    grad_q, grad_k, grad_v = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
+    grads, grid = (grad_q, grad_k, grad_v), (regions[0], regions[1])
+    attention_backward(grad, q, k, v, index, out, logsumexp, num_heads, grid, scale, grads)
+    return grads
 
 
 @backward.register_fake
@@ -119,6 +160,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -
     q, k, v, ctx.num_heads, ctx.regions, _, ctx.scale = inputs
     out, logsumexp, index = output
     ctx.mark_non_differentiable(logsumexp, index)
+    # Else each backward pass would make zeros of their size.
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(q, k, v, index, out, logsumexp)
 
 
@@ -136,3 +179,70 @@ def _gradients(ctx: Any, grad: torch.Tensor, *_: torch.Tensor | None) -> tuple[t
 
 
 forward.register_autograd(_gradients, setup_context=_save)
+
+
+@torch.library.custom_op("attnzoo::routing_attention_packed", mutates_args=())
+def packed_forward(
+    qkv: torch.Tensor, num_heads: int, regions: list[int], topk: int, scale: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """As `forward`, of one map (B, H, W, 3 * C)."""
+    check_packed(qkv, num_heads, (regions[0], regions[1]), topk, scale)
+    q, k, v = qkv.chunk(3, -1)
+    return _attend(q, k, v, num_heads, regions, topk, scale)
+
+
+@packed_forward.register_fake
+def _(qkv, num_heads, regions, topk, scale):
+    return _empty_results(qkv[..., : qkv.shape[3] // 3], num_heads, regions, topk)
+
+
+@torch.library.custom_op("attnzoo::routing_attention_packed_backward", mutates_args=())
+def packed_backward(
+    grad: torch.Tensor,
+    qkv: torch.Tensor,
+    index: torch.Tensor,
+    out: torch.Tensor,
+    logsumexp: torch.Tensor,
+    num_heads: int,
+    regions: list[int],
+    scale: float,
+) -> torch.Tensor:
+    """The gradient of the map, written in place of a concatenation of three."""
+    from .triton import attention_backward
+
+    grad_qkv = torch.empty_like(qkv, memory_format=torch.contiguous_format)
+    q, k, v = qkv.chunk(3, -1)
+    grads, grid = grad_qkv.chunk(3, -1), (regions[0], regions[1])
+    attention_backward(grad, q, k, v, index, out, logsumexp, num_heads, grid, scale, grads)
+    return grad_qkv
+
+
+@packed_backward.register_fake
+def _(grad, qkv, index, out, logsumexp, num_heads, regions, scale):
+    return torch.empty_like(qkv, memory_format=torch.contiguous_format)
+
+
+def _save_packed(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+    qkv, ctx.num_heads, ctx.regions, _, ctx.scale = inputs
+    out, logsumexp, index = output
+    ctx.mark_non_differentiable(logsumexp, index)
+    # Else each backward pass would make zeros of their size.
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(qkv, index, out, logsumexp)
+
+
+def _packed_gradients(ctx: Any, grad: torch.Tensor, *_: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+    if _derivatives.backward_is_differentiated(grad):
+        qkv, index = ctx.saved_tensors[:2]
+
+        def definition(qkv):
+            q, k, v = qkv.chunk(3, -1)
+            return attend_to_chosen(q, k, v, index, ctx.num_heads, (ctx.regions[0], ctx.regions[1]), ctx.scale)
+
+        (grad_qkv,) = _derivatives.gradients(definition, (qkv,), ctx.needs_input_grad[:1], grad)
+    else:
+        grad_qkv = packed_backward(grad, *ctx.saved_tensors, ctx.num_heads, ctx.regions, ctx.scale)
+    return grad_qkv, None, None, None, None
+
+
+packed_forward.register_autograd(_packed_gradients, setup_context=_save_packed)

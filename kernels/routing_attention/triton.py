@@ -1,10 +1,10 @@
 """Bi-level routing attention in Triton: keys and values are read where they lie, by the index of the routing.
 
-Everything works on maps (B, H, W, C) through their strides. A region's tokens are numbered in raster order, those of
-all regions to `tokens`, the size of a whole one; what falls off the map is masked. The keys of a query region are one
-sequence, region after chosen region, that tiles cut without regard to regions: small regions share a tile.
+Everything works on maps (B, H, W, C) through their strides. The keys of a query region are one sequence, region after
+chosen region, that tiles cut without regard to regions: small regions share a tile.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,134 +12,25 @@ import triton
 import triton.language as tl
 
 from .. import _dispatch
-from .cpu import match
+from .triton_places import (
+    SIZES,
+    block,
+    evenly_spaced,
+    geometry,
+    inverse,
+    is_whole,
+    listed_pixels,
+    load,
+    places,
+    store,
+    tile,
+)
+from .triton_routing import inverted_index
 
 _LN_2 = tl.constexpr(0.6931471805599453)
 
 
-@triton.jit
-def _divide(x, divisor):
-    """Quotient and rest of integers, quotients below 2 ** 22; at a third of the instructions of `//` and `%`."""
-    quotient = (x.to(tl.float32) * (1.0 / divisor)).to(tl.int32)
-    rest = x - quotient * divisor
-    # Rounding may have gone one too far either way.
-    step = (rest >= divisor).to(tl.int32) - (rest < 0).to(tl.int32)
-    return quotient + step, rest - step * divisor
-
-
-@triton.jit
-def _tile(tokens, count, BLOCK: tl.constexpr):
-    """This program's tokens, region and image."""
-    tiles = tl.cdiv(tokens, BLOCK)
-    program = tl.program_id(0)
-    token = program % tiles * BLOCK + tl.arange(0, BLOCK)
-    return token, program // tiles % count, (program // tiles // count).to(tl.int64)
-
-
-@triton.jit
-def _place(region, token, cols, region_h, region_w, height, width, WHOLE: tl.constexpr):
-    """Row and column of a region's token, and whether they lie on the map."""
-    region_row, region_col = _divide(region, cols)
-    token_row, token_col = _divide(token, region_w)
-    row, col = region_row * region_h + token_row, region_col * region_w + token_col
-    inside = token < region_h * region_w
-    if not WHOLE:
-        inside = inside & (row < height) & (col < width)
-    return row, col, inside
-
-
-@triton.jit
-def _listed(regions, number, start, cols, region_h, region_w, height, width, WHOLE: tl.constexpr, BLOCK: tl.constexpr):
-    """Places of BLOCK tokens, from the `start`-th, of the first `number` regions of a list."""
-    position = start + tl.arange(0, BLOCK)
-    tokens = region_h * region_w
-    listed = position < number * tokens
-    slot, token = _divide(position, tokens)
-    region = tl.load(regions + slot, mask=listed, other=0)
-    row, col, inside = _place(region, token, cols, region_h, region_w, height, width, WHOLE)
-    if WHOLE:
-        # Alone, it costs the layout of the scores no second computation of all places.
-        inside = listed
-    else:
-        inside = inside & listed
-    return row, col, inside
-
-
-@triton.jit
-def _offsets(row, col, stride_h, stride_w):
-    return row.to(tl.int64) * stride_h + col.to(tl.int64) * stride_w
-
-
-@triton.jit
-def _load(x, offset, inside, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
-    """(tokens, BLOCK_D), zero off the map and beyond the head."""
-    channel = tl.arange(0, BLOCK_D)
-    mask = inside[:, None] & (channel < HEAD_DIM)[None, :]
-    return tl.load(x + offset[:, None] + channel[None, :], mask=mask, other=0.0)
-
-
-@triton.jit
-def _store(x, offset, inside, value, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
-    channel = tl.arange(0, BLOCK_D)
-    mask = inside[:, None] & (channel < HEAD_DIM)[None, :]
-    tl.store(x + offset[:, None] + channel[None, :], value.to(x.dtype.element_ty), mask=mask)
-
-
-@triton.jit(do_not_specialize=["channels", "height", "width", "cols", "region_h", "region_w", "count"])
-def _means_kernel(
-    x,
-    means,
-    channels,
-    height,
-    width,
-    cols,
-    region_h,
-    region_w,
-    count,
-    x_b,
-    x_h,
-    x_w,
-    WHOLE: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-):
-    region = tl.program_id(0) % count
-    batch = (tl.program_id(0) // count).to(tl.int64)
-    channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    there = channel < channels
-    x += batch * x_b
-    total = tl.zeros((BLOCK_T, BLOCK_C), tl.float32)
-    for start in range(0, region_h * region_w, BLOCK_T):
-        token = start + tl.arange(0, BLOCK_T)
-        row, col, inside = _place(region, token, cols, region_h, region_w, height, width, WHOLE)
-        pointers = x + _offsets(row, col, x_h, x_w)[:, None] + channel[None, :]
-        total += tl.load(pointers, mask=inside[:, None] & there[None, :], other=0.0).to(tl.float32)
-    rows_inside = tl.minimum(region_h, height - region // cols * region_h)
-    cols_inside = tl.minimum(region_w, width - region % cols * region_w)
-    number = tl.maximum(tl.maximum(rows_inside, 0) * tl.maximum(cols_inside, 0), 1)
-    mean = tl.sum(total, 0) / number
-    tl.store(means + (batch * count + region) * channels + channel, mean.to(means.dtype.element_ty), mask=there)
-
-
-@triton.jit(do_not_specialize=["count", "topk"])
-def _invert_kernel(index, lists, numbers, count, topk, BLOCK: tl.constexpr):
-    region = tl.program_id(0) % count
-    batch = (tl.program_id(0) // count).to(tl.int64)
-    index += batch * count * topk
-    lists += (batch * count + region) * count
-    number = 0
-    for start in range(0, count, BLOCK):
-        query = start + tl.arange(0, BLOCK)
-        chose = tl.zeros((BLOCK,), tl.int32)
-        for slot in range(topk):
-            chosen = tl.load(index + query * topk + slot, mask=query < count, other=-1)
-            chose += (chosen == region).to(tl.int32)
-        tl.store(lists + number + tl.cumsum(chose, 0) - 1, query, mask=chose > 0)
-        number += tl.sum(chose, 0)
-    tl.store(numbers + batch * count + region, number)
-
-
-@triton.jit(do_not_specialize=["heads", "height", "width", "cols", "region_h", "region_w", "count", "topk"])
+@triton.jit(do_not_specialize=["heads", "topk", "tokens_inverse", *SIZES])
 def _forward_kernel(
     q,
     k,
@@ -149,21 +40,21 @@ def _forward_kernel(
     logsumexp,
     scale,
     heads,
+    topk,
     height,
     width,
     cols,
     region_h,
     region_w,
     count,
-    topk,
+    cols_inverse,
+    region_w_inverse,
+    tokens_inverse,
     q_b,
-    q_h,
     q_w,
     k_b,
-    k_h,
     k_w,
     v_b,
-    v_h,
     v_w,
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -172,42 +63,60 @@ def _forward_kernel(
     BLOCK_LISTED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
+    """Of a tile of a region's queries and one head; `scale`, to base 2, must be above zero."""
     tokens = region_h * region_w
-    token, region, batch = _tile(tokens, count, BLOCK)
+    token, region, image = tile(tokens, count, BLOCK)
     head = tl.program_id(1)
-    q += batch * q_b + head * HEAD_DIM
-    k += batch * k_b + head * HEAD_DIM
-    v += batch * v_b + head * HEAD_DIM
-    index += (batch * count + region) * topk
+    q += image * q_b + head * HEAD_DIM
+    k += image * k_b + head * HEAD_DIM
+    v += image * v_b + head * HEAD_DIM
+    index += (image * count + region) * topk
 
-    row, col, inside = _place(region, token, cols, region_h, region_w, height, width, WHOLE)
-    query = _load(q, _offsets(row, col, q_h, q_w), inside, HEAD_DIM, BLOCK_D)
+    pixel, inside = places(
+        region, token, height, width, cols, region_h, region_w, cols_inverse, region_w_inverse, WHOLE
+    )
+    query = load(q, pixel, q_w, inside, HEAD_DIM, BLOCK_D)
     # The best region comes first and is never empty, nor is its first token off the map: no maximum stays infinite.
     highest = tl.full((BLOCK,), -float("inf"), tl.float32)
     total = tl.zeros((BLOCK,), tl.float32)
     result = tl.zeros((BLOCK, BLOCK_D), tl.float32)
     for start in range(0, topk * tokens, BLOCK_LISTED):
-        key_row, key_col, there = _listed(
-            index, topk, start, cols, region_h, region_w, height, width, WHOLE, BLOCK_LISTED
+        key_pixel, there = listed_pixels(
+            index,
+            topk,
+            start,
+            height,
+            width,
+            cols,
+            region_h,
+            region_w,
+            cols_inverse,
+            region_w_inverse,
+            tokens_inverse,
+            WHOLE,
+            BLOCK_LISTED,
         )
-        key = _load(k, _offsets(key_row, key_col, k_h, k_w), there, HEAD_DIM, BLOCK_D)
-        scores = tl.dot(query, tl.trans(key), input_precision=PRECISION) * scale
-        scores = tl.where(there[None, :], scores, -float("inf"))
+        key = load(k, key_pixel, k_w, there, HEAD_DIM, BLOCK_D)
+        scores = tl.dot(query, tl.trans(key), input_precision=PRECISION)
+        # Of whole regions the last tile alone may lack keys.
+        if (not WHOLE) or start + BLOCK_LISTED > topk * tokens:
+            scores = tl.where(there[None, :], scores, -float("inf"))
+        # Scaled together with the subtraction: hence no scale that would turn the order round.
         higher = tl.maximum(highest, tl.max(scores, 1))
-        weight = tl.exp2(scores - higher[:, None])
-        shrink = tl.exp2(highest - higher)
-        value = _load(v, _offsets(key_row, key_col, v_h, v_w), there, HEAD_DIM, BLOCK_D)
+        weight = tl.exp2(scores * scale - (higher * scale)[:, None])
+        shrink = tl.exp2((highest - higher) * scale)
+        value = load(v, key_pixel, v_w, there, HEAD_DIM, BLOCK_D)
         total = total * shrink + tl.sum(weight, 1)
         result = result * shrink[:, None] + tl.dot(weight.to(value.dtype), value, input_precision=PRECISION)
         highest = higher
-    out += batch * height * width * (heads * HEAD_DIM) + head * HEAD_DIM
-    pixel = row * width + col
-    _store(out, pixel.to(tl.int64) * (heads * HEAD_DIM), inside, result / total[:, None], HEAD_DIM, BLOCK_D)
-    logsumexp += (batch * heads + head) * height * width
-    tl.store(logsumexp + pixel, highest + tl.log2(total), mask=inside)
+    channels = heads * HEAD_DIM
+    out += image * height * width * channels + head * HEAD_DIM
+    store(out, pixel, channels, inside, result * (1.0 / total)[:, None], HEAD_DIM, BLOCK_D)
+    logsumexp += (image * heads + head) * height * width
+    tl.store(logsumexp + pixel, highest * scale + tl.log2(total), mask=inside)
 
 
-@triton.jit(do_not_specialize=["heads", "height", "width", "cols", "region_h", "region_w", "count", "topk"])
+@triton.jit(do_not_specialize=["heads", "topk", "tokens_inverse", *SIZES])
 def _query_gradient_kernel(
     q,
     k,
@@ -216,26 +125,27 @@ def _query_gradient_kernel(
     out,
     logsumexp,
     grad,
-    delta,
+    stats,
     grad_q,
     scale,
     heads,
+    topk,
     height,
     width,
     cols,
     region_h,
     region_w,
     count,
-    topk,
+    cols_inverse,
+    region_w_inverse,
+    tokens_inverse,
     q_b,
-    q_h,
     q_w,
     k_b,
-    k_h,
     k_w,
     v_b,
-    v_h,
     v_w,
+    grad_w,
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
     WHOLE: tl.constexpr,
@@ -243,50 +153,68 @@ def _query_gradient_kernel(
     BLOCK_LISTED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
+    """Also what the other gradients need of a query, side by side: the log-sum-exp and rowsum(dO * O)."""
     tokens = region_h * region_w
-    token, region, batch = _tile(tokens, count, BLOCK)
+    token, region, image = tile(tokens, count, BLOCK)
     head = tl.program_id(1)
-    q += batch * q_b + head * HEAD_DIM
-    k += batch * k_b + head * HEAD_DIM
-    v += batch * v_b + head * HEAD_DIM
-    index += (batch * count + region) * topk
+    q += image * q_b + head * HEAD_DIM
+    k += image * k_b + head * HEAD_DIM
+    v += image * v_b + head * HEAD_DIM
+    index += (image * count + region) * topk
 
-    row, col, inside = _place(region, token, cols, region_h, region_w, height, width, WHOLE)
-    query = _load(q, _offsets(row, col, q_h, q_w), inside, HEAD_DIM, BLOCK_D)
-    first = batch * height * width * (heads * HEAD_DIM) + head * HEAD_DIM
-    pixel = row * width + col
-    offset = pixel.to(tl.int64) * (heads * HEAD_DIM)
-    d_out = _load(grad + first, offset, inside, HEAD_DIM, BLOCK_D)
-    along = tl.sum(d_out.to(tl.float32) * _load(out + first, offset, inside, HEAD_DIM, BLOCK_D).to(tl.float32), 1)
-    first_of_head = (batch * heads + head) * height * width
-    tl.store(delta + first_of_head + pixel, along, mask=inside)
-    lse = tl.load(logsumexp + first_of_head + pixel, mask=inside, other=0.0)
+    pixel, inside = places(
+        region, token, height, width, cols, region_h, region_w, cols_inverse, region_w_inverse, WHOLE
+    )
+    query = load(q, pixel, q_w, inside, HEAD_DIM, BLOCK_D)
+    channels = heads * HEAD_DIM
+    first = image * height * width * channels + head * HEAD_DIM
+    d_out = load(grad + first, pixel, channels, inside, HEAD_DIM, BLOCK_D)
+    attended = load(out + first, pixel, channels, inside, HEAD_DIM, BLOCK_D)
+    along = tl.sum(d_out.to(tl.float32) * attended.to(tl.float32), 1)
+    first = (image * heads + head) * height * width
+    lse = tl.load(logsumexp + first + pixel, mask=inside, other=0.0)
+    pair = tl.arange(0, 2)[None, :]
+    tl.store(stats + (first + pixel)[:, None] * 2 + pair, tl.join(lse, along), mask=inside[:, None])
     result = tl.zeros((BLOCK, BLOCK_D), tl.float32)
     for start in range(0, topk * tokens, BLOCK_LISTED):
-        key_row, key_col, there = _listed(
-            index, topk, start, cols, region_h, region_w, height, width, WHOLE, BLOCK_LISTED
+        key_pixel, there = listed_pixels(
+            index,
+            topk,
+            start,
+            height,
+            width,
+            cols,
+            region_h,
+            region_w,
+            cols_inverse,
+            region_w_inverse,
+            tokens_inverse,
+            WHOLE,
+            BLOCK_LISTED,
         )
-        key = _load(k, _offsets(key_row, key_col, k_h, k_w), there, HEAD_DIM, BLOCK_D)
-        value = _load(v, _offsets(key_row, key_col, v_h, v_w), there, HEAD_DIM, BLOCK_D)
+        key = load(k, key_pixel, k_w, there, HEAD_DIM, BLOCK_D)
+        value = load(v, key_pixel, v_w, there, HEAD_DIM, BLOCK_D)
         scores = tl.dot(query, tl.trans(key), input_precision=PRECISION) * scale
+        weight = tl.exp2(scores - lse[:, None])
         # Without the mask a low log-sum-exp would make the weight of a key off the map infinite.
-        weight = tl.where(there[None, :], tl.exp2(scores - lse[:, None]), 0.0)
+        if (not WHOLE) or start + BLOCK_LISTED > topk * tokens:
+            weight = tl.where(there[None, :], weight, 0.0)
         d_weight = tl.dot(d_out, tl.trans(value), input_precision=PRECISION)
         d_scores = weight * (d_weight - along[:, None])
         result += tl.dot(d_scores.to(key.dtype), key, input_precision=PRECISION)
-    _store(grad_q + first, offset, inside, result * (scale * _LN_2), HEAD_DIM, BLOCK_D)
+    grad_q += image * height * width * grad_w + head * HEAD_DIM
+    store(grad_q, pixel, grad_w, inside, result * (scale * _LN_2), HEAD_DIM, BLOCK_D)
 
 
-@triton.jit(do_not_specialize=["heads", "height", "width", "cols", "region_h", "region_w", "count"])
+@triton.jit(do_not_specialize=["heads", "tokens_inverse", *SIZES])
 def _key_gradient_kernel(
     q,
     k,
     v,
     lists,
     numbers,
-    logsumexp,
     grad,
-    delta,
+    stats,
     grad_k,
     grad_v,
     scale,
@@ -297,15 +225,16 @@ def _key_gradient_kernel(
     region_h,
     region_w,
     count,
+    cols_inverse,
+    region_w_inverse,
+    tokens_inverse,
     q_b,
-    q_h,
     q_w,
     k_b,
-    k_h,
     k_w,
     v_b,
-    v_h,
     v_w,
+    grad_w,
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
     WHOLE: tl.constexpr,
@@ -313,33 +242,48 @@ def _key_gradient_kernel(
     BLOCK_LISTED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
+    """Of a tile of a region's keys and one head, over the queries of the regions that chose it."""
     tokens = region_h * region_w
-    token, region, batch = _tile(tokens, count, BLOCK)
+    token, region, image = tile(tokens, count, BLOCK)
     head = tl.program_id(1)
-    q += batch * q_b + head * HEAD_DIM
-    k += batch * k_b + head * HEAD_DIM
-    v += batch * v_b + head * HEAD_DIM
-    first = batch * height * width * (heads * HEAD_DIM) + head * HEAD_DIM
-    grad += first
-    logsumexp += (batch * heads + head) * height * width
-    delta += (batch * heads + head) * height * width
-    lists += (batch * count + region) * count
-    number = tl.load(numbers + batch * count + region)
+    channels = heads * HEAD_DIM
+    q += image * q_b + head * HEAD_DIM
+    k += image * k_b + head * HEAD_DIM
+    v += image * v_b + head * HEAD_DIM
+    grad += image * height * width * channels + head * HEAD_DIM
+    stats += (image * heads + head) * height * width * 2
+    lists += (image * count + region) * count
+    number = tl.load(numbers + image * count + region)
 
-    row, col, inside = _place(region, token, cols, region_h, region_w, height, width, WHOLE)
-    key = _load(k, _offsets(row, col, k_h, k_w), inside, HEAD_DIM, BLOCK_D)
-    value = _load(v, _offsets(row, col, v_h, v_w), inside, HEAD_DIM, BLOCK_D)
+    pixel, inside = places(
+        region, token, height, width, cols, region_h, region_w, cols_inverse, region_w_inverse, WHOLE
+    )
+    key = load(k, pixel, k_w, inside, HEAD_DIM, BLOCK_D)
+    value = load(v, pixel, v_w, inside, HEAD_DIM, BLOCK_D)
+    pair = tl.arange(0, 2)[None, :]
     d_key = tl.zeros((BLOCK, BLOCK_D), tl.float32)
     d_value = tl.zeros((BLOCK, BLOCK_D), tl.float32)
     for start in range(0, number * tokens, BLOCK_LISTED):
-        query_row, query_col, there = _listed(
-            lists, number, start, cols, region_h, region_w, height, width, WHOLE, BLOCK_LISTED
+        query_pixel, there = listed_pixels(
+            lists,
+            number,
+            start,
+            height,
+            width,
+            cols,
+            region_h,
+            region_w,
+            cols_inverse,
+            region_w_inverse,
+            tokens_inverse,
+            WHOLE,
+            BLOCK_LISTED,
         )
-        query = _load(q, _offsets(query_row, query_col, q_h, q_w), there, HEAD_DIM, BLOCK_D)
-        pixel = query_row * width + query_col
-        d_out = _load(grad, pixel.to(tl.int64) * (heads * HEAD_DIM), there, HEAD_DIM, BLOCK_D)
-        lse = tl.load(logsumexp + pixel, mask=there, other=0.0)
-        along = tl.load(delta + pixel, mask=there, other=0.0)
+        query = load(q, query_pixel, q_w, there, HEAD_DIM, BLOCK_D)
+        d_out = load(grad, query_pixel, channels, there, HEAD_DIM, BLOCK_D)
+        # As one tile of pairs: one by one, every thread would compute the places of all its columns' queries anew.
+        pairs = tl.load(stats + query_pixel.to(tl.int64)[:, None] * 2 + pair, mask=there[:, None], other=0.0)
+        lse, along = tl.split(pairs)
         # Queries off the map have zeros for gradients, and what keys off the map gather is not stored: no mask.
         scores = tl.dot(key, tl.trans(query), input_precision=PRECISION) * scale
         weight = tl.exp2(scores - lse[None, :])
@@ -347,114 +291,110 @@ def _key_gradient_kernel(
         d_weight = tl.dot(value, tl.trans(d_out), input_precision=PRECISION)
         d_scores = weight * (d_weight - along[None, :])
         d_key += tl.dot(d_scores.to(query.dtype), query, input_precision=PRECISION)
-    offset = (row * width + col).to(tl.int64) * (heads * HEAD_DIM)
-    _store(grad_k + first, offset, inside, d_key * (scale * _LN_2), HEAD_DIM, BLOCK_D)
-    _store(grad_v + first, offset, inside, d_value, HEAD_DIM, BLOCK_D)
+    first = image * height * width * grad_w + head * HEAD_DIM
+    store(grad_k + first, pixel, grad_w, inside, d_key * (scale * _LN_2), HEAD_DIM, BLOCK_D)
+    store(grad_v + first, pixel, grad_w, inside, d_value, HEAD_DIM, BLOCK_D)
 
 
-def _strides(x: torch.Tensor) -> tuple[int, int, int]:
-    return x.stride(0), x.stride(1), x.stride(2)
-
-
-def _dense_channels(x: torch.Tensor) -> torch.Tensor:
-    """The kernels take any strides but the last: views of one (B, H, W, 3 * C) pass as they are."""
-    return x if x.stride(3) == 1 else x.contiguous()
-
-
-def _geometry(x: torch.Tensor, regions: tuple[int, int]) -> tuple[int, int, int, int, int, int]:
-    """The kernels' height, width, cols, region_h, region_w and count."""
-    (_, height, width, _), (rows, cols) = x.shape, regions
-    return height, width, cols, triton.cdiv(height, rows), triton.cdiv(width, cols), rows * cols
-
-
-def _block(size: int, least: int, most: int) -> int:
-    return min(max(triton.next_power_of_2(size), least), most)
-
-
-def _whole(x: torch.Tensor, regions: tuple[int, int]) -> bool:
-    return x.shape[1] % regions[0] == 0 and x.shape[2] % regions[1] == 0
-
-
-def _means_options(channels: int, whole: bool) -> dict[str, Any]:
-    return {"WHOLE": whole, "BLOCK_T": 32, "BLOCK_C": _block(channels, 16, 64), "num_warps": 4}
-
-
-def _invert_options(count: int) -> dict[str, Any]:
-    return {"BLOCK": _block(count, 64, 256), "num_warps": 2}
+# Tiles that leave no register spilled on sm_80 and sm_90. By the bytes of a token in one head, and by the tokens of a
+# program's tile: listed tokens of a step, warps and stages of the pipeline.
+_Tiles = dict[int, dict[int, tuple[int, int, int]]]
+_FORWARD: _Tiles = {
+    32: {16: (64, 1, 2), 32: (128, 2, 2), 64: (128, 4, 3)},
+    64: {16: (64, 1, 2), 32: (128, 2, 2), 64: (128, 4, 3)},
+    128: {16: (32, 1, 2), 32: (64, 2, 2), 64: (128, 4, 1)},
+    256: {16: (32, 1, 2), 32: (64, 2, 1), 64: (64, 4, 1)},
+}
+_QUERY_GRADIENT: _Tiles = {
+    32: {16: (64, 1, 2), 32: (64, 2, 2), 64: (128, 4, 1)},
+    64: {16: (64, 1, 1), 32: (64, 2, 1), 64: (128, 4, 1)},
+    128: {16: (32, 1, 2), 32: (64, 2, 1), 64: (32, 4, 1)},
+    256: {16: (32, 1, 1), 32: (32, 2, 1), 64: (32, 4, 1)},
+}
+_KEY_GRADIENT: _Tiles = {
+    32: {16: (64, 1, 2), 32: (64, 2, 2), 64: (64, 4, 2)},
+    64: {16: (64, 1, 2), 32: (64, 2, 2), 64: (64, 4, 2)},
+    128: {16: (32, 1, 2), 32: (32, 2, 1), 64: (32, 4, 2)},
+    256: {16: (16, 1, 1), 32: (32, 2, 1), 64: (32, 4, 1)},
+}
+# Without tensor cores each thread holds its operands' rows and columns whole, and no loads ahead of their use.
+_FORWARD_IEEE: _Tiles = {
+    64: {16: (32, 2, 1), 32: (16, 2, 1), 64: (16, 4, 1)},
+    128: {16: (32, 2, 1), 32: (16, 2, 1), 64: (16, 4, 1)},
+    256: {16: (32, 2, 1), 32: (32, 4, 1), 64: (16, 4, 1)},
+}
+_QUERY_GRADIENT_IEEE: _Tiles = {
+    64: {16: (32, 2, 1), 32: (16, 2, 1), 64: (16, 4, 1)},
+    128: {16: (16, 2, 1), 32: (16, 2, 1), 64: (16, 4, 1)},
+    256: {16: (16, 2, 1), 32: (16, 4, 1), 64: (16, 8, 1)},
+}
+_KEY_GRADIENT_IEEE: _Tiles = {
+    64: {16: (32, 2, 1), 32: (16, 2, 1), 64: (16, 4, 1)},
+    128: {16: (32, 2, 1), 32: (16, 2, 1), 64: (16, 4, 1)},
+    256: {16: (32, 2, 1), 32: (16, 2, 1), 64: (16, 4, 1)},
+}
 
 
 def _attention_options(
-    tokens: int, head_dim: int, dtype: torch.dtype, precision: str, whole: bool, keys: bool = False
+    tiles: _Tiles,
+    tiles_ieee: _Tiles,
+    tokens: int,
+    keys: int,
+    head_dim: int,
+    dtype: torch.dtype,
+    precision: str,
+    whole: bool,
 ) -> dict[str, Any]:
-    """What fixes an attention kernel's machine code: tiles that leave no register spilled on sm_80 and sm_90.
+    """What fixes an attention kernel's machine code.
 
-    With `keys` that of the gradients of keys and values, which holds most.
+    Args:
+        tiles: of the kernel.
+        tiles_ieee: of the kernel without tensor cores.
+        tokens: of a region.
+        keys: that a query sees.
+        head_dim: channels of a head.
+        dtype: of the maps.
+        precision: of products of float32.
+        whole: whether all regions have the same size.
     """
-    block_d = _block(head_dim, 16, 64)
-    row = block_d * dtype.itemsize
-    if dtype == torch.float32 and precision == "ieee":
-        # Without tensor cores each thread holds its operands' rows and columns whole, and no loads ahead of their use.
-        block, listed = _block(tokens, 16, min(block_d, 32)), 32 if block_d <= 32 else 16
-        warps, stages = block // 4, 1
-    else:
-        block = _block(tokens, 16, 64)
-        if keys:
-            listed = 16 if row == 256 else 32
-        else:
-            listed = 64 if row == 64 else 32
-        warps = block // 16 if row <= 64 or (block == 16 and row == 128) else block // 8
-        stages = 1 if row == 256 else 2
+    size, block_d = block(tokens, 16, 64), block(head_dim, 16, 64)
+    kind = tiles_ieee if dtype == torch.float32 and precision == "ieee" else tiles
+    listed, warps, stages = kind[block_d * dtype.itemsize][size]
+    # No more than there are; nothing is loaded ahead of a single step.
+    listed = min(listed, block(keys, 16, 128))
     return {
         "HEAD_DIM": head_dim,
         "BLOCK_D": block_d,
         "WHOLE": whole,
-        "BLOCK": block,
+        "BLOCK": size,
         "BLOCK_LISTED": listed,
         "PRECISION": precision,
         "num_warps": warps,
-        "num_stages": stages,
+        "num_stages": stages if keys > listed else 1,
     }
 
 
-def region_means(x: torch.Tensor, regions: tuple[int, int]) -> torch.Tensor:
-    """(B, H, W, C) -> (B, R, C), float32; zero for a region off the map."""
-    x = _dense_channels(x)
-    b, channels = x.shape[0], x.shape[3]
-    geometry = _geometry(x, regions)
-    means = x.new_empty(b, geometry[-1], channels, dtype=torch.float32)
-    options = _means_options(channels, _whole(x, regions))
-    grid = (b * geometry[-1], triton.cdiv(channels, options["BLOCK_C"]))
-    with _dispatch.device_of(x):
-        _means_kernel[grid](x, means, channels, *geometry, *_strides(x), **options)
-    return means
+def _forward_options(*kind: Any) -> dict[str, Any]:
+    return _attention_options(_FORWARD, _FORWARD_IEEE, *kind)
 
 
-def route(q: torch.Tensor, k: torch.Tensor, regions: tuple[int, int], topk: int) -> torch.Tensor:
-    """As `cpu.route`, from maps (B, H, W, C) -> (B, R, topk) int32."""
-    scores = match(region_means(q, regions), region_means(k, regions))
-    height, width, _, region_h, region_w, _ = _geometry(q, regions)
-    # Empty regions are whole rows and columns of the grid.
-    grid = scores.unflatten(2, regions)
-    grid[:, :, triton.cdiv(height, region_h) :] = -float("inf")
-    grid[:, :, :, triton.cdiv(width, region_w) :] = -float("inf")
-    return torch.topk(scores, topk, dim=-1)[1].int()
+def _query_gradient_options(*kind: Any) -> dict[str, Any]:
+    return _attention_options(_QUERY_GRADIENT, _QUERY_GRADIENT_IEEE, *kind)
 
 
-def inverted_index(index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Which query regions chose each key region.
+def _key_gradient_options(*kind: Any) -> dict[str, Any]:
+    return _attention_options(_KEY_GRADIENT, _KEY_GRADIENT_IEEE, *kind)
 
-    Args:
-        index: (B, R, topk) int32, the key regions of each query region.
 
-    Returns:
-        (B, R, R) int32, of each key region the query regions in ascending order, and (B, R) int32, how many they are;
-        what lies beyond is undefined.
-    """
-    b, count, topk = index.shape
-    lists, numbers = index.new_empty(b, count, count), index.new_empty(b, count)
-    with _dispatch.device_of(index):
-        _invert_kernel[(b * count,)](index, lists, numbers, count, topk, **_invert_options(count))
-    return lists, numbers
+def _kind(q: torch.Tensor, num_heads: int, regions: tuple[int, int], topk: int) -> tuple[Any, ...]:
+    """By which the tiles are chosen."""
+    tokens = triton.cdiv(q.shape[1], regions[0]) * triton.cdiv(q.shape[2], regions[1])
+    precision = _dispatch.dot_precision()
+    return tokens, topk * tokens, q.shape[3] // num_heads, q.dtype, precision, is_whole(q, regions)
+
+
+def _strides(*maps: torch.Tensor) -> list[int]:
+    return [stride for x in maps for stride in (x.stride(0), x.stride(2))]
 
 
 def attention_forward(
@@ -480,28 +420,29 @@ def attention_forward(
     Returns:
         (B, H, W, C), dtype of `q`, and the log-sum-exp to base 2 of the scores, (B, heads, H, W) float32.
     """
-    q, k, v = (_dense_channels(x) for x in (q, k, v))
-    b, height, width, channels = q.shape
-    geometry = _geometry(q, regions)
-    tokens = geometry[3] * geometry[4]
+    if scale < 0:
+        q, scale = -q, -scale
+    q, k, v = (evenly_spaced(x) for x in (q, k, v))
+    b, height, width, _ = q.shape
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     logsumexp = q.new_empty(b, num_heads, height, width, dtype=torch.float32)
-    options = _attention_options(tokens, channels // num_heads, q.dtype, _dispatch.dot_precision(), _whole(q, regions))
-    grid = (index.shape[0] * index.shape[1] * triton.cdiv(tokens, options["BLOCK"]), num_heads)
-    strides = (*_strides(q), *_strides(k), *_strides(v))
+    kind = _kind(q, num_heads, regions, index.shape[2])
+    options = _forward_options(*kind)
     with _dispatch.device_of(q):
-        _forward_kernel[grid](
+        _forward_kernel[(b * index.shape[1] * triton.cdiv(kind[0], options["BLOCK"]), num_heads)](
             q,
             k,
             v,
             index,
             out,
             logsumexp,
-            scale / _LN_2.value,
+            # Times zero, minus infinity would be NaN.
+            max(scale / _LN_2.value, torch.finfo(torch.float32).tiny),
             num_heads,
-            *geometry,
             index.shape[2],
-            *strides,
+            *geometry(q, regions),
+            inverse(kind[0]),
+            *_strides(q, k, v),
             **options,
         )
     return out, logsumexp
@@ -518,53 +459,37 @@ def attention_backward(
     num_heads: int,
     regions: tuple[int, int],
     scale: float,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of q, k and v, each (B, H, W, C), from what `attention_forward` took and gave; always the same bits."""
-    q, k, v = (_dense_channels(x) for x in (q, k, v))
+    gradients: Sequence[torch.Tensor],
+) -> None:
+    """Writes the gradients of q, k and v, always the same bits.
+
+    Args:
+        grad: of `out`.
+        q: as `attention_forward` took it, as all to `scale`.
+        k: like `q`.
+        v: like `q`.
+        index: the regions.
+        out: as `attention_forward` gave it.
+        logsumexp: as `attention_forward` gave it.
+        num_heads: divides C.
+        regions: (rows, columns).
+        scale: factor of the dot products.
+        gradients: three maps (B, H, W, C) to write to: contiguous, or the parts of a contiguous (B, H, W, 3 * C).
+    """
+    q, k, v = (evenly_spaced(x) for x in (q, k, v))
     grad = grad.contiguous()
-    geometry = _geometry(q, regions)
-    tokens, head_dim = geometry[3] * geometry[4], q.shape[3] // num_heads
-    delta = torch.empty_like(logsumexp)
-    grad_q, grad_k, grad_v = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
-    strides = (*_strides(q), *_strides(k), *_strides(v))
-    scale = scale / _LN_2.value
+    grad_q, grad_k, grad_v = gradients
+    stats = logsumexp.new_empty(*logsumexp.shape, 2)
     lists, numbers = inverted_index(index)
-    kind = (tokens, head_dim, q.dtype, _dispatch.dot_precision(), _whole(q, regions))
-    options = _attention_options(*kind)
-    grid = (index.shape[0] * index.shape[1] * triton.cdiv(tokens, options["BLOCK"]), num_heads)
+    kind = _kind(q, num_heads, regions, index.shape[2])
+    sizes = *geometry(q, regions), inverse(kind[0]), *_strides(q, k, v), grad_q.stride(2)
+    options, key_options = _query_gradient_options(*kind), _key_gradient_options(*kind)
+    scale = scale / _LN_2.value
+    count = index.shape[0] * index.shape[1]
     with _dispatch.device_of(q):
-        _query_gradient_kernel[grid](
-            q,
-            k,
-            v,
-            index,
-            out,
-            logsumexp,
-            grad,
-            delta,
-            grad_q,
-            scale,
-            num_heads,
-            *geometry,
-            index.shape[2],
-            *strides,
-            **options,
+        _query_gradient_kernel[(count * triton.cdiv(kind[0], options["BLOCK"]), num_heads)](
+            q, k, v, index, out, logsumexp, grad, stats, grad_q, scale, num_heads, index.shape[2], *sizes, **options
         )
-        _key_gradient_kernel[grid](
-            q,
-            k,
-            v,
-            lists,
-            numbers,
-            logsumexp,
-            grad,
-            delta,
-            grad_k,
-            grad_v,
-            scale,
-            num_heads,
-            *geometry,
-            *strides,
-            **_attention_options(*kind, keys=True),
+        _key_gradient_kernel[(count * triton.cdiv(kind[0], key_options["BLOCK"]), num_heads)](
+            q, k, v, lists, numbers, grad, stats, grad_k, grad_v, scale, num_heads, *sizes, **key_options
         )
-    return grad_q, grad_k, grad_v

@@ -5,11 +5,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_helpers import DEVICE, assert_near
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from attnzoo.kernels import can_run, routing_attention
+from attnzoo.kernels import can_run, routing_attention, routing_attention_packed
 from attnzoo.kernels.routing_attention import cpu, naive, operator
 
 triton = pytest.importorskip("attnzoo.kernels.routing_attention.triton")
+triton_routing = pytest.importorskip("attnzoo.kernels.routing_attention.triton_routing")
 pytestmark = pytest.mark.skipif(
     not can_run("routing_attention", *[torch.zeros(1, 1, 1, 1, device=DEVICE)] * 3, 1, (1, 1), 1, 1.0),
     reason="neither a GPU nor Triton's interpreter",
@@ -111,30 +113,106 @@ def test_same_bits_again():
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-@pytest.mark.parametrize(("h", "w", "regions", "topk"), [(6, 9, (3, 3), 4), (5, 7, (3, 2), 3), (4, 3, (3, 2), 6)])
+@pytest.mark.parametrize(
+    ("h", "w", "regions", "topk"),
+    [
+        (6, 9, (3, 3), 4),
+        (5, 7, (3, 2), 3),
+        # Empty regions, some of which are chosen.
+        (4, 3, (3, 2), 5),
+        # More than a tile of query regions; of channels there always is.
+        (10, 10, (5, 5), 25),
+    ],
+)
 def test_routing(h, w, regions, topk, poisoned):
     q, k, _ = qkv(2, h, w, 70)
-    assert torch.equal(triton.route(q, k, regions, topk).long(), chosen(q, k, regions, topk))
+    index = triton_routing.route(q, k, regions, topk)
+    assert index.dtype == torch.int32
+    # Of an empty query region all scores are equal.
+    filled = naive.to_regions(torch.ones(1, h, w, 1, device=DEVICE), regions).any(2).flatten()
+    number = min(topk, int(filled.sum()))
+    assert torch.equal(index[:, filled, :number].long(), chosen(q, k, regions, number)[:, filled])
+    assert all(len(row.unique()) == topk for row in index.flatten(0, 1))
 
 
-def test_routing_ties_go_as_in_the_definition():
-    q, k, _ = (torch.ones(1, 4, 6, 8, device=DEVICE) for _ in range(3))
-    assert torch.equal(triton.route(q, k, (2, 3), 4).long(), chosen(q, k, (2, 3), 4))
+def test_routing_of_more_regions_than_a_program_holds(monkeypatch):
+    q, k, _ = qkv(2, 5, 7, 6)
+    monkeypatch.setattr(triton_routing, "MAX_REGIONS", 5)
+    assert torch.equal(triton_routing.route(q, k, (3, 2), 3).long(), chosen(q, k, (3, 2), 3))
+
+
+def test_of_equal_scores_the_first_regions_are_chosen():
+    q, k, _ = (torch.ones(1, 4, 7, 8, device=DEVICE) for _ in range(3))
+    assert torch.equal(triton_routing.route(q, k, (2, 3), 4).cpu(), torch.arange(4).int().expand(1, 6, 4))
+    # The last column of five is empty.
+    assert triton_routing.route(q, k, (1, 5), 5)[0, 0].tolist() == [0, 1, 2, 3, 4]
+    assert triton_routing.route(q, -k, (2, 5), 9)[0, 0].tolist() == [0, 1, 2, 3, 5, 6, 7, 8, 4]
+
+
+@pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
+def test_scores_that_are_no_numbers_choose_regions_that_exist():
+    q, k, _ = qkv(1, 4, 6, 4)
+    k[:, 2:, 4:] = float("nan")
+    k[:, :2, :2] = float("inf")
+    index = triton_routing.route(q.abs(), k, (2, 3), 5)
+    assert all(len(row.unique()) == 5 and 0 <= row.min() <= row.max() < 6 for row in index[0])
+    assert torch.equal(index[0, :, :2].cpu(), torch.tensor([5, 0]).int().expand(6, 2))
 
 
 def test_means_are_summed_in_float32():
     x = torch.full((1, 64, 64, 1), 1.0, device=DEVICE, dtype=torch.float16)
     x[:, ::2] = 60000
-    assert triton.region_means(x, (1, 1)).item() == pytest.approx(30000.5, rel=1e-3)
+    for mean in triton_routing.region_means(x, x, (1, 1)):
+        assert mean.item() == pytest.approx(30000.5, rel=1e-3)
 
 
 def test_inverted_index(poisoned):
     index = torch.stack([torch.randperm(66)[:2] for _ in range(2 * 66)]).view(2, 66, 2).int().to(DEVICE)
-    lists, numbers = triton.inverted_index(index)
+    lists, numbers = triton_routing.inverted_index(index)
     for n in range(2):
         for key in range(66):
             want = [query for query in range(66) if key in index[n, query].tolist()]
             assert lists[n, key, : numbers[n, key]].tolist() == want
+
+
+class Recorded(TorchDispatchMode):
+    """Names of the operators that run within it."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.append(function.name())
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("h", "w"), [(4, 6), (3, 5)])
+def test_packed_is_the_same_without_copies(h, w, poisoned):
+    qkv = torch.randn(2, h, w, 24, device=DEVICE, requires_grad=True)
+    args = 2, (2, 2), 3, 0.4
+    want = routing_attention(*qkv.chunk(3, -1), *args, "triton")
+    weight = torch.linspace(-1, 1, want.numel(), device=DEVICE).view(want.shape)
+    want_grad = torch.autograd.grad(want, qkv, weight)[0]
+    with Recorded() as recorded:
+        out = routing_attention_packed(qkv, *args, "triton")
+        grad = torch.autograd.grad(out, qkv, weight)[0]
+    assert torch.equal(out, want) and torch.equal(grad, want_grad)
+    assert grad.is_contiguous()
+    names = {name for name in recorded.names if "detach" not in name}
+    assert names == {"attnzoo::routing_attention_packed", "attnzoo::routing_attention_packed_backward"}
+
+
+def test_packed_in_any_strides(poisoned):
+    wide = torch.randn(2, 5, 7, 25, device=DEVICE)
+    for qkv in (wide[:, :4, 1:, 1:], wide.transpose(1, 2)[..., :24], wide[:1, :, :, :24].expand(2, -1, -1, -1)):
+        qkv = qkv.requires_grad_()
+        results = []
+        for backend in ("triton", "torch"):
+            out = routing_attention_packed(qkv, 2, (2, 2), 3, 0.4, backend)
+            results.append((out, torch.autograd.grad(out.square().sum(), qkv)[0]))
+        for name, got, want in zip(("out", "qkv"), *results, strict=True):
+            assert_near(name, got, want, 1e-5)
 
 
 def test_refusals():
@@ -154,6 +232,8 @@ def test_refusals():
 def test_operator_is_well_formed():
     q, k, v = (x.contiguous().requires_grad_() for x in qkv(1, 3, 2, 4))
     torch.library.opcheck(operator.forward, (q, k, v, 2, [2, 2], 2, 0.4))
+    packed = torch.cat([q, k, v], -1).detach().requires_grad_()
+    torch.library.opcheck(operator.packed_forward, (packed, 2, [2, 2], 2, 0.4))
 
 
 @pytest.mark.long
@@ -187,13 +267,14 @@ def test_real_sizes(dtype, size, c, heads, topk):
     """Against the definition for the same choice of regions, in memory for inputs, outputs and gradients."""
     q, k, v = (x.requires_grad_() for x in qkv(4, size, size, c, dtype))
     regions, scale = (7, 7), c**-0.5
-    index = triton.route(q, k, regions, topk)
-    grad = torch.ones_like(q)
+    index = triton_routing.route(q, k, regions, topk)
+    grad = torch.ones(q.shape, device=DEVICE, dtype=dtype)
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     out, lse = triton.attention_forward(q, k, v, index, heads, regions, scale)
-    grads = triton.attention_backward(grad, q, k, v, index, out, lse, heads, regions, scale)
+    grads = [torch.empty_like(out) for _ in range(3)]
+    triton.attention_backward(grad, q, k, v, index, out, lse, heads, regions, scale, grads)
     assert torch.cuda.max_memory_allocated() - before <= 1.2 * 4 * out.numel() * out.element_size() + 2**20
     exact = [x.detach().double().requires_grad_() for x in (q, k, v)]
     want = cpu.attend_to_chosen(*exact, index.long(), heads, regions, scale)

@@ -56,29 +56,41 @@ class Variant:
             yield
 
     @property
+    def is_chosen(self) -> bool:
+        """Whether it changes nothing."""
+        return not self.changes and self.precision in (None, "ieee")
+
+    @property
     def title(self) -> str:
         """In a few words."""
         words = [f"{key} {value}" for key, value in {**self.only, **self.changes}.items()]
         return ", ".join([self.options.rpartition(":")[2], *words, *([self.precision] if self.precision else [])])
 
 
+# Functions of `kernels` that choose tiles, and what replaces entries of what they give.
+_ROUTING: dict[str, tuple[dict[str, Any], ...]] = {
+    "routing_attention.triton:_forward_options": ({"num_stages": 3}, {"BLOCK_LISTED": 128}, {"num_warps": 8}),
+    "routing_attention.triton:_query_gradient_options": ({"num_stages": 1}, {"BLOCK_LISTED": 64}),
+    "routing_attention.triton:_key_gradient_options": ({"num_stages": 2}, {"BLOCK_LISTED": 64}),
+}
+# By operator: all variants of a subject begin with the tiles that its kernels choose.
+_TRIED = {"routing_attention": _ROUTING}
+
+
 def variants(dry: bool) -> list[Variant]:
     """All that are tried; those of a subject begin with what its kernels choose."""
     if dry:
-        subject = small()[0]
-        changes: tuple[dict[str, Any], ...] = ({}, {"BLOCK_LISTED": 16})
-        return [Variant(subject, "routing_attention.triton:_attention_options", x, dtype="float16") for x in changes]
-    found = []
-    for subject in MAIN[:3]:
-        for only, changes in _ROUTING:
-            found += [Variant(subject, "routing_attention.triton:_attention_options", x, only) for x in changes]
+        name, smaller = "routing_attention.triton:_forward_options", {"BLOCK_LISTED": 16}
+        return [Variant(small()[0], name, x, dtype="float16") for x in ({}, smaller)]
+    found: list[Variant] = []
+    for subject in MAIN:
+        tried = _TRIED.get(subject.operator, {})
+        for number, (name, changes) in enumerate(tried.items()):
+            found += [Variant(subject, name, x) for x in (*[{}] * (number == 0), *changes)]
+        # Products of float32 on tensor cores: nearly as exact in three parts, it is hoped.
+        for precision in ("ieee", "tf32", "tf32x3") if tried else ():
+            found.append(Variant(subject, next(iter(tried)), precision=precision, dtype="float32"))
     return found
-
-
-_ROUTING: tuple[tuple[dict[str, Any], tuple[dict[str, Any], ...]], ...] = (
-    ({}, ({}, {"num_stages": 3}, {"BLOCK_LISTED": 128})),
-    ({"keys": True}, ({"BLOCK_LISTED": 64}, {"BLOCK_LISTED": 128, "num_stages": 1})),
-)
 
 
 def sweep(context: Context) -> None:
@@ -94,7 +106,7 @@ def sweep(context: Context) -> None:
             "setting": variant.subject.setting,
             "dtype": variant.dtype,
         }
-        fields |= {"variant": variant.title, "chosen": not variant.changes and variant.precision is None}
+        fields |= {"variant": variant.title, "chosen": variant.is_chosen}
         try:
             context.results.add("sweep", **fields, **_measure(variant, context))
         except Exception as error:

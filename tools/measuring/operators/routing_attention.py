@@ -18,6 +18,8 @@ from ..roofline import Work
 
 _INDEX = 4  # bytes
 REGIONS = (7, 7)
+# That a query sees in the static cases: BiFormer's at 224 x 224 and about its at 512 x 512. As many queries see a key.
+_KEYS = (64, 384)
 
 
 def cases(image: tuple[int, int], batch: int, compiler: Callable) -> Iterator[Case]:
@@ -52,9 +54,9 @@ def _exact(name: str, given: list[Tensor], precise: list[Tensor], regions: tuple
     """Attention to the regions that a form chose: near ties may fall out either way, and differ in all that follows."""
     q, k, _ = (x.detach() for x in given)
     if name == "triton":
-        from ....kernels.routing_attention import triton
+        from ....kernels.routing_attention.triton_routing import route
 
-        index = triton.route(q, k, regions, topk).long()
+        index = route(q, k, regions, topk).long()
     else:
         inside = naive.to_regions(q.new_ones(1, *q.shape[1:3], 1), regions)
         q, k = (naive.to_regions(x, regions) for x in (q, k))
@@ -65,9 +67,9 @@ def _exact(name: str, given: list[Tensor], precise: list[Tensor], regions: tuple
 
 def _invert(q: torch.Tensor, k: torch.Tensor, _: torch.Tensor, topk: int) -> Callable[[], Any]:
     """The call that lists for each key region the query regions that chose it."""
-    from ....kernels.routing_attention import triton
+    from ....kernels.routing_attention import triton_routing
 
-    return partial(triton.inverted_index, triton.route(q.detach(), k.detach(), REGIONS, topk))
+    return partial(triton_routing.inverted_index, triton_routing.route(q.detach(), k.detach(), REGIONS, topk))
 
 
 def _flex_routing(q, k, v, num_heads, regions, topk, scale, compiler):
@@ -164,38 +166,46 @@ def backward(
 
 def static_cases() -> list[StaticCase]:
     """Every kernel as the host functions launch it, in head dimensions of 16 to 64 and regions small to large."""
-    from ....kernels.routing_attention import triton
+    from ....kernels.routing_attention import triton, triton_routing
 
+    attention = (
+        (triton._forward_kernel, triton._forward_options),
+        (triton._query_gradient_kernel, triton._query_gradient_options),
+        (triton._key_gradient_kernel, triton._key_gradient_options),
+    )
     cases = []
     for dtype, name in ((torch.float32, "fp32"), (torch.bfloat16, "bf16"), (torch.float16, "fp16")):
-        cases += [
-            _case(triton._invert_kernel, name, f"{count} regions", triton._invert_options(count)) for count in (49, 256)
-        ]
+        for count in (49, 256, triton_routing.MAX_REGIONS):
+            options = triton_routing._choice_options(count)
+            cases.append(_case(triton_routing._choice_kernel, name, f"{count} regions", options))
+        for count in (49, 256):
+            options = triton_routing._invert_options(count)
+            cases.append(_case(triton_routing._invert_kernel, name, f"{count} regions", options))
         for whole in (True, False):
             ragged = "" if whole else ", ragged"
-            cases.append(_case(triton._means_kernel, name, f"64 channels{ragged}", triton._means_options(64, whole)))
+            options = triton_routing._means_options(64, whole)
+            # The pixels of a region of 8 x 8, of both maps.
+            counted = dict(steps=64 // options["BLOCK_T"], elements=2 * 64 * options["BLOCK_C"])
+            cases.append(_case(triton_routing._means_kernel, name, f"64 channels{ragged}", options, **counted))
             for precision in ("ieee", "tf32") if dtype == torch.float32 else ("ieee",):
                 for head_dim in (16, 32, 64):
                     for tokens in (16, 32, 64):
-                        kind = (tokens, head_dim, dtype, precision, whole)
-                        label = f"head_dim {head_dim}, {tokens} tokens{ragged}"
-                        label += f", {precision}" if dtype == torch.float32 else ""
-                        for kernel in (
-                            triton._forward_kernel,
-                            triton._query_gradient_kernel,
-                            triton._key_gradient_kernel,
-                        ):
-                            options = triton._attention_options(*kind, keys=kernel is triton._key_gradient_kernel)
-                            cases.append(_case(kernel, name, label, options))
+                        for keys in _KEYS:
+                            label = f"head_dim {head_dim}, {tokens} tokens, {keys} keys{ragged}"
+                            label += f", {precision}" if dtype == torch.float32 else ""
+                            for kernel, choose in attention:
+                                options = choose(tokens, keys, head_dim, dtype, precision, whole)
+                                steps, pairs = -(-keys // options["BLOCK_LISTED"]), options["BLOCK"] * keys
+                                cases.append(_case(kernel, name, label, options, steps, pairs))
     return cases
 
 
-def _case(kernel: Any, dtype: str, label: str, options: dict[str, Any]) -> StaticCase:
+def _case(
+    kernel: Any, dtype: str, label: str, options: dict[str, Any], steps: int = 0, elements: int = 0
+) -> StaticCase:
     types = dict.fromkeys(("index", "lists", "numbers"), "*i32")
-    types |= dict.fromkeys(("logsumexp", "delta"), "*fp32")
-    types |= {"means": "*fp32"} | dict.fromkeys(
-        ("x", "q", "k", "v", "out", "grad", "grad_q", "grad_k", "grad_v"), f"*{dtype}"
-    )
+    types |= dict.fromkeys(("logsumexp", "stats", "mean_q", "mean_k"), "*fp32")
+    types |= dict.fromkeys(("q", "k", "v", "out", "grad", "grad_q", "grad_k", "grad_v"), f"*{dtype}")
     types["scale"] = "fp32"
     constants = {name: value for name, value in options.items() if name in kernel.arg_names}
     signature = {name: types.get(name, "i32") for name in kernel.arg_names if name not in constants}
@@ -209,5 +219,7 @@ def _case(kernel: Any, dtype: str, label: str, options: dict[str, Any]) -> Stati
         options["num_warps"],
         options.get("num_stages", 3),
         # Strides, where C is a multiple of 16.
-        tuple(name for name in signature if name.endswith(("_b", "_h", "_w")) and name[0] in "qkvx"),
+        tuple(name for name in signature if name in ("q_b", "q_w", "k_b", "k_w", "v_b", "v_w", "grad_w")),
+        steps,
+        elements,
     )
