@@ -7,7 +7,7 @@ from ._dispatch import can_run, use_backend
 from .deformable_attention import deformable_attention
 from .deformable_attention_3d import deformable_attention_3d
 from .large_kernel_attention import depthwise_conv, large_kernel_attention, pointwise_conv
-from .neighborhood_attention import neighborhood_attention
+from .neighborhood_attention import generalized_neighborhood_attention, neighborhood_attention
 from .routing_attention import routing_attention
 from .window_attention import window_attention
 
@@ -16,6 +16,7 @@ __all__ = [
     "deformable_attention",
     "deformable_attention_3d",
     "depthwise_conv",
+    "generalized_neighborhood_attention",
     "large_kernel_attention",
     "neighborhood_attention",
     "pointwise_conv",

@@ -1,5 +1,6 @@
 """What the kernel tests import."""
 
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +38,14 @@ class Case:
     def call(self, *tensors: torch.Tensor, **settings: Any) -> torch.Tensor:
         """The operator with these tensors in place of its own, in their order."""
         given = dict(zip(self.tensors, tensors, strict=True)) if tensors else self.tensors
+        if not self.has_kernels and settings.get("backend") == "torch":
+            del settings["backend"]
         return getattr(kernels, self.name)(**given, **self.settings, **settings)
+
+    @property
+    def has_kernels(self) -> bool:
+        """Whether there is a choice of backends: else it is plain PyTorch."""
+        return "backend" in inspect.signature(getattr(kernels, self.name)).parameters
 
 
 def cases(batch: int = 2, height: int = 6, width: int = 8, channels: int = 4) -> dict[str, Case]:
@@ -109,6 +117,16 @@ def cases(batch: int = 2, height: int = 6, width: int = 8, channels: int = 4) ->
         "neighborhood_without_bias": Case(
             "neighborhood_attention", maps(channels, "q", "k", "v"), dict(num_heads=2, kernel_size=5)
         ),
+        "generalized": Case(
+            "generalized_neighborhood_attention",
+            {**maps(channels, "q", "k", "v"), "bias_table": draw(2, 7, 5)},
+            dict(num_heads=2, kernel_size=(4, 3), stride=(3, 2), dilation=(1, 2)),
+        ),
+        "generalized_causal": Case(
+            "generalized_neighborhood_attention",
+            maps(channels, "q", "k", "v"),
+            dict(num_heads=2, kernel_size=3, stride=(1, 3), is_causal=(True, False)),
+        ),
         "deformable": Case("deformable_attention", deformable, pyramid),
         "deformable_3d": Case("deformable_attention_3d", lifted, pyramid),
         "depthwise": Case(
@@ -147,3 +165,5 @@ def cases(batch: int = 2, height: int = 6, width: int = 8, channels: int = 4) ->
 
 
 CASES = tuple(cases())
+# Those that Triton computes.
+TRITON = tuple(name for name, case in cases().items() if case.has_kernels and name != "pointwise")

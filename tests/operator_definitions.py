@@ -107,6 +107,50 @@ def neighborhood_attention(q, k, v, num_heads, kernel_size, dilation=1, bias_tab
     return out.view(b, height, width, c)
 
 
+def generalized_neighborhood_attention(
+    q, k, v, num_heads, kernel_size, stride=1, dilation=1, is_causal=False, bias_table=None, scale=None
+):
+    b, height, width, c = q.shape
+    scale = (c // num_heads) ** -0.5 if scale is None else scale
+    axes = [
+        [x if isinstance(x, int) else x[axis] for x in (kernel_size, stride, dilation, is_causal)] for axis in (0, 1)
+    ]
+
+    def window(place, size, axis):
+        """Of one pixel of an axis: the pixels that it sees, by the words of the definition."""
+        length, step, apart, causal = axis
+        members = list(range(place % apart, size, apart))
+        number = members.index(place)
+        group = [i for i in range(len(members)) if i // step == number // step]
+        if causal:
+            # A group at the end of the axis is as long as the others for its leader, whom it may lack.
+            leader = min(group[0] + step - 1, len(members) - 1)
+            return [members[i] for i in range(max(leader - length + 1, 0), number + 1)]
+        leader = min(group[0] + step // 2, len(members) - 1)
+        first = leader - length // 2
+        while first + length > len(members):
+            first -= 1
+        return members[max(first, 0) :][:length]
+
+    def sees(size, axis):
+        seen = torch.zeros(size, size, dtype=torch.bool)
+        for place in range(size):
+            seen[place, window(place, size, axis)] = True
+        return seen
+
+    row, col = _grid(torch.arange(height), torch.arange(width))
+    seen = sees(height, axes[0])[row][:, row] & sees(width, axes[1])[col][:, col]
+    bias = None
+    if bias_table is not None:
+        down, right = (
+            (x // axis[2] - x[:, None] // axis[2] + axis[0] - 1).clamp(0, 2 * axis[0] - 2)
+            for x, axis in zip((row, col), axes, strict=True)
+        )
+        bias = bias_table[:, down, right]
+    out = _attend(*(x.flatten(1, 2) for x in (q, k, v)), num_heads, seen, bias, scale)
+    return out.view(b, height, width, c)
+
+
 def _tents(place, size):
     """Shares of all of `size` pixels in samples at these places, which pixels meet half-way."""
     return (1 - (place[..., None] * size - 0.5 - torch.arange(size)).abs()).clamp(min=0)

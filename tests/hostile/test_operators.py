@@ -16,7 +16,7 @@ from attnzoo import kernels
 
 FOLDER = Path(kernels.__file__).parent
 # Errors by these files are the operators' own.
-CHECKS = ("_checks.py", "_dispatch.py", "operator.py", "windows.py")
+CHECKS = ("_checks.py", "_dispatch.py", "operator.py", "windows.py", "generalized.py")
 DTYPES = (torch.float32, torch.float32, torch.float64, torch.bfloat16, torch.float16)
 # Of the largest magnitude expected; 16-bit sums of softmaxes round at every step.
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 3e-4, torch.float16: 0.03, torch.bfloat16: 0.12}
@@ -32,9 +32,11 @@ class Draw:
         self.triton = self.random.random() < 0.2
         self.dtype = self.random.choice(DTYPES)
         self.batch = self.random.choice((0, 1, 1, 2, 3))
-        name = self.random.choice(
-            ("routing", "window", "neighborhood", "deformable", "lifted", "depthwise", "pointwise", "large_kernel")
-        )
+        names = ("routing", "window", "neighborhood", "deformable", "lifted", "depthwise", "pointwise", "large_kernel")
+        plain = ("generalized",)
+        name = self.random.choice(names + plain)
+        self.has_kernels = name not in plain
+        self.triton &= self.has_kernels
         self.tensors, self.settings = {}, {}
         self.operator = getattr(self, name)()
 
@@ -91,6 +93,20 @@ class Draw:
         self.tensors.setdefault("bias_table", self.normal(heads, 2 * side - 1, 2 * side - 1))
         self.settings |= dict(num_heads=heads, kernel_size=side, dilation=self.pick(1, 1, 2, 3, 20))
         return "neighborhood_attention"
+
+    def generalized(self):
+        heads, channels = self.heads()
+        self.maps(*self.size(), channels)
+        sides = self.random.randint(1, 8), self.random.randint(1, 8)
+        sides = (sides[0],) * 2 if self.random.random() < 0.5 else sides
+        self.tensors.setdefault("bias_table", self.normal(heads, 2 * sides[0] - 1, 2 * sides[1] - 1))
+        strides = tuple(self.random.randint(1, side) for side in sides)
+        self.settings |= dict(num_heads=heads, kernel_size=sides, stride=strides)
+        self.settings["dilation"] = self.pick(1, 1, (1, 2), (3, 1), 20)
+        self.settings["is_causal"] = self.pick(False, False, True, (True, False), (False, True))
+        if sides[0] == sides[1] and strides[0] == strides[1]:
+            self.settings |= dict(kernel_size=sides[0], stride=strides[0])
+        return "generalized_neighborhood_attention"
 
     def deformable(self):
         heads, channels = self.pick(1, 2, 3), self.pick(1, 2, 5, 8)
@@ -271,6 +287,7 @@ def refusal(error):
     names = (
         r"\b(q|k|v|num_heads|regions|topk|scale|window_size|shift|overlap|bias_table|kernel_size|dilation|value|depth"
     )
+    names += r"|stride|is_causal"
     names += r"|spatial_shapes|level_start_index|levels?|sampling_locations|attention_weights|x|gate|H and W"
     names += r"|(local_|dilated_|pointwise_)?(weight|bias))\b"
     clear = (
@@ -324,9 +341,10 @@ def draw_one(seed):
             contexts.enter_context(torch.autocast("cpu", torch.bfloat16))
         if not learning:
             contexts.enter_context(torch.inference_mode() if mode == "inference" else torch.no_grad())
-        runs = kernels.can_run(draw.operator, **tensors, **draw.settings)
+        runs = draw.has_kernels and kernels.can_run(draw.operator, **tensors, **draw.settings)
+        choice = {"backend": backend} if draw.has_kernels else {}
         try:
-            out = operator(**tensors, **draw.settings, backend=backend)
+            out = operator(**tensors, **draw.settings, **choice)
         except (TypeError, ValueError, RuntimeError) as error:
             outcome = refusal(error)
             # Under autocast 16 bits stand in for float32, which the interpreter does not multiply.

@@ -4,12 +4,12 @@ import inspect
 
 import pytest
 import torch
-from kernel_helpers import CASES, DEVICE, cases
+from kernel_helpers import CASES, DEVICE, TRITON, cases
 
 from attnzoo import kernels
 from attnzoo.kernels import _dispatch
 
-ATTENTION = ("routing", "window", "window_shifted", "neighborhood")
+ATTENTION = ("routing", "window", "window_shifted", "neighborhood", "generalized")
 
 
 def faults():
@@ -65,6 +65,18 @@ def faults():
     yield "neighborhood", dict(dilation=0), "dilation must be at least 1"
     yield "neighborhood", dict(bias_table=torch.zeros(2, 5, 4)), r"bias_table must be \(2, 5, 5\), got \(2, 5, 4\)"
     yield "neighborhood", dict.fromkeys("qkv", torch.zeros(2, 0, 8, 4)), "H, W and C must be at least 1"
+    yield "generalized", dict(kernel_size=0), "kernel_size must be at least 1, got 0"
+    yield "generalized", dict(kernel_size=(4, 3.0)), "kernel_size must be an integer, got 3.0"
+    yield "generalized", dict(kernel_size=(4, 3, 3)), r"kernel_size must be two integers, got \(4, 3, 3\)"
+    yield "generalized", dict(stride=(5, 2)), r"stride must be 1 to kernel_size \(4, 3\), got \(5, 2\)"
+    yield "generalized", dict(stride=0), r"stride must be 1 to kernel_size \(4, 3\), got \(0, 0\)"
+    yield "generalized", dict(stride=None), "stride must be an integer, got None"
+    yield "generalized", dict(dilation=(1, 0)), r"dilation must be at least 1, got \(1, 0\)"
+    yield "generalized", dict(is_causal=1), "is_causal must be True or False, or two of these, got 1"
+    yield "generalized", dict(is_causal=(True, 0)), r"is_causal must be True or False, or two of these, got \(True, 0\)"
+    yield "generalized", dict(bias_table=torch.zeros(2, 5, 7)), r"bias_table must be \(2, 7, 5\), got \(2, 5, 7\)"
+    yield "generalized", dict(bias_table=torch.zeros(2, 7, 5).int()), "bias_table must be float32"
+    yield "generalized", dict.fromkeys("qkv", torch.zeros(2, 0, 8, 4)), "H, W and C must be at least 1"
     for name in ("depthwise", "depthwise_dense", "large_kernel"):
         weight, bias = ("local_weight", "local_bias") if name == "large_kernel" else ("weight", "bias")
         yield name, dict(x=torch.zeros(4, 6, 8)), r"x must be \(B, C, H, W\) with a channel at least, got \(4, 6, 8\)"
@@ -155,6 +167,8 @@ def test_refused(name, changes, message):
     function = getattr(kernels, operator)
     with pytest.raises((TypeError, ValueError), match=message):
         function(**given)
+    if "backend" not in inspect.signature(function).parameters:
+        return
     with pytest.raises((TypeError, ValueError), match=message):
         function(**given, backend="torch")
     # Neither launched nor called impossible: wrong with any backend.
@@ -180,11 +194,11 @@ def test_refused_when_compiled(name, changes, message):
 def test_right_arguments_are_not_refused(name):
     operator, given = arguments(name, {})
     assert getattr(kernels, operator)(**given).isfinite().all()
-    if _dispatch.INTERPRETED or DEVICE == "cuda":
-        assert kernels.can_run(operator, **given) == (name != "pointwise")
+    if cases()[name].has_kernels and (_dispatch.INTERPRETED or DEVICE == "cuda"):
+        assert kernels.can_run(operator, **given) == (name in TRITON)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [name for name, case in cases().items() if case.has_kernels])
 def test_can_run_takes_what_the_operator_takes(name):
     operator, given = arguments(name, {})
     signature = inspect.signature(getattr(kernels, operator))
