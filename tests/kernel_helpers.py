@@ -61,6 +61,7 @@ def cases(batch: int = 2, height: int = 6, width: int = 8, channels: int = 4) ->
         return {name: draw(batch, height, width, count) for name in names}
 
     size = (batch, channels, height, width)
+    tokens = {name: draw(batch, 2, height * width, channels) for name in ("q", "k", "v")}
     levels = [(height, width), (2, 3)]
     positions = height * width + 6
     samples = (batch, 5, 2, 2, 3)
@@ -126,6 +127,19 @@ def cases(batch: int = 2, height: int = 6, width: int = 8, channels: int = 4) ->
             "generalized_neighborhood_attention",
             maps(channels, "q", "k", "v"),
             dict(num_heads=2, kernel_size=3, stride=(1, 3), is_causal=(True, False)),
+        ),
+        "flash_bias": Case(
+            "flash_bias_attention",
+            {
+                **tokens,
+                "query_factor": draw(2, height * width, 3),
+                "key_factor": draw(2, height * width, 3),
+            },
+            {},
+        ),
+        "block_sparse": Case("block_sparse_attention", tokens, dict(block_size=(5, 4), similarity=0.2, topk=0.4)),
+        "block_sparse_cdf": Case(
+            "block_sparse_attention", tokens, dict(block_size=3, similarity=0.3, topk=None, cdf=0.7, scale=0.4)
         ),
         "deformable": Case("deformable_attention", deformable, pyramid),
         "deformable_3d": Case("deformable_attention_3d", lifted, pyramid),

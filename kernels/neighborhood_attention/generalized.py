@@ -91,7 +91,8 @@ def _checked(
     _checks.check_tensors(("q", "bias_table"), (q, bias_table), ("bias_table",), one_dtype=False)
     _checks.check_scale(scale)
     window, steps, apart = (
-        _pair(name, value) for name, value in (("kernel_size", kernel_size), ("stride", stride), ("dilation", dilation))
+        _checks.both(name, value)
+        for name, value in (("kernel_size", kernel_size), ("stride", stride), ("dilation", dilation))
     )
     if min(window) < 1:
         raise ValueError(f"kernel_size must be at least 1, got {kernel_size}")
@@ -109,12 +110,3 @@ def _checked(
     if not are_sizes_free() and 0 in q.shape[1:]:
         raise ValueError(f"H, W and C must be at least 1, got {tuple(q.shape[1:])}")
     return window, steps, apart, (causal[0], causal[1])
-
-
-def _pair(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
-    """One number for both axes, or two."""
-    if not isinstance(value, (tuple, list)):
-        _checks.check_integer(name, value)
-        return value, value
-    _checks.check_pair(name, value)
-    return value[0], value[1]
