@@ -7,7 +7,12 @@ import importlib
 import pkgutil
 import warnings
 
-import timm
+try:
+    import timm
+except ModuleNotFoundError as error:
+    # Of timm, or of what comes with it, such as torchvision.
+    message = f"attnzoo's models need timm ({error}): pip install timm. attnzoo.kernels works without it"
+    raise ModuleNotFoundError(message, name=error.name) from error
 
 from .contract.facts import families
 from .contract.registration import TimmChangedError

@@ -1,10 +1,11 @@
-"""Whether the mm libraries are there, and what a package that needs them says where one is not."""
+"""Whether the mm libraries and timm are there, and what a package that needs them says where one is not."""
 
 from collections.abc import Callable, Collection
 from importlib.util import find_spec
 from typing import NoReturn
 
-MISSING = next((name for name in ("mmengine", "mmcv", "mmdet", "mmseg") if find_spec(name) is None), None)
+_NEEDED = ("timm", "torchvision", "mmengine", "mmcv", "mmdet", "mmseg")
+MISSING = next((name for name in _NEEDED if find_spec(name) is None), None)
 MESSAGE = f"attnzoo.heads needs {MISSING}: pip install 'attnzoo[mm]'"
 
 

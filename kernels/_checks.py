@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from .tracing import leaves_sizes_free
+
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -67,6 +69,21 @@ def check_pair(name: str, value: tuple[int, int]) -> None:
         check_integer(name, side)
 
 
+def both(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
+    """One integer for both of two, or two; raises TypeError for anything else."""
+    if not isinstance(value, (tuple, list)):
+        check_integer(name, value)
+        return value, value
+    check_pair(name, value)
+    return value[0], value[1]
+
+
+def check_number(name: str, value: float) -> None:
+    """Raises TypeError for what is no number; NaN is none."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
+        raise TypeError(f"{name} must be a number, got {said(value)}")
+
+
 def check_scale(scale: float | None) -> None:
     """Raises TypeError for what is no number, ValueError for what is not finite; None stands for the default."""
     if scale is None:
@@ -114,6 +131,24 @@ def check_packed(qkv: torch.Tensor, num_heads: int) -> None:
     channels = qkv.shape[3] // 3
     if num_heads < 1 or channels < 1 or channels % num_heads != 0:
         raise ValueError(f"num_heads must divide C = {channels}, got {num_heads}")
+
+
+def check_tokens(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
+    """What the operators on tokens, (B, heads, N, D), ask of them.
+
+    Raises:
+        TypeError: for what is no tensor of floating-point numbers.
+        ValueError: where shapes, dtypes or devices do not fit each other.
+    """
+    check_tensors(("q", "k", "v"), (q, k, v))
+    if any(x.dim() != 4 for x in (q, k, v)):
+        raise ValueError(f"q, k and v must be (B, heads, N, D), got {shape(q)}, {shape(k)} and {shape(v)}")
+    if q.shape[:2] != k.shape[:2] or k.shape[:3] != v.shape[:3] or q.shape[3] != k.shape[3]:
+        wanted = "(B, heads, N, D), (B, heads, M, D) and (B, heads, M, E)"
+        raise ValueError(f"q, k and v must be {wanted}, got {shape(q)}, {shape(k)} and {shape(v)}")
+    free = leaves_sizes_free()
+    if 0 in (q.shape[1], q.shape[3], v.shape[3]) or (not free and 0 in (q.shape[2], k.shape[2])):
+        raise ValueError(f"q, k and v must have a head, a token and a channel at least, got {shape(q)} and {shape(v)}")
 
 
 def shape(x: torch.Tensor) -> str:

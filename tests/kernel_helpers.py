@@ -1,5 +1,6 @@
 """What the kernel tests import."""
 
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +38,14 @@ class Case:
     def call(self, *tensors: torch.Tensor, **settings: Any) -> torch.Tensor:
         """The operator with these tensors in place of its own, in their order."""
         given = dict(zip(self.tensors, tensors, strict=True)) if tensors else self.tensors
+        if not self.has_kernels and settings.get("backend") == "torch":
+            del settings["backend"]
         return getattr(kernels, self.name)(**given, **self.settings, **settings)
+
+    @property
+    def has_kernels(self) -> bool:
+        """Whether there is a choice of backends: else it is plain PyTorch."""
+        return "backend" in inspect.signature(getattr(kernels, self.name)).parameters
 
 
 def cases(batch: int = 2, height: int = 6, width: int = 8, channels: int = 4) -> dict[str, Case]:
@@ -53,6 +61,7 @@ def cases(batch: int = 2, height: int = 6, width: int = 8, channels: int = 4) ->
         return {name: draw(batch, height, width, count) for name in names}
 
     size = (batch, channels, height, width)
+    tokens = {name: draw(batch, 2, height * width, channels) for name in ("q", "k", "v")}
     levels = [(height, width), (2, 3)]
     positions = height * width + 6
     samples = (batch, 5, 2, 2, 3)
@@ -114,6 +123,29 @@ def cases(batch: int = 2, height: int = 6, width: int = 8, channels: int = 4) ->
         "neighborhood_without_bias": Case(
             "neighborhood_attention", maps(channels, "q", "k", "v"), dict(num_heads=2, kernel_size=5)
         ),
+        "generalized": Case(
+            "generalized_neighborhood_attention",
+            {**maps(channels, "q", "k", "v"), "bias_table": draw(2, 7, 5)},
+            dict(num_heads=2, kernel_size=(4, 3), stride=(3, 2), dilation=(1, 2)),
+        ),
+        "generalized_causal": Case(
+            "generalized_neighborhood_attention",
+            maps(channels, "q", "k", "v"),
+            dict(num_heads=2, kernel_size=3, stride=(1, 3), is_causal=(True, False)),
+        ),
+        "flash_bias": Case(
+            "flash_bias_attention",
+            {
+                **tokens,
+                "query_factor": draw(2, height * width, 3),
+                "key_factor": draw(2, height * width, 3),
+            },
+            {},
+        ),
+        "block_sparse": Case("block_sparse_attention", tokens, dict(block_size=(5, 4), similarity=0.2, topk=0.4)),
+        "block_sparse_cdf": Case(
+            "block_sparse_attention", tokens, dict(block_size=3, similarity=0.3, topk=None, cdf=0.7, scale=0.4)
+        ),
         "deformable": Case("deformable_attention", deformable, pyramid),
         "deformable_3d": Case("deformable_attention_3d", lifted, pyramid),
         "depthwise": Case(
@@ -152,3 +184,5 @@ def cases(batch: int = 2, height: int = 6, width: int = 8, channels: int = 4) ->
 
 
 CASES = tuple(cases())
+# Those that Triton computes.
+TRITON = tuple(name for name, case in cases().items() if case.has_kernels and name != "pointwise")

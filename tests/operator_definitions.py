@@ -111,6 +111,124 @@ def neighborhood_attention(q, k, v, num_heads, kernel_size, dilation=1, bias_tab
     return out.view(b, height, width, c)
 
 
+def generalized_neighborhood_attention(
+    q, k, v, num_heads, kernel_size, stride=1, dilation=1, is_causal=False, bias_table=None, scale=None
+):
+    b, height, width, c = q.shape
+    scale = (c // num_heads) ** -0.5 if scale is None else scale
+    axes = [
+        [x if isinstance(x, int) else x[axis] for x in (kernel_size, stride, dilation, is_causal)] for axis in (0, 1)
+    ]
+
+    def window(place, size, axis):
+        """Of one pixel of an axis: the pixels that it sees, by the words of the definition."""
+        length, step, apart, causal = axis
+        members = list(range(place % apart, size, apart))
+        number = members.index(place)
+        group = [i for i in range(len(members)) if i // step == number // step]
+        if causal:
+            # A group at the end of the axis is as long as the others for its leader, whom it may lack.
+            leader = min(group[0] + step - 1, len(members) - 1)
+            return [members[i] for i in range(max(leader - length + 1, 0), number + 1)]
+        leader = min(group[0] + step // 2, len(members) - 1)
+        first = leader - length // 2
+        while first + length > len(members):
+            first -= 1
+        return members[max(first, 0) :][:length]
+
+    def sees(size, axis):
+        seen = torch.zeros(size, size, dtype=torch.bool)
+        for place in range(size):
+            seen[place, window(place, size, axis)] = True
+        return seen
+
+    row, col = _grid(torch.arange(height), torch.arange(width))
+    seen = sees(height, axes[0])[row][:, row] & sees(width, axes[1])[col][:, col]
+    bias = None
+    if bias_table is not None:
+        down, right = (
+            (x // axis[2] - x[:, None] // axis[2] + axis[0] - 1).clamp(0, 2 * axis[0] - 2)
+            for x, axis in zip((row, col), axes, strict=True)
+        )
+        bias = bias_table[:, down, right]
+    out = _attend(*(x.flatten(1, 2) for x in (q, k, v)), num_heads, seen, bias, scale)
+    return out.view(b, height, width, c)
+
+
+def flash_bias_attention(q, k, v, query_factor, key_factor, scale=None):
+    scale = q.shape[3] ** -0.5 if scale is None else scale
+    logits = float(scale) * torch.einsum("bhnd,bhmd->bhnm", q, k)
+    spread = [x if x.dim() == 4 else x[None] for x in (query_factor, key_factor)]
+    for rank in range(query_factor.shape[-1]):
+        logits = logits + spread[0][..., :, None, rank] * spread[1][..., None, :, rank]
+    return torch.einsum("bhnm,bhme->bhne", logits.softmax(-1), v)
+
+
+def _likeness(x, side):
+    """Of blocks of tokens (N, D): their means, and the mean cosine of all pairs of each."""
+    blocks = [x[i : i + side] for i in range(0, len(x), side)]
+    means = torch.stack([block.mean(0) for block in blocks])
+    cosines = [F.cosine_similarity(block[:, None], block[None], dim=2, eps=1e-12).mean() for block in blocks]
+    return means, torch.stack(cosines)
+
+
+def similarity_map(q, k, block_size, similarity, topk, cdf, scale):
+    """What block-sparse attention keeps for one head, and by how much no number of it lies on the edge."""
+    (query, of_query), (key, of_key) = (_likeness(x, side) for x, side in zip((q, k), block_size, strict=True))
+    alike = of_key > similarity
+    margin = min((x - similarity).abs().min().item() for x in (of_query, of_key))
+    kept = torch.zeros(len(query), len(key), dtype=torch.bool)
+    for i, mean in enumerate(query):
+        share = (scale * (key @ mean)).masked_fill(~alike, -torch.inf).softmax(0)
+        if alike.any():
+            first = share.argsort(descending=True).tolist()
+            count, total = max(int(topk * len(key)), 1) if cdf is None else 0, 0.0
+            while cdf is not None and count < len(first) and total + share[first[count]] <= cdf:
+                total += share[first[count]].item()
+                count += 1
+            count = max(count, 1)
+            kept[i, first[:count]] = True
+            edges = (
+                [abs(share[first[: n + 1]].sum().item() - cdf) for n in range(len(first))] if cdf is not None else []
+            )
+            if count < alike.sum():
+                edges.append((share[first[count - 1]] - share[first[count]]).item())
+            margin = min([margin, *edges])
+        if of_query[i] <= similarity:
+            kept[i] = True
+    return kept | ~alike, margin
+
+
+def _of_both(x):
+    return (x, x) if isinstance(x, int) else tuple(x)
+
+
+def block_sparse_margin(q, k, block_size, similarity, topk, cdf, scale):
+    """The least of all heads' margins."""
+    scale = q.shape[3] ** -0.5 if scale is None else scale
+    given = _of_both(block_size), similarity, topk, cdf, scale
+    heads = zip(q.detach().flatten(0, 1), k.detach().flatten(0, 1), strict=True)
+    return min((similarity_map(query, key, *given)[1] for query, key in heads), default=float("inf"))
+
+
+def block_sparse_attention(
+    q, k, v, block_size=(128, 64), similarity=0.1, topk=0.5, cdf=None, scale=None, block_map=None
+):
+    scale = q.shape[3] ** -0.5 if scale is None else scale
+    # Of no head yet.
+    first = [x.flatten(0, 1)[:0] for x in (q, k, v)]
+    out = first[0] @ first[1].transpose(1, 2) @ first[2]
+    maps = [None] * (q.shape[0] * q.shape[1]) if block_map is None else block_map.flatten(0, 1)
+    for query, key, value, kept in zip(*(x.flatten(0, 1) for x in (q, k, v)), maps, strict=True):
+        sides = _of_both(block_size)
+        if kept is None:
+            kept = similarity_map(query.detach(), key.detach(), sides, similarity, topk, cdf, scale)[0]
+        rows, cols = (torch.arange(len(x)) // side for x, side in zip((query, key), sides, strict=True))
+        logits = (float(scale) * query @ key.t()).masked_fill(~kept[rows][:, cols], -torch.inf)
+        out = torch.cat([out, (logits.softmax(1) @ value)[None]])
+    return out.view(*q.shape[:3], v.shape[3])
+
+
 def _tents(place, size):
     """Shares of all of `size` pixels in samples at these places, which pixels meet half-way."""
     return (1 - (place[..., None] * size - 0.5 - torch.arange(size)).abs()).clamp(min=0)

@@ -6,9 +6,10 @@ from .. import _derivatives, _dispatch
 from .._checks import default_scale
 from ..tracing import leaves_sizes_free, untraced
 from .cpu import attend
+from .generalized import generalized_neighborhood_attention
 from .operator import attention, check, operations, why_not
 
-__all__ = ["neighborhood_attention"]
+__all__ = ["generalized_neighborhood_attention", "neighborhood_attention"]
 
 
 def _check(

@@ -5,6 +5,9 @@ consecutive positions of its own class: those around it, the outermost ones wher
 class that has fewer. So the pixels of one class are a dense map of their own, and a tile of neighbouring queries needs
 one block of keys that is little larger than the tile. Blocks are multiplied densely, keys outside of a query's window
 masked away, and the tiles away from the borders share one mask and bias.
+
+With a stride, so many neighbouring queries share the window of one of them, and a causal axis has no keys behind the
+query: generalized neighborhood attention (`generalized.py`), of which the other is the case of stride 1.
 """
 
 import torch
@@ -15,53 +18,70 @@ from ..tracing import leaves_sizes_free
 from ..window_attention.cpu import attend_with_bias
 from .naive import window
 
+# What a window is along an axis: its size, its stride, whether it is causal.
+Axis = tuple[int, int, bool]
 
-def _table_index(query: torch.Tensor, key: torch.Tensor, last: torch.Tensor, kernel_size: int) -> torch.Tensor:
+
+def _table_index(query: torch.Tensor, key: torch.Tensor, length: int, axis: Axis) -> torch.Tensor:
     """Rows or columns of the bias table, for queries and keys of one axis by their positions in a residue class.
 
     Args:
-        query: int64, broadcast against `key` and `last`.
+        query: int64, broadcast against `key`.
         key: int64.
-        last: int64, the first position of the class's last window: below 0 where the class is shorter.
-        kernel_size: window.
+        length: of the class.
+        axis: window.
 
     Returns:
         Key minus query plus `kernel_size - 1`; `2 * kernel_size - 1` for keys outside of the query's window.
     """
-    first = torch.minimum((query - kernel_size // 2).clamp(min=0), last)
-    inside = (key >= first) & (key < first + kernel_size)
+    kernel_size, stride, causal = axis
+    group = query // stride * stride
+    if causal:
+        first = ((group + stride).clamp(max=length) - kernel_size).clamp(min=0)
+        inside = (key >= first) & (key <= query)
+    else:
+        first = ((group + stride // 2).clamp(max=length - 1) - kernel_size // 2).clamp(max=length - kernel_size)
+        first = first.clamp(min=0)
+        inside = (key >= first) & (key < first + kernel_size)
     return torch.where(inside, key - query + kernel_size - 1, 2 * kernel_size - 1)
 
 
-def _segments(length: int, kernel_size: int) -> list[tuple[int, int, int, int, int]]:
+def _segments(length: int, axis: Axis) -> list[tuple[int, int, int, int, int]]:
     """Cuts an axis into runs of equal tiles: the first tile, those away from both ends, the last.
 
     Returns:
         Of each run: number and size of its tiles, their first query, size and start of the first tile's keys.
     """
+    kernel_size, stride, causal = axis
     # Small, so that few keys of a block are masked, but a block must span no more than two tiles: see `_blocks`.
-    tile, radius = kernel_size, kernel_size // 2
-    # The last tile has between `tile - radius` and `2 * tile - radius` queries.
-    count = (length + radius) // tile
+    tile = (kernel_size + stride - 1) // stride * stride
+    # Away from both ends a tile's keys: how many there are, and how far they begin before its queries.
+    size, before = tile - stride + kernel_size, kernel_size // 2 - stride // 2
+    if causal:
+        before = kernel_size - stride
+    first = 1 if before > 0 else 0
+    # The tile behind the last of these: as many as have all of their keys, or two tiles of them where they need these.
+    end = (length + before - (2 * tile if size > tile else size)) // tile + 1
     # Shorter axes are hardly longer than a block.
-    if count < 3:
+    if end <= first:
         return [(1, length, 0, length, 0)]
-    end = (count - 1) * tile
-    return [
-        (1, tile, 0, tile + radius, 0),
-        (count - 2, tile, tile, tile + 2 * radius, tile - radius),
-        (1, length - end, end, length - end + radius, end - radius),
-    ]
+    runs: list[tuple[int, int, int, int, int]] = []
+    if first > 0:
+        runs.append((1, tile, 0, size - before, 0))
+    runs.append((end - first, tile, first * tile, size, first * tile - before))
+    if length > end * tile:
+        start = min(end * tile - before, length - kernel_size)
+        runs.append((1, length - end * tile, end * tile, length - start, start))
+    return runs
 
 
 def _segment_index(
-    segment: tuple[int, int, int, int, int], length: int, kernel_size: int, like: torch.Tensor
+    segment: tuple[int, int, int, int, int], length: int, axis: Axis, like: torch.Tensor
 ) -> torch.Tensor:
     """`_table_index` of a run's tiles, (queries * keys of a tile,)."""
     query = torch.arange(segment[1], device=like.device)[:, None] + segment[2]
     key = torch.arange(segment[3], device=like.device) + segment[4]
-    last = torch.full_like(query, length - kernel_size)
-    return _table_index(query, key, last, kernel_size).flatten()
+    return _table_index(query, key, length, axis).flatten()
 
 
 def _blocks(x: torch.Tensor, dim: int, count: int, step: int, start: int, size: int) -> torch.Tensor:
@@ -90,15 +110,21 @@ def _tokens(
 
 
 def _undilated(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, table: torch.Tensor, kernel_size: int, scale: float
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    table: torch.Tensor,
+    row_axis: Axis,
+    col_axis: Axis,
+    scale: float,
 ) -> torch.Tensor:
     """(N, heads, H, W, D) -> (N, H, W, heads, D); `table` has -inf in its last row and column."""
     n, heads, height, width, dim = q.shape
-    col_segments = _segments(width, kernel_size)
-    col_indices = [_segment_index(cols, width, kernel_size, q) for cols in col_segments]
+    col_segments = _segments(width, col_axis)
+    col_indices = [_segment_index(cols, width, col_axis, q) for cols in col_segments]
     out_rows = []
-    for rows in _segments(height, kernel_size):
-        row_table = table.index_select(1, _segment_index(rows, height, kernel_size, q))
+    for rows in _segments(height, row_axis):
+        row_table = table.index_select(1, _segment_index(rows, height, row_axis, q))
         out_cols = []
         for cols, index in zip(col_segments, col_indices):  # noqa: B905, TorchScript knows no `strict`
             bias = row_table.index_select(2, index).unflatten(2, [cols[1], cols[3]]).unflatten(1, [rows[1], rows[3]])
@@ -133,27 +159,30 @@ def _tiled(
     k: torch.Tensor,
     v: torch.Tensor,
     num_heads: int,
-    kernel_size: int,
-    dilation: int,
+    row_axis: Axis,
+    col_axis: Axis,
+    dilation: tuple[int, int],
     table: torch.Tensor,
     scale: float,
 ) -> torch.Tensor:
     b, height, width, c = q.shape
-    length_h, length_w = (height + dilation - 1) // dilation, (width + dilation - 1) // dilation
-    pad = (0, 0, 0, length_w * dilation - width, 0, length_h * dilation - height)
+    # Beyond the map's sides every pixel is a class of its own: larger ones would but pad.
+    down, right = min(dilation[0], height), min(dilation[1], width)
+    length_h, length_w = (height + down - 1) // down, (width + right - 1) // right
+    pad = (0, 0, 0, length_w * right - width, 0, length_h * down - height)
     maps = []
     for x in (q, k, v):
         if pad[3] > 0 or pad[5] > 0:
             x = F.pad(x, pad)
         x = x.unflatten(3, [num_heads, c // num_heads])
-        x = x.unflatten(2, [length_w, dilation]).unflatten(1, [length_h, dilation])
+        x = x.unflatten(2, [length_w, right]).unflatten(1, [length_h, down])
         maps.append(x.permute(0, 2, 4, 5, 1, 3, 6))
     out_rows = []
-    for top, count_h, h in _classes(height, dilation):
+    for top, count_h, h in _classes(height, down):
         out_cols = []
-        for left, count_w, w in _classes(width, dilation):
+        for left, count_w, w in _classes(width, right):
             part = [x[:, top : top + count_h, left : left + count_w, :, :h, :w].flatten(0, 2) for x in maps]
-            out = _undilated(part[0], part[1], part[2], table, kernel_size, scale)
+            out = _undilated(part[0], part[1], part[2], table, row_axis, col_axis, scale)
             out = out.reshape(b, count_h, count_w, h, w, c).permute(0, 3, 1, 4, 2, 5)
             # Places that the shorter classes lack lie in the padding.
             out_cols.append(F.pad(out, (0, 0, 0, 0, 0, length_w - w, 0, 0, 0, length_h - h)))
@@ -167,8 +196,9 @@ def _gathered(
     k: torch.Tensor,
     v: torch.Tensor,
     num_heads: int,
-    kernel_size: int,
-    dilation: int,
+    row_axis: Axis,
+    col_axis: Axis,
+    dilation: tuple[int, int],
     table: torch.Tensor,
     scale: float,
 ) -> torch.Tensor:
@@ -178,23 +208,23 @@ def _gathered(
     """
     dtype = torch.promote_types(q.dtype, torch.float32)
     height, width = q.shape[1], q.shape[2]
-    rows, bias_rows = window(height, kernel_size, dilation, q.device)
-    cols, bias_cols = window(width, kernel_size, dilation, q.device)
+    rows, bias_rows = window(height, row_axis[0], dilation[0], q.device, row_axis[1], row_axis[2])
+    cols, bias_cols = window(width, col_axis[0], dilation[1], q.device, col_axis[1], col_axis[2])
     query = (q.to(dtype) * scale).unflatten(3, [num_heads, -1])[:, :, None]
-    # (B, H, kernel_size, W, heads, D): the rows of each window.
-    key = k.unflatten(3, [num_heads, -1]).index_select(1, rows.flatten()).unflatten(1, [height, kernel_size])
-    value = v.unflatten(3, [num_heads, -1]).index_select(1, rows.flatten()).unflatten(1, [height, kernel_size])
-    bias = table.index_select(1, bias_rows.flatten()).unflatten(1, [height, kernel_size]).permute(1, 2, 3, 0)
+    # (B, H, rows of a window, W, heads, D)
+    key = k.unflatten(3, [num_heads, -1]).index_select(1, rows.flatten()).unflatten(1, [height, row_axis[0]])
+    value = v.unflatten(3, [num_heads, -1]).index_select(1, rows.flatten()).unflatten(1, [height, row_axis[0]])
+    bias = table.index_select(1, bias_rows.flatten()).unflatten(1, [height, row_axis[0]]).permute(1, 2, 3, 0)
     scores = torch.stack(
         [
             (query * key.index_select(3, cols[:, j])).sum(-1) + bias.index_select(2, bias_cols[:, j]).to(q.dtype)
-            for j in range(kernel_size)
+            for j in range(col_axis[0])
         ]
     )
     weights = (scores - scores.amax((0, 3), keepdim=True)).exp()
     weights = (weights / weights.sum((0, 3), keepdim=True))[..., None]
     out = (weights[0] * value.index_select(3, cols[:, 0])).sum(2)
-    for j in range(1, kernel_size):
+    for j in range(1, col_axis[0]):
         out = out + (weights[j] * value.index_select(3, cols[:, j])).sum(2)
     return out.flatten(3).to(q.dtype)
 
@@ -210,14 +240,8 @@ def attend(
     scale: float,
 ) -> torch.Tensor:
     """`neighborhood_attention` of arguments that fit each other."""
-    if torch.jit.is_scripting():
-        return attend_tiled(q, k, v, num_heads, kernel_size, dilation, bias_table, scale)
-    else:
-        # A graph of tiles is long and fits one size: what is compiled, exported or traced serves them all.
-        if not torch.compiler.is_compiling() and not leaves_sizes_free():
-            return attend_tiled(q, k, v, num_heads, kernel_size, dilation, bias_table, scale)
-        table = _table(q, kernel_size, bias_table)
-        return _gathered(q, k, v, num_heads, kernel_size, dilation, table, scale)
+    axis = (kernel_size, 1, False)
+    return attend_along(q, k, v, num_heads, axis, axis, (dilation, dilation), bias_table, scale)
 
 
 def attend_tiled(
@@ -231,16 +255,36 @@ def attend_tiled(
     scale: float,
 ) -> torch.Tensor:
     """`attend` for one size, quicker, and differentiable in any way."""
-    # Beyond the map's sides every pixel is a class of its own: larger ones would but pad.
-    dilation = min(dilation, max(q.shape[1], q.shape[2]))
-    return _tiled(q, k, v, num_heads, kernel_size, dilation, _table(q, kernel_size, bias_table), scale)
+    axis, table = (kernel_size, 1, False), _table(q, kernel_size, kernel_size, bias_table)
+    return _tiled(q, k, v, num_heads, axis, axis, (dilation, dilation), table, scale)
 
 
-def _table(q: torch.Tensor, kernel_size: int, bias_table: torch.Tensor | None) -> torch.Tensor:
-    """The table with a row and a column more, for keys that are masked."""
+def attend_along(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    num_heads: int,
+    row_axis: Axis,
+    col_axis: Axis,
+    dilation: tuple[int, int],
+    bias_table: torch.Tensor | None,
+    scale: float,
+) -> torch.Tensor:
+    """`generalized_neighborhood_attention` of arguments that fit each other."""
+    table = _table(q, row_axis[0], col_axis[0], bias_table)
+    if torch.jit.is_scripting():
+        return _tiled(q, k, v, num_heads, row_axis, col_axis, dilation, table, scale)
+    else:
+        # A graph of tiles is long and fits one size: what is compiled, exported or traced serves them all.
+        if not torch.compiler.is_compiling() and not leaves_sizes_free():
+            return _tiled(q, k, v, num_heads, row_axis, col_axis, dilation, table, scale)
+        return _gathered(q, k, v, num_heads, row_axis, col_axis, dilation, table, scale)
+
+
+def _table(q: torch.Tensor, rows: int, cols: int, bias_table: torch.Tensor | None) -> torch.Tensor:
+    """The table of windows of these sides, with a row and a column more, for keys that are masked."""
     # In float32 at least: many a pair of query and key adds to the gradient of one entry.
     dtype = torch.promote_types(q.dtype, torch.float32)
     if bias_table is None:
-        side = 2 * kernel_size - 1
-        bias_table = torch.zeros([1, side, side], dtype=dtype, device=q.device)
+        bias_table = torch.zeros([1, 2 * rows - 1, 2 * cols - 1], dtype=dtype, device=q.device)
     return F.pad(bias_table.to(dtype), [0, 1, 0, 1], value=float("-inf"))

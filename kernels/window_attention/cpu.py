@@ -10,6 +10,7 @@ from .. import _derivatives
 from .._precision import own_precision
 from ..tracing import leaves_sizes_free
 from .windows import (
+    HAS_NUMPY,
     add_windows,
     bias_of,
     check_sizes,
@@ -154,7 +155,7 @@ def _attend_keeping(
     hidden: torch.Tensor | None = None
     kind: torch.Tensor | None = None
     if shift != (0, 0):
-        if q.device.type == "cpu":
+        if q.device.type == "cpu" and HAS_NUMPY:
             hidden = torch.tensor(hidden_by_kind(window, shift))
         else:  # a copy from the host would wait; a map of 2 x 2 windows has all four kinds
             hidden = unseen((2 * window[0], 2 * window[1]), window, shift, q.device)

@@ -2,12 +2,19 @@
 
 import functools
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 
 from .. import _derivatives
 from ..tracing import are_sizes_free
+
+# torch works without it.
+try:
+    import numpy as np
+except ModuleNotFoundError:
+    HAS_NUMPY = False
+else:
+    HAS_NUMPY = True
 
 
 def check_sizes(q: torch.Tensor, window: tuple[int, int]) -> None:
@@ -109,10 +116,10 @@ def _labels(size: int, window: int, shift: int, device: torch.device) -> torch.T
 
 
 @functools.lru_cache(maxsize=64)
-def hidden_by_kind(window: tuple[int, int], shift: tuple[int, int]) -> np.ndarray:
+def hidden_by_kind(window: tuple[int, int], shift: tuple[int, int]) -> "np.ndarray":
     """What is unseen in windows inside, at the right border, at the lower one, at both: (4, 1, queries, keys) of bool.
 
-    No tensor is cached: each belongs to a mode, such as inference, or a compiler's fake ones.
+    Needs NumPy. No tensor is cached: each belongs to a mode, such as inference, or a compiler's fake ones.
     """
     # Pixels that came from the other end of the map.
     rows, cols = (np.arange(side) >= side - moved for side, moved in zip(window, shift, strict=True))

@@ -43,6 +43,102 @@ def test_attnzoo_needs_torch_and_timm_alone():
     assert done.stdout == "['van_b0']\n", done.stderr
 
 
+# What pip installs with torch has none of these.
+BESIDE_TORCH = ("timm", "torchvision", "numpy", "PIL", "yaml", "safetensors", "huggingface_hub", "tqdm")
+BESIDE_TORCH += ("mmengine", "mmcv", "mmdet", "mmseg", "triton", "onnx", "onnxruntime", "onnxscript")
+WITH_TORCH_ALONE = f"{HIDE.format(names=BESIDE_TORCH)}\nimport torch"
+
+
+def python_with_torch_alone(code: str) -> list[str]:
+    """The lines that the code prints where nothing but torch is installed."""
+    done = interpreters.run(code, imports=WITH_TORCH_ALONE)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_operators_need_torch_alone():
+    code = """
+import sys, torch
+from attnzoo import kernels
+x = torch.rand(1, 8, 8, 4, requires_grad=True)
+samples = torch.rand(1, 2, 4, 1, 1, 2), torch.rand(1, 2, 4, 1, 1)
+for out in (
+    kernels.neighborhood_attention(x, x, x, 2, 3),
+    kernels.window_attention(x, x, x, 2, 4, shift=2),
+    kernels.routing_attention(x, x, x, 2, (2, 2), 2, 0.5),
+    kernels.depthwise_conv(x.permute(0, 3, 1, 2), torch.rand(4, 1, 3, 3)),
+    kernels.deformable_attention(x.view(1, 16, 4, 4), [(4, 4)], [0], *samples),
+):
+    out.sum().backward()
+print(x.grad.isfinite().all().item())
+try:
+    kernels.can_run("neighborhood_attention", x, x, x, 2, 3, raise_error=True)
+except RuntimeError as error:
+    print(error)
+names = {name.partition(".")[0] for name, module in sys.modules.items() if module is not None}
+print(sorted(names & set(BESIDE_TORCH)))
+"""
+    computed, refused, imported = python_with_torch_alone(code.replace("BESIDE_TORCH", str(BESIDE_TORCH)))
+    assert computed == "True" and imported == "[]"
+    assert refused == "neighborhood_attention: Triton cannot run: triton is not installed (pip install triton)"
+
+
+def test_shifted_windows_need_no_numpy():
+    """Without it their masks are made in another way."""
+    code = """
+import torch
+from attnzoo import kernels
+from attnzoo.kernels.window_attention import naive
+q, k, v = torch.rand(3, 2, 8, 6, 8, dtype=torch.float64)
+table = torch.rand(35, 2, dtype=torch.float64, requires_grad=True)
+given = dict(num_heads=2, window_size=(4, 3), shift=(1, 2), bias_table=table)
+grads = []
+for function in (kernels.window_attention, naive.window_attention):
+    grads.append(torch.autograd.grad(function(q, k, v, **given).square().sum(), table)[0])
+print((grads[0] - grads[1]).abs().max().item() < 1e-12)
+"""
+    assert python_with_torch_alone(code) == ["True"]
+
+
+def test_without_timm_the_models_say_so():
+    code = """
+import attnzoo
+print(hasattr(attnzoo, "no_such_name"))
+for line in (
+    "attnzoo.list_models()", "attnzoo.attention", "from attnzoo import attach", "import attnzoo.backbones",
+    "from attnzoo.backbones import van", "import attnzoo.backbones.modules",
+):
+    try:
+        exec(line)
+    except ImportError as error:
+        print(error.name, error)
+import attnzoo.heads
+try:
+    attnzoo.heads.Backbone
+except ImportError as error:
+    print(error)
+"""
+    first, *errors, heads = python_with_torch_alone(code)
+    assert first == "False"
+    missing = "timm attnzoo's models need timm (No module named 'timm'): pip install timm."
+    assert len(errors) == 6 and set(errors) == {f"{missing} attnzoo.kernels works without it"}
+    assert heads == "attnzoo.heads needs timm: pip install 'attnzoo[mm]'"
+
+
+def test_what_comes_with_timm_may_be_missing_too():
+    code = """
+try:
+    import attnzoo
+    attnzoo.list_models
+except ImportError as error:
+    print(error.name, error)
+"""
+    imports = f"{HIDE.format(names=('torchvision',))}\nimport torch"
+    done = interpreters.run(code, imports=imports)
+    said = "attnzoo's models need timm (No module named 'torchvision'): pip install timm."
+    assert done.stdout == f"torchvision {said} attnzoo.kernels works without it\n", done.stderr
+
+
 def test_attnzoo_imports_no_optional_library_that_is_there():
     optional = ("mmengine", "mmcv", "mmdet", "mmseg", "triton", "onnx", "onnxruntime", "onnxscript")
     code = (

@@ -16,7 +16,7 @@ from attnzoo import kernels
 
 FOLDER = Path(kernels.__file__).parent
 # Errors by these files are the operators' own.
-CHECKS = ("_checks.py", "_dispatch.py", "operator.py", "windows.py")
+CHECKS = ("_checks.py", "_dispatch.py", "operator.py", "windows.py", "generalized.py", "__init__.py")
 DTYPES = (torch.float32, torch.float32, torch.float64, torch.bfloat16, torch.float16)
 # Of the largest magnitude expected; 16-bit sums of softmaxes round at every step.
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 3e-4, torch.float16: 0.03, torch.bfloat16: 0.12}
@@ -32,9 +32,11 @@ class Draw:
         self.triton = self.random.random() < 0.2
         self.dtype = self.random.choice(DTYPES)
         self.batch = self.random.choice((0, 1, 1, 2, 3))
-        name = self.random.choice(
-            ("routing", "window", "neighborhood", "deformable", "lifted", "depthwise", "pointwise", "large_kernel")
-        )
+        names = ("routing", "window", "neighborhood", "deformable", "lifted", "depthwise", "pointwise", "large_kernel")
+        plain = ("generalized", "flash_bias", "block_sparse")
+        name = self.random.choice(names + plain)
+        self.has_kernels = name not in plain
+        self.triton &= self.has_kernels
         self.tensors, self.settings = {}, {}
         self.operator = getattr(self, name)()
 
@@ -91,6 +93,44 @@ class Draw:
         self.tensors.setdefault("bias_table", self.normal(heads, 2 * side - 1, 2 * side - 1))
         self.settings |= dict(num_heads=heads, kernel_size=side, dilation=self.pick(1, 1, 2, 3, 20))
         return "neighborhood_attention"
+
+    def generalized(self):
+        heads, channels = self.heads()
+        self.maps(*self.size(), channels)
+        sides = self.random.randint(1, 8), self.random.randint(1, 8)
+        sides = (sides[0],) * 2 if self.random.random() < 0.5 else sides
+        self.tensors.setdefault("bias_table", self.normal(heads, 2 * sides[0] - 1, 2 * sides[1] - 1))
+        strides = tuple(self.random.randint(1, side) for side in sides)
+        self.settings |= dict(num_heads=heads, kernel_size=sides, stride=strides)
+        self.settings["dilation"] = self.pick(1, 1, (1, 2), (3, 1), 20)
+        self.settings["is_causal"] = self.pick(False, False, True, (True, False), (False, True))
+        if sides[0] == sides[1] and strides[0] == strides[1]:
+            self.settings |= dict(kernel_size=sides[0], stride=strides[0])
+        return "generalized_neighborhood_attention"
+
+    def tokens(self):
+        """Queries, keys and values; heads and how many queries and keys there are."""
+        heads, channels = self.pick(1, 2, 3), self.pick(1, 2, 5, 8)
+        counts = self.random.randint(1, 40), self.random.randint(1, 40)
+        for name, count, width in (("q", 0, channels), ("k", 1, channels), ("v", 1, self.pick(channels, 3, 12))):
+            self.tensors[name] = self.normal(self.batch, heads, counts[count], width)
+        self.settings["scale"] = self.pick(None, None, 0.0, -0.3, 1.5, 1)
+        return heads, counts
+
+    def flash_bias(self):
+        heads, counts = self.tokens()
+        rank = self.pick(1, 2, 5, 16)
+        for name, count in zip(("query_factor", "key_factor"), counts, strict=True):
+            sides = (*self.pick((), (1,), (self.batch,)), self.pick(1, heads))
+            self.tensors[name] = self.normal(*sides, count, rank)
+        return "flash_bias_attention"
+
+    def block_sparse(self):
+        self.tokens()
+        self.settings["block_size"] = self.pick(1, 4, (8, 3), (64, 5), (2, 100))
+        self.settings["similarity"] = self.pick(-1, 0.1, 0.3, 0.6, 2.0)
+        self.settings |= self.pick(dict(topk=0.5), dict(topk=0.2), dict(topk=1.0), dict(topk=None, cdf=0.6))
+        return "block_sparse_attention"
 
     def deformable(self):
         heads, channels = self.pick(1, 2, 3), self.pick(1, 2, 5, 8)
@@ -271,6 +311,7 @@ def refusal(error):
     names = (
         r"\b(q|k|v|num_heads|regions|topk|scale|window_size|shift|overlap|bias_table|kernel_size|dilation|value|depth"
     )
+    names += r"|stride|is_causal|query_factor|key_factor|block_size|similarity|topk|cdf|q, k and v"
     names += r"|spatial_shapes|level_start_index|levels?|sampling_locations|attention_weights|x|gate|H and W"
     names += r"|(local_|dilated_|pointwise_)?(weight|bias))\b"
     clear = (
@@ -324,9 +365,10 @@ def draw_one(seed):
             contexts.enter_context(torch.autocast("cpu", torch.bfloat16))
         if not learning:
             contexts.enter_context(torch.inference_mode() if mode == "inference" else torch.no_grad())
-        runs = kernels.can_run(draw.operator, **tensors, **draw.settings)
+        runs = draw.has_kernels and kernels.can_run(draw.operator, **tensors, **draw.settings)
+        choice = {"backend": backend} if draw.has_kernels else {}
         try:
-            out = operator(**tensors, **draw.settings, backend=backend)
+            out = operator(**tensors, **draw.settings, **choice)
         except (TypeError, ValueError, RuntimeError) as error:
             outcome = refusal(error)
             # Under autocast 16 bits stand in for float32, which the interpreter does not multiply.
@@ -359,6 +401,10 @@ def judged(draw, tensors, out, infinite, coarse):
             exact["q"], exact["k"], draw.settings["regions"], draw.settings["topk"]
         )
         if margin < (tolerance if coarse else 1e-4):
+            return "tie"
+    if draw.operator == "block_sparse_attention":
+        given = {key: draw.settings.get(key) for key in ("block_size", "similarity", "topk", "cdf", "scale")}
+        if operator_definitions.block_sparse_margin(exact["q"], exact["k"], **given) < (tolerance if coarse else 1e-4):
             return "tie"
     want = expected(draw, exact)
     if not is_near(out, want, tolerance):

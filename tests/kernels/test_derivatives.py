@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from kernel_helpers import CASES, DEVICE, cases
+from kernel_helpers import CASES, DEVICE, TRITON, cases
 from torch.autograd import forward_ad
 
 from attnzoo import kernels
@@ -163,9 +163,6 @@ def test_one_tensor_in_several_places():
         again = torch.autograd.grad(call(x).square().sum(), x, create_graph=True)[0]
         torch.testing.assert_close(again, first, rtol=1e-9, atol=1e-10)
         assert torch.autograd.gradgradcheck(call, x, fast_mode=True)
-
-
-TRITON = [name for name in CASES if name != "pointwise"]
 
 
 @pytest.mark.skipif(DEVICE == "cpu" and not _dispatch.INTERPRETED, reason="needs a GPU or the interpreter")

@@ -191,6 +191,8 @@ def test_every_operator_is_looked_up_by_its_name(measured):
     """Every case is measured to be Triton's: the table's names are those that the operators use."""
     names = set()
     for name, case in cases().items():
+        if not case.has_kernels:
+            continue
         tensors = [x.float() for x in case.tensors.values()]
         measured(
             card(*(GOOD | dict(operator=operator, size=size) for operator in _measured.OPERATORS for size in range(30)))

@@ -1,11 +1,13 @@
 """What every operator must bear: empty batches, strides, scales, dtypes, and PyTorch's modes one after the other."""
 
 import copy
+import dataclasses
+import inspect
 import itertools
 
 import pytest
 import torch
-from kernel_helpers import CASES, DEVICE, assert_near, cases
+from kernel_helpers import CASES, DEVICE, TRITON, assert_near, cases
 from torch._subclasses import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
@@ -14,7 +16,7 @@ from attnzoo.kernels import _dispatch
 from attnzoo.kernels.window_attention import cpu, windows
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
-ATTENTION = [name for name in CASES if name.startswith(("routing", "window", "neighborhood"))]
+ATTENTION = [name for name in CASES if "scale" in inspect.signature(getattr(kernels, cases()[name].name)).parameters]
 
 
 def backends(dtype):
@@ -26,7 +28,7 @@ def backends(dtype):
 @pytest.mark.parametrize("name", CASES)
 def test_empty_batch(name, dtype):
     case, full = cases(0)[name], cases(2)[name]
-    for backend in backends(dtype) if name != "pointwise" else ("torch",):
+    for backend in backends(dtype) if name in TRITON else ("torch",):
         inputs = [x.to(DEVICE, dtype).requires_grad_() for x in case.tensors.values()]
         expected = full.call()
         out = case.call(*inputs, backend=backend)
@@ -158,18 +160,17 @@ def test_scales(name, scale, dtype):
     case = cases(1, 4, 4)[name]
     halved = [x.to(DEVICE, dtype) for x in case.tensors.values()]
     exact = [x.double().requires_grad_() for x in halved]
-    settings = case.settings | {"scale": scale}
-    call = getattr(kernels, case.name)
-    want = call(**dict(zip(case.tensors, exact, strict=True)), **settings)
+    case = dataclasses.replace(case, settings=case.settings | {"scale": scale})
+    want = case.call(*exact)
     grad = torch.randn_like(want).to(dtype)
     want_grads = torch.autograd.grad(want, exact, grad.double())
     # With a large scale softmax is all but a step.
     tolerance = {torch.float64: 1e-10, torch.float32: 1e-4}.get(dtype, 0.2 if scale == 20.0 else 0.04)
     with pytest.MonkeyPatch.context() as patch:
         poison(patch)
-        for backend in backends(dtype):
+        for backend in backends(dtype) if name in TRITON else ("torch",):
             inputs = [x.clone().requires_grad_() for x in halved]
-            out = call(**dict(zip(case.tensors, inputs, strict=True)), **settings, backend=backend)
+            out = case.call(*inputs, backend=backend)
             assert_near("out", out, want, tolerance)
             for key, got, expected in zip(
                 case.tensors, torch.autograd.grad(out, inputs, grad), want_grads, strict=True

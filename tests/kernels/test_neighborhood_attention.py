@@ -103,7 +103,7 @@ def test_gradients_of_the_form_that_is_compiled(h, w, dilation):
 
     def indexed(q, k, v, table):
         padded = torch.nn.functional.pad(table, [0, 1, 0, 1], value=float("-inf"))
-        return cpu._gathered(q, k, v, 2, 3, dilation, padded, 0.7)
+        return cpu._gathered(q, k, v, 2, (3, 1, False), (3, 1, False), (dilation, dilation), padded, 0.7)
 
     assert torch.autograd.gradcheck(indexed, (q, k, v, table))
 
