@@ -92,7 +92,7 @@ def test_operator_is_measured(operator):
 
 def test_all_of_the_table_of_measurements_is_measured():
     found = set()
-    for operator in OPERATORS:
+    for operator in MEASURED:
         cases = importlib.import_module(f"attnzoo.tools.measuring.operators.{operator}").cases
         found |= {case.operator for case in cases((64, 64), 1, lambda function: function)}
     assert set(_measured.OPERATORS) <= found
