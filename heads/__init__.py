@@ -22,6 +22,8 @@ No other code imports an mm library: neither `import attnzoo` nor its backbones 
 What is registered is exported by the folder of its task (`detection`, `mm`, `restoration`, `segmentation`), whose
 `__init__` imports and names it, and with that by this package.
 
+Where a compiled mmcv is installed its operators are left alone, but for those that `use_operators` names.
+
 `attnzoo.heads.probing` works without the mm libraries: where one is missing, this package and its folders can be
 imported, and each name that they export raises an ImportError that says what to install.
 """

@@ -5,7 +5,7 @@ Importing it serves mmcv's operators, before anything here or in another folder 
 
 from ..libraries import MISSING, absent
 
-__all__ = ["Albumentations", "Backbone", "LayerDecayOptimWrapperConstructor"]
+__all__ = ["Albumentations", "Backbone", "LayerDecayOptimWrapperConstructor", "use_operators"]
 
 if MISSING is None:
     from .ops import install, replace_fallbacks
@@ -16,5 +16,6 @@ if MISSING is None:
     from .albumentations import Albumentations
     from .backbone import Backbone
     from .layer_decay import LayerDecayOptimWrapperConstructor
+    from .ops.replacement import use_operators
 else:
     __getattr__ = absent(__name__, __all__)

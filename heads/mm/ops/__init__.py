@@ -3,7 +3,8 @@
 The pip packages of mmcv carry no compiled operators, and `import mmcv.ops`, hence `import mmdet.models`, fails without
 them. `install()` makes the import succeed on torchvision's and PyTorch's operators, with mmcv's calling conventions
 (named arguments of its pybind module, results written into the tensors passed in). A compiled `mmcv._ext` that is
-installed always wins, because the finder stands last in `sys.meta_path`.
+installed always wins, because the finder stands last in `sys.meta_path`; of its operators `replacement.use_operators`
+takes those that a user wants from here.
 
 Operators compute 16-bit floats in float32 and round once, when the result is written.
 """
