@@ -66,9 +66,9 @@ def _forward_kernel(
     first = (image * rows + row) * (levels * POINTS)
     total = tl.zeros((BLOCK_R, BLOCK_C), tl.float32)
     for level in range(levels):
-        height = tl.load(sizes + 2 * level)
-        width = tl.load(sizes + 2 * level + 1)
-        start = tl.load(starts + level)
+        height = tl.load(sizes + 2 * level).to(tl.int32)
+        width = tl.load(sizes + 2 * level + 1).to(tl.int32)
+        start = tl.load(starts + level).to(tl.int32)
         for point in range(POINTS):
             x, y, z, weight, inside = _place(
                 locations, weights, first + level * POINTS + point, there, height, width, BINS
@@ -130,9 +130,9 @@ def _backward_kernel(
     at = (image * rows + row) * CHANNELS
     above_grad = tl.load(grad + at[:, None] + channel[None, :], mask=tile, other=0.0).to(tl.float32)
     for level in range(levels):
-        height = tl.load(sizes + 2 * level)
-        width = tl.load(sizes + 2 * level + 1)
-        start = tl.load(starts + level)
+        height = tl.load(sizes + 2 * level).to(tl.int32)
+        width = tl.load(sizes + 2 * level + 1).to(tl.int32)
+        start = tl.load(starts + level).to(tl.int32)
         for point in range(POINTS):
             sample = first + level * POINTS + point
             x, y, z, weight, inside = _place(locations, weights, sample, there, height, width, BINS)
@@ -228,9 +228,9 @@ def _by_pixel_kernel(
             own = tl.load(value + at, mask=channel < CHANNELS, other=0.0).to(tl.float32)
         total = tl.zeros((BLOCK_C,), tl.float32)
         for level in range(levels):
-            height = tl.load(sizes + 2 * level)
-            width = tl.load(sizes + 2 * level + 1)
-            start = tl.load(starts + level)
+            height = tl.load(sizes + 2 * level).to(tl.int32)
+            width = tl.load(sizes + 2 * level + 1).to(tl.int32)
+            start = tl.load(starts + level).to(tl.int32)
             line = (pixel - start) // width
             column = (pixel - start) % width
             here = (pixel >= start) & (pixel < start + height * width)

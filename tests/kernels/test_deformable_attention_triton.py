@@ -243,7 +243,7 @@ def test_exports_plain_pytorch():
 @pytest.mark.parametrize("bins", [0, 3])
 def test_operator_is_registered_well(bins):
     value, *depth, places, weights = (x.requires_grad_() for x in tensors(queries=1, points=1, bins=bins).values())
-    levels = operator.levels_on(LEVELS, STARTS, value.device)
+    levels = operator.levels_of(LEVELS, STARTS, value)
     arguments = (value, depth[0] if depth else None, *levels, places, weights)
     torch.library.opcheck(torch.ops.attnzoo.deformable_attention.default, arguments)
 
