@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any
 
 import torch
@@ -42,8 +42,8 @@ def cases(image: tuple[int, int], batch: int, compiler: Callable) -> Iterator[Ca
                 "weights": (batch, queries, 8, 4, 4),
             },
             {
-                "triton": partial(public, backend="triton"),
-                "twin": partial(public, backend="torch"),
+                "triton": functools.partial(public, backend="triton"),
+                "twin": functools.partial(public, backend="torch"),
                 "definition": definition,
                 "compiled definition": compiler(definition),
                 **_mmcv(sizes, starts),
@@ -69,9 +69,13 @@ def _mmcv(sizes: list[tuple[int, int]], starts: list[int]) -> dict[str, Callable
         return {}
     from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttnFunction
 
+    # As mmdet has them: on the device already.
+    @functools.cache
+    def levels(device):
+        return [torch.tensor(x, device=device) for x in (sizes, starts)]
+
     def form(value, places, weights):
-        shapes, first = (torch.tensor(x, device=value.device) for x in (sizes, starts))
-        return MultiScaleDeformableAttnFunction.apply(value, shapes, first, places, weights, 64)
+        return MultiScaleDeformableAttnFunction.apply(value, *levels(value.device), places, weights, 64)
 
     return {"mmcv": form}
 
@@ -137,7 +141,7 @@ def backward(
 
 
 def static_cases(depths: tuple[tuple[int, int], ...] = ((0, 1),)) -> list[StaticCase]:
-    """Every kernel as Deformable DETR and DINO launch it; locations in float32.
+    """Every kernel as Deformable DETR and DINO launch it; locations in float32. Elements are channels of a sample.
 
     Args:
         depths: bins, 0 in two dimensions, and heads of the depth.
@@ -149,7 +153,7 @@ def static_cases(depths: tuple[tuple[int, int], ...] = ((0, 1),)) -> list[Static
     kernels |= {
         f"backward{' atomic' * atomic}": (triton._backward_kernel, {"ATOMIC": atomic}) for atomic in (False, True)
     }
-    integers = ("queries", "positions", "levels")
+    integers, levels, points = ("queries", "positions", "levels"), len(LEVELS), 4
     for dtype, itemsize in (("fp32", 4), ("bf16", 2), ("fp16", 2)):
         for channels in (16, 32, 64):
             for bins, depth_heads in depths:
@@ -159,7 +163,7 @@ def static_cases(depths: tuple[tuple[int, int], ...] = ((0, 1),)) -> list[Static
                         tile = triton._pixel_tile(channels, bins)
                     else:
                         tile = triton._tile(channels, itemsize, bins, constants.get("ATOMIC", False))
-                    shape = dict(HEADS=8, CHANNELS=channels, POINTS=4, BINS=bins, DEPTH_HEADS=depth_heads)
+                    shape = dict(HEADS=8, CHANNELS=channels, POINTS=points, BINS=bins, DEPTH_HEADS=depth_heads)
                     sums = dtype if pixel else "fp32"
                     types = dict.fromkeys(("sizes", "starts"), "*i32") | dict.fromkeys(integers, "i32")
                     types |= dict.fromkeys(("locations", "weights", "grad_locations", "grad_weights"), "*fp32")
@@ -167,6 +171,9 @@ def static_cases(depths: tuple[tuple[int, int], ...] = ((0, 1),)) -> list[Static
                     types |= dict.fromkeys(("grad_value", "grad_depth"), f"*{sums}")
                     types |= dict.fromkeys(("order", "first"), "*i64")
                     none = {} if bins else {"depth": None}
+                    # A pixel's samples here fill one step for each of its two ranges of cells.
+                    steps = 1 if pixel else levels * points
+                    samples = 2 * tile["BLOCK_S"] if pixel else tile["BLOCK_R"] * levels * points
                     cases.append(
                         StaticCase(
                             "deformable_attention_3d" if bins else "deformable_attention",
@@ -176,6 +183,8 @@ def static_cases(depths: tuple[tuple[int, int], ...] = ((0, 1),)) -> list[Static
                             {arg: types[arg] for arg in kernel.arg_names if arg in types and arg not in none},
                             {**shape, **constants, **tile, **none},
                             num_warps=triton._PIXEL_WARPS if pixel else triton._WARPS,
+                            steps=steps,
+                            elements=samples * channels,
                         )
                     )
     return cases
