@@ -15,6 +15,7 @@ from .. import _derivatives, _dispatch
 from ..tracing import untraced
 from . import operator
 from .cpu import attend, attend_gathered
+from .levels import on_device
 
 __all__ = ["deformable_attention"]
 
@@ -67,11 +68,11 @@ def deformable_attention(
         shape = [value.shape[0], sampling_locations.shape[1], value.shape[2] * value.shape[3]]
         return _derivatives.nothing(shape, value, sampling_locations, attention_weights)
     if triton:
-        levels = operator.levels_on(spatial_shapes, level_start_index, value.device)
+        levels = operator.levels_of(spatial_shapes, level_start_index, value)
         return operator.deformable_attention(value, None, *levels, sampling_locations, attention_weights)
     if operator.must_gather(value, spatial_shapes, level_start_index):
-        levels = operator.levels_on(spatial_shapes, level_start_index, value.device)
-        return attend_gathered(value, None, *levels, sampling_locations, attention_weights)
+        sizes, starts = on_device(spatial_shapes, value), on_device(level_start_index, value)
+        return attend_gathered(value, None, sizes, starts, sampling_locations, attention_weights)
     dtype = torch.promote_types(value.dtype, torch.float32)
     plain = operator.as_lists(spatial_shapes, level_start_index)
     output = attend(value.to(dtype), *plain, sampling_locations.to(dtype), attention_weights.to(dtype))

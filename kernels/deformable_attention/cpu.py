@@ -13,6 +13,7 @@ from torch import Tensor
 from .. import _derivatives
 from .._precision import own_precision
 from . import naive
+from .levels import on_device
 
 
 def attend(
@@ -30,9 +31,9 @@ def attend(
     places = _within_reach(sampling_locations, spatial_shapes)
     output = naive.deformable_attention(value, spatial_shapes, level_start_index, places, attention_weights)
     if output.requires_grad and not torch.compiler.is_compiling():
-        sizes, starts = (torch.as_tensor(x, device=value.device) for x in (spatial_shapes, level_start_index))
 
         def definition(value, locations, weights):
+            sizes, starts = on_device(spatial_shapes, value), on_device(level_start_index, value)
             return attend_gathered(value, None, sizes, starts, locations, weights)
 
         output = _derivatives.twice(output, definition, *given)
@@ -48,7 +49,7 @@ def _within_reach(sampling_locations: Tensor, spatial_shapes: Sequence[Sequence[
     fixed = sampling_locations.detach().nan_to_num(nan=-1.0).clamp_(-1, 2)
     if not (torch.is_grad_enabled() and sampling_locations.requires_grad):
         return fixed
-    sizes = torch.tensor([(width, height) for height, width in spatial_shapes], device=fixed.device)
+    sizes = on_device([(width, height) for height, width in spatial_shapes], fixed)
     still = ((fixed != sampling_locations) | (fixed * sizes[:, None] - 0.5 == -1)).any(-1, keepdim=True)
     return torch.where(still, fixed, sampling_locations)
 

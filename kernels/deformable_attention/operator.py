@@ -1,6 +1,5 @@
 """Deformable attention in two and in three dimensions as one PyTorch operator, and the checks of its arguments."""
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,8 +9,9 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from .. import _checks, _derivatives, _dispatch
-from ..tracing import is_exporting, leaves_sizes_free, untraced
+from ..tracing import is_exporting, leaves_sizes_free
 from .cpu import attend_gathered
+from .levels import flat, on_device
 
 # A program of the kernels holds a head's channels, and a pixel's depth bins, in registers.
 MAX_CHANNELS = 256
@@ -30,20 +30,52 @@ def operations(value: Sequence[int], locations: Sequence[int]) -> int:
     return 8 * batch * queries * heads * levels * points * value[3]
 
 
+Levels = tuple[Tensor | None, Tensor | None, list[int] | None]
+
+
+def levels_of(
+    spatial_shapes: Tensor | Sequence[Sequence[int]], level_start_index: Tensor | Sequence[int], value: Tensor
+) -> Levels:
+    """Sizes, starts and numbers of levels as the operator takes them: of numbers no graph makes a tensor."""
+    if isinstance(spatial_shapes, Tensor) or isinstance(level_start_index, Tensor):
+        return on_device(spatial_shapes, value), on_device(level_start_index, value), None
+    return None, None, flat([*spatial_shapes, *level_start_index])
+
+
+def _given(sizes: Tensor | None, starts: Tensor | None, numbers: Sequence[int] | None) -> tuple[Any, Any]:
+    """Sizes and starts as the public functions take them."""
+    if numbers is None:
+        return sizes, starts
+    count = len(numbers) // 3
+    return list(zip(numbers[: 2 * count : 2], numbers[1 : 2 * count : 2], strict=True)), numbers[2 * count :]
+
+
 @torch.library.custom_op("attnzoo::deformable_attention", mutates_args=())
 def deformable_attention(
-    value: Tensor, depth: Tensor | None, sizes: Tensor, starts: Tensor, locations: Tensor, weights: Tensor
+    value: Tensor,
+    depth: Tensor | None,
+    sizes: Tensor | None,
+    starts: Tensor | None,
+    numbers: Sequence[int] | None,
+    locations: Tensor,
+    weights: Tensor,
 ) -> Tensor:
-    """By Triton; as `deformable_attention_3d`, in two dimensions without `depth`. Levels are int32 on the device."""
+    """By Triton; as `deformable_attention_3d`, in two dimensions without `depth`.
+
+    Levels are tensors of int32 or int64 on the device, or numbers: all heights and widths, then all starts.
+    """
     from .triton import deformable_attention_forward
 
     # A compiled graph leaves sizes free, which nobody checked yet.
-    check(value, sizes, starts, locations, weights, depth, three=depth is not None)
-    return deformable_attention_forward(value, depth, sizes, starts, locations, weights)
+    shapes, first = _given(sizes, starts, numbers)
+    check(value, shapes, first, locations, weights, depth, three=depth is not None)
+    return deformable_attention_forward(
+        value, depth, on_device(shapes, value), on_device(first, value), locations, weights
+    )
 
 
 @deformable_attention.register_fake
-def _(value, depth, sizes, starts, locations, weights):
+def _(value, depth, sizes, starts, numbers, locations, weights):
     return value.new_empty(value.shape[0], locations.shape[1], value.shape[2] * value.shape[3])
 
 
@@ -52,51 +84,50 @@ def _backward(
     grad: Tensor,
     value: Tensor,
     depth: Tensor | None,
-    sizes: Tensor,
-    starts: Tensor,
+    sizes: Tensor | None,
+    starts: Tensor | None,
+    numbers: Sequence[int] | None,
     locations: Tensor,
     weights: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of value, depth (empty without it), locations and weights."""
     from .triton import deformable_attention_backward
 
-    return deformable_attention_backward(grad, value, depth, sizes, starts, locations, weights)
+    shapes, first = (on_device(x, value) for x in _given(sizes, starts, numbers))
+    return deformable_attention_backward(grad, value, depth, shapes, first, locations, weights)
 
 
 @_backward.register_fake
-def _(grad, value, depth, sizes, starts, locations, weights):
+def _(grad, value, depth, sizes, starts, numbers, locations, weights):
     spread = value.new_empty(0) if depth is None else torch.empty_like(depth, memory_format=torch.contiguous_format)
     rest = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (value, locations, weights)]
     return rest[0], spread, rest[1], rest[2]
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
+    value, depth, sizes, starts, ctx.numbers, locations, weights = inputs
+    ctx.save_for_backward(value, depth, sizes, starts, locations, weights)
 
 
 def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    value, depth, sizes, starts, locations, weights = ctx.saved_tensors
+    needed = ctx.needs_input_grad
     if _derivatives.backward_is_differentiated(grad):
-        needed = ctx.needs_input_grad
-        return tuple(_derivatives.gradients(attend_gathered, ctx.saved_tensors, needed, grad))
-    value, depth, locations, weights = _backward(grad, *ctx.saved_tensors)
-    return value, depth if ctx.needs_input_grad[1] else None, None, None, locations, weights
+
+        def definition(value, depth, locations, weights):
+            shapes, first = (on_device(x, value) for x in _given(sizes, starts, ctx.numbers))
+            return attend_gathered(value, depth, shapes, first, locations, weights)
+
+        inputs, wanted = (value, depth, locations, weights), (*needed[:2], *needed[5:])
+        grads = _derivatives.gradients(definition, inputs, wanted, grad)
+        return *grads[:2], None, None, None, *grads[2:]
+    of_value, of_depth, of_locations, of_weights = _backward(
+        grad, value, depth, sizes, starts, ctx.numbers, locations, weights
+    )
+    return of_value, of_depth if needed[1] else None, None, None, None, of_locations, of_weights
 
 
 deformable_attention.register_autograd(_gradients, setup_context=_save)
-
-
-def levels_on(
-    spatial_shapes: Tensor | Sequence[Sequence[int]], level_start_index: Tensor | Sequence[int], device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Sizes (L, 2) and starts (L,) as the operator takes them."""
-    return _tensor_on(spatial_shapes, device), _tensor_on(level_start_index, device)
-
-
-def _tensor_on(given: Tensor | Sequence[Any], device: torch.device) -> Tensor:
-    if isinstance(given, Tensor):
-        return given.to(device, torch.int32)
-    # Numbers are constants of a trace, which it need not be told.
-    return untraced(functools.partial(torch.tensor, given, dtype=torch.int32, device=device))
 
 
 def why_not(value: Tensor, locations: Tensor, weights: Tensor, depth: Tensor | None) -> str | None:

@@ -1,7 +1,11 @@
+# Triton cannot unpack within a tuple, and its tuples grow.
+# ruff: noqa: RUF005
+# mypy: disable-error-code="assignment"
 """Triton kernels of deformable attention in two and in three dimensions.
 
 A row is one head of one query: its samples lie together in memory, and so do its output channels. A tile is some rows
-by a head's channels. With BINS > 0 each corner of a sample is scaled by its pixel's depth distribution.
+of one image by a head's channels, which PARTS loads of BLOCK_C channels bring. With BINS > 0 each corner of a sample is
+scaled by its pixel's depth distribution.
 """
 
 import torch
@@ -9,31 +13,18 @@ import triton
 import triton.language as tl
 
 from .. import _dispatch
-
-
-@triton.jit
-def _place(locations, weights, at, valid, height, width, BINS: tl.constexpr):
-    """Pixel coordinates (x, y), depth z in bins and weight of samples, and which of them lie within reach."""
-    DIMS: tl.constexpr = 2 if BINS == 0 else 3
-    x = tl.load(locations + at * DIMS, mask=valid, other=0.0).to(tl.float32) * width - 0.5
-    y = tl.load(locations + at * DIMS + 1, mask=valid, other=0.0).to(tl.float32) * height - 0.5
-    weight = tl.load(weights + at, mask=valid, other=0.0).to(tl.float32)
-    valid = valid & (x > -1) & (x < width) & (y > -1) & (y < height)
-    if BINS == 0:
-        z = x
-    else:
-        z = tl.load(locations + at * DIMS + 2, mask=valid, other=0.0).to(tl.float32) * BINS - 0.5
-        valid = valid & (z > -1) & (z < BINS)
-    return tl.where(valid, x, 0.0), tl.where(valid, y, 0.0), tl.where(valid, z, 0.0), weight, valid
-
-
-@triton.jit
-def _scores(depth, at, z, valid, BINS: tl.constexpr):
-    """The two bins around z of the distributions that begin at `at`."""
-    low = tl.floor(z).to(tl.int32)
-    below = tl.load(depth + at + low, mask=valid & (low >= 0), other=0.0).to(tl.float32)
-    above = tl.load(depth + at + low + 1, mask=valid & (low + 1 < BINS), other=0.0).to(tl.float32)
-    return below, above
+from .triton_samples import (
+    add_samples,
+    gradients,
+    level_of,
+    load_channels,
+    mask_of,
+    no_gradients,
+    place,
+    rows_of,
+    samples_of,
+    widen,
+)
 
 
 @triton.jit
@@ -48,48 +39,52 @@ def _forward_kernel(
     queries,
     positions,
     levels,
+    tiles,
     HEADS: tl.constexpr,
     CHANNELS: tl.constexpr,
     POINTS: tl.constexpr,
     BINS: tl.constexpr,
     DEPTH_HEADS: tl.constexpr,
+    UNROLL: tl.constexpr,
+    PARTS: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    rows = queries * HEADS
-    row = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
-    image = tl.program_id(1).to(tl.int64)
-    head = row % HEADS
-    there = row < rows
+    image, row, head, there = rows_of(queries, tiles, HEADS, BLOCK_R)
+    row += image * queries * HEADS
     channel = tl.arange(0, BLOCK_C)
-    tile = there[:, None] & (channel < CHANNELS)[None, :]
-    first = (image * rows + row) * (levels * POINTS)
-    total = tl.zeros((BLOCK_R, BLOCK_C), tl.float32)
+    values = value + ((image * positions * HEADS + head) * CHANNELS)[:, None] + channel[None, :]
+    curves = depth
+    if BINS > 0:
+        curves = depth + (image * positions * DEPTH_HEADS + head % DEPTH_HEADS) * BINS
+    totals = ()
+    for _ in tl.static_range(PARTS):
+        totals = totals + (tl.zeros((BLOCK_R, BLOCK_C), tl.float32),)
     for level in range(levels):
-        height = tl.load(sizes + 2 * level)
-        width = tl.load(sizes + 2 * level + 1)
-        start = tl.load(starts + level)
-        for point in range(POINTS):
-            x, y, z, weight, inside = _place(
-                locations, weights, first + level * POINTS + point, there, height, width, BINS
-            )
-            left = tl.floor(x)
-            top = tl.floor(y)
-            for corner in tl.static_range(4):
-                column = left.to(tl.int32) + corner % 2
-                line = top.to(tl.int32) + corner // 2
-                pixel = start + line * width + column
-                valid = inside & (column >= 0) & (column < width) & (line >= 0) & (line < height) & (pixel < positions)
-                share = weight * (1 - tl.abs(x - left - corner % 2)) * (1 - tl.abs(y - top - corner // 2))
-                pixel = image * positions + pixel
-                if BINS > 0:
-                    below, above = _scores(depth, (pixel * DEPTH_HEADS + head % DEPTH_HEADS) * BINS, z, valid, BINS)
-                    share *= below + (z - tl.floor(z)) * (above - below)
-                at = (pixel * HEADS + head) * CHANNELS
-                pixels = tl.load(value + at[:, None] + channel[None, :], mask=tile & valid[:, None], other=0.0)
-                total += share[:, None] * pixels.to(tl.float32)
-    at = (image * rows + row) * CHANNELS
-    tl.store(out + at[:, None] + channel[None, :], total.to(out.dtype.element_ty), mask=tile)
+        height, width, start = level_of(sizes, starts, level, positions)
+        first = (row * levels + level) * POINTS
+        for block in range(0, POINTS, UNROLL):
+            samples, some = samples_of(locations, weights, first + block, there, height, width, BINS, UNROLL)
+            if some:
+                totals = add_samples(
+                    totals,
+                    samples,
+                    values,
+                    curves,
+                    start,
+                    height,
+                    width,
+                    HEADS,
+                    CHANNELS,
+                    BINS,
+                    DEPTH_HEADS,
+                    PARTS,
+                    BLOCK_C,
+                )
+    at = out + (row * CHANNELS)[:, None] + channel[None, :]
+    for part in tl.static_range(PARTS):
+        mask = mask_of(there, part, CHANNELS, BLOCK_C)
+        tl.store(at + part * BLOCK_C, totals[part].to(out.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -108,82 +103,68 @@ def _backward_kernel(
     queries,
     positions,
     levels,
+    tiles,
     HEADS: tl.constexpr,
     CHANNELS: tl.constexpr,
     POINTS: tl.constexpr,
     BINS: tl.constexpr,
     DEPTH_HEADS: tl.constexpr,
     ATOMIC: tl.constexpr,
+    UNROLL: tl.constexpr,
+    PARTS: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
     """Gradients of locations and weights; with ATOMIC those of value and depth as well."""
     DIMS: tl.constexpr = 2 if BINS == 0 else 3
-    rows = queries * HEADS
-    row = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
-    image = tl.program_id(1).to(tl.int64)
-    head = row % HEADS
-    there = row < rows
+    image, row, head, there = rows_of(queries, tiles, HEADS, BLOCK_R)
+    row += image * queries * HEADS
     channel = tl.arange(0, BLOCK_C)
-    tile = there[:, None] & (channel < CHANNELS)[None, :]
-    first = (image * rows + row) * (levels * POINTS)
-    at = (image * rows + row) * CHANNELS
-    above_grad = tl.load(grad + at[:, None] + channel[None, :], mask=tile, other=0.0).to(tl.float32)
+    at = ((image * positions * HEADS + head) * CHANNELS)[:, None] + channel[None, :]
+    values, grad_values = value + at, grad_value + at
+    curves, grad_curves = depth, grad_depth
+    if BINS > 0:
+        at = (image * positions * DEPTH_HEADS + head % DEPTH_HEADS) * BINS
+        curves, grad_curves = depth + at, grad_depth + at
+    grads = ()
+    for part in tl.static_range(PARTS):
+        at = grad + (row * CHANNELS)[:, None] + channel[None, :]
+        grads = grads + (load_channels(at, there, part, CHANNELS, BLOCK_C),)
     for level in range(levels):
-        height = tl.load(sizes + 2 * level)
-        width = tl.load(sizes + 2 * level + 1)
-        start = tl.load(starts + level)
-        for point in range(POINTS):
-            sample = first + level * POINTS + point
-            x, y, z, weight, inside = _place(locations, weights, sample, there, height, width, BINS)
-            left = tl.floor(x)
-            top = tl.floor(y)
-            grad_x = tl.zeros((BLOCK_R,), tl.float32)
-            grad_y = tl.zeros((BLOCK_R,), tl.float32)
-            grad_z = tl.zeros((BLOCK_R,), tl.float32)
-            grad_weight = tl.zeros((BLOCK_R,), tl.float32)
-            for corner in tl.static_range(4):
-                column = left.to(tl.int32) + corner % 2
-                line = top.to(tl.int32) + corner // 2
-                pixel = start + line * width + column
-                valid = inside & (column >= 0) & (column < width) & (line >= 0) & (line < height) & (pixel < positions)
-                share_x = 1 - tl.abs(x - left - corner % 2)
-                share_y = 1 - tl.abs(y - top - corner // 2)
-                pixel = image * positions + pixel
-                places = ((pixel * HEADS + head) * CHANNELS)[:, None] + channel[None, :]
-                pixels = tl.load(value + places, mask=tile & valid[:, None], other=0.0).to(tl.float32)
-                product = tl.sum(pixels * above_grad, axis=1)
-                scale = weight * share_x * share_y
+        height, width, start = level_of(sizes, starts, level, positions)
+        first = (row * levels + level) * POINTS
+        for block in range(0, POINTS, UNROLL):
+            samples, some = samples_of(locations, weights, first + block, there, height, width, BINS, UNROLL)
+            found = no_gradients(samples)
+            if some:
+                found = gradients(
+                    samples,
+                    grads,
+                    values,
+                    curves,
+                    grad_values,
+                    grad_curves,
+                    start,
+                    height,
+                    width,
+                    HEADS,
+                    CHANNELS,
+                    BINS,
+                    DEPTH_HEADS,
+                    ATOMIC,
+                    PARTS,
+                    BLOCK_C,
+                )
+            for i in tl.static_range(UNROLL):
+                sample = first + block + i
+                grad_weight, grad_x, grad_y, grad_z = found[i]
+                weight = samples[i][3]
+                element = grad_locations.dtype.element_ty
+                tl.store(grad_locations + sample * DIMS, (weight * width * grad_x).to(element), mask=there)
+                tl.store(grad_locations + sample * DIMS + 1, (weight * height * grad_y).to(element), mask=there)
                 if BINS > 0:
-                    curve = (pixel * DEPTH_HEADS + head % DEPTH_HEADS) * BINS
-                    below, above = _scores(depth, curve, z, valid, BINS)
-                    low = tl.floor(z)
-                    grad_z += share_x * share_y * product * (above - below)
-                    if ATOMIC:
-                        bin = low.to(tl.int32)
-                        part = scale * product
-                        tl.atomic_add(
-                            grad_depth + curve + bin, part * (1 - (z - low)), mask=valid & (bin >= 0), sem="relaxed"
-                        )
-                        tl.atomic_add(
-                            grad_depth + curve + bin + 1, part * (z - low), mask=valid & (bin + 1 < BINS), sem="relaxed"
-                        )
-                    score = below + (z - low) * (above - below)
-                    product *= score
-                    scale *= score
-                grad_weight += share_x * share_y * product
-                grad_x += (2 * (corner % 2) - 1) * share_y * product
-                grad_y += (2 * (corner // 2) - 1) * share_x * product
-                if ATOMIC:
-                    tl.atomic_add(
-                        grad_value + places, scale[:, None] * above_grad, mask=tile & valid[:, None], sem="relaxed"
-                    )
-            element = grad_locations.dtype.element_ty
-            tl.store(grad_locations + sample * DIMS, (weight * width * grad_x).to(element), mask=there)
-            tl.store(grad_locations + sample * DIMS + 1, (weight * height * grad_y).to(element), mask=there)
-            if BINS > 0:
-                tl.store(grad_locations + sample * DIMS + 2, (weight * BINS * grad_z).to(element), mask=there)
-            tl.store(grad_weights + sample, grad_weight.to(grad_weights.dtype.element_ty), mask=there)
+                    tl.store(grad_locations + sample * DIMS + 2, (weight * BINS * grad_z).to(element), mask=there)
+                tl.store(grad_weights + sample, grad_weight.to(grad_weights.dtype.element_ty), mask=there)
 
 
 @triton.jit
@@ -211,28 +192,27 @@ def _by_pixel_kernel(
     BLOCK_D: tl.constexpr,
 ):
     """Gradients of value and depth of one pixel, over the sorted samples of the four cells that touch it."""
-    pixel = tl.program_id(0)
-    group = tl.program_id(1)
-    image = tl.program_id(2).to(tl.int64)
     PER_GROUP: tl.constexpr = HEADS if BINS > 0 and DEPTH_HEADS == 1 else 1
+    GROUPS: tl.constexpr = HEADS // PER_GROUP
+    pixel = tl.program_id(0) % positions
+    group = tl.program_id(0) // positions % GROUPS
+    image = (tl.program_id(0) // positions // GROUPS).to(tl.int64)
     channel = tl.arange(0, BLOCK_C)
     bin = tl.arange(0, BLOCK_D)
     at_depth = ((image * positions + pixel) * DEPTH_HEADS + group) * BINS + bin
     depth_total = tl.zeros((BLOCK_D,), tl.float32)
     if BINS > 0:
-        scores = tl.load(depth + at_depth, mask=bin < BINS, other=0.0).to(tl.float32)
+        scores = widen(tl.load(depth + at_depth, mask=bin < BINS, other=0.0))
     for h in range(PER_GROUP):
         head = group * PER_GROUP + h
         at = ((image * positions + pixel) * HEADS + head) * CHANNELS + channel
         if BINS > 0:
-            own = tl.load(value + at, mask=channel < CHANNELS, other=0.0).to(tl.float32)
+            own = widen(tl.load(value + at, mask=channel < CHANNELS, other=0.0))
         total = tl.zeros((BLOCK_C,), tl.float32)
         for level in range(levels):
-            height = tl.load(sizes + 2 * level)
-            width = tl.load(sizes + 2 * level + 1)
-            start = tl.load(starts + level)
-            line = (pixel - start) // width
-            column = (pixel - start) % width
+            height, width, start = level_of(sizes, starts, level, positions)
+            line = (pixel - start) // tl.maximum(width, 1)
+            column = (pixel - start) % tl.maximum(width, 1)
             here = (pixel >= start) & (pixel < start + height * width)
             cell = ((image * HEADS + head) * positions + start) * 4 + line * (width + 1) + column
             # Neighbouring cells hold neighbouring samples: those to the left and to the right are one range.
@@ -243,13 +223,13 @@ def _by_pixel_kernel(
                     rank = at_sample + tl.arange(0, BLOCK_S)
                     there = rank < end
                     sample = tl.load(order + rank, mask=there, other=0)
-                    x, y, z, weight, inside = _place(locations, weights, sample, there, height, width, BINS)
+                    x, y, z, weight, inside = place(locations, weights, sample, height, width, BINS)
                     scale = weight * tl.maximum(1 - tl.abs(x - column), 0.0) * tl.maximum(1 - tl.abs(y - line), 0.0)
-                    scale = tl.where(inside, scale, 0.0)
+                    scale = tl.where(inside & there, scale, 0.0)
                     row = sample // (levels * POINTS)
                     tile = there[:, None] & (channel < CHANNELS)[None, :]
-                    above_grad = tl.load(grad + (row * CHANNELS)[:, None] + channel[None, :], mask=tile, other=0.0)
-                    above_grad = above_grad.to(tl.float32)
+                    at_grad = grad + (row * CHANNELS)[:, None] + channel[None, :]
+                    above_grad = widen(tl.load(at_grad, mask=tile, other=0.0))
                     if BINS > 0:
                         near = tl.maximum(1 - tl.abs(z[:, None] - bin[None, :]), 0.0)
                         product = scale * tl.sum(above_grad * own[None, :], axis=1)
@@ -267,22 +247,49 @@ def _shape(value: torch.Tensor, depth: torch.Tensor | None, points: int) -> dict
     return dict(HEADS=value.shape[2], CHANNELS=value.shape[3], POINTS=points, BINS=bins, DEPTH_HEADS=depth_heads)
 
 
-def _tile(channels: int, itemsize: int, bins: int, atomic: bool = False) -> dict[str, int]:
-    """What 128 threads load at 16 bytes each; less of it where every number needs an address to be added to."""
+def _unroll(points: int, most: int) -> int:
+    """The largest divisor of the points of a level that is no larger than `most`."""
+    return max(x for x in range(1, most + 1) if points % x == 0)
+
+
+def _forward_options(channels: int, itemsize: int, bins: int, points: int) -> dict[str, int]:
+    """A thread has eight channels of a row, in loads of 16 bytes; one warp, where samples may all be off the map."""
     block = triton.next_power_of_2(channels)
-    numbers = 128 * 16 // itemsize
-    if atomic:
-        numbers = 512 if bins == 0 else 256
-    return dict(BLOCK_R=max(numbers // block, 1), BLOCK_C=block)
+    parts = min(itemsize // 2, max(block // 8, 1))
+    warps = 4 if bins == 0 else 1
+    return dict(
+        UNROLL=_unroll(points, 4),
+        PARTS=parts,
+        BLOCK_R=max(warps * 32 * 8 // block, 1),
+        BLOCK_C=block // parts,
+        num_warps=warps,
+        num_stages=1,
+    )
 
 
-def _pixel_tile(channels: int, bins: int) -> dict[str, int]:
+def _backward_options(channels: int, itemsize: int, bins: int, points: int, atomic: bool) -> dict[str, int]:
+    block = triton.next_power_of_2(channels)
+    parts = min(itemsize // 2, max(block // 8, 1)) if not atomic else min(2, max(block // 4, 1))
+    warps = 1
+    return dict(
+        UNROLL=_unroll(points, 2 if bins == 0 else 1),
+        PARTS=parts,
+        BLOCK_R=max(warps * 32 * 8 // block, 1),
+        BLOCK_C=block // parts,
+        num_warps=warps,
+        num_stages=1,
+    )
+
+
+def _pixel_options(channels: int, bins: int) -> dict[str, int]:
     block, depths = triton.next_power_of_2(channels), triton.next_power_of_2(max(bins, 1))
-    return dict(BLOCK_S=max(min(16, 2048 // max(block, depths)), 1), BLOCK_C=block, BLOCK_D=depths)
-
-
-_WARPS = 4
-_PIXEL_WARPS = 1
+    return dict(
+        BLOCK_S=max(min(16, 2048 // max(block, depths)), 1),
+        BLOCK_C=block,
+        BLOCK_D=depths,
+        num_warps=1,
+        num_stages=1,
+    )
 
 
 def deformable_attention_forward(
@@ -300,17 +307,18 @@ def deformable_attention_forward(
     if out.numel() == 0:
         return out
     shape = _shape(value, depth, points)
-    tile = _tile(channels, value.itemsize, shape["BINS"])
+    options = _forward_options(channels, value.itemsize, shape["BINS"], points)
+    tiles = triton.cdiv(queries * heads, options["BLOCK_R"])
     with _dispatch.device_of(value):
-        _forward_kernel[(triton.cdiv(queries * heads, tile["BLOCK_R"]), batch)](
+        _forward_kernel[(batch * tiles,)](
             *_contiguous(value, depth, sizes, starts, locations, weights),
             out,
             queries,
             positions,
             levels,
+            tiles,
             **shape,
-            **tile,
-            num_warps=_WARPS,
+            **options,
         )
     return out
 
@@ -339,10 +347,11 @@ def deformable_attention_backward(
     grad_locations = torch.empty_like(locations, memory_format=torch.contiguous_format)
     grad_weights = torch.empty_like(weights, memory_format=torch.contiguous_format)
     shape = _shape(value, depth, points)
-    tile = _tile(channels, value.itemsize, shape["BINS"], atomic)
+    options = _backward_options(channels, value.itemsize, shape["BINS"], points, atomic)
+    tiles = triton.cdiv(queries * heads, options["BLOCK_R"])
     if locations.numel() > 0:
         with _dispatch.device_of(value):
-            _backward_kernel[(triton.cdiv(queries * heads, tile["BLOCK_R"]), batch)](
+            _backward_kernel[(batch * tiles,)](
                 *given,
                 grad_value,
                 grad_depth,
@@ -351,14 +360,14 @@ def deformable_attention_backward(
                 queries,
                 positions,
                 levels,
+                tiles,
                 **shape,
                 ATOMIC=atomic,
-                **tile,
-                num_warps=_WARPS,
+                **options,
             )
             if not atomic:
                 order, first = _cells(sizes, starts, locations, shape["BINS"], positions)
-                _by_pixel_kernel[(positions, heads if depth is None else depth.shape[2], batch)](
+                _by_pixel_kernel[(positions * (heads if depth is None else depth.shape[2]) * batch,)](
                     *given,
                     order,
                     first,
@@ -367,8 +376,7 @@ def deformable_attention_backward(
                     positions,
                     levels,
                     **shape,
-                    **_pixel_tile(channels, shape["BINS"]),
-                    num_warps=_PIXEL_WARPS,
+                    **_pixel_options(channels, shape["BINS"]),
                 )
     return grad_value.to(value.dtype), grad_depth.to(value.dtype), grad_locations, grad_weights
 

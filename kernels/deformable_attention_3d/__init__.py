@@ -13,6 +13,7 @@ from torch import Tensor
 from .. import _derivatives, _dispatch
 from ..deformable_attention import operator
 from ..deformable_attention.cpu import attend_gathered
+from ..deformable_attention.levels import on_device
 from ..tracing import untraced
 from .cpu import attend
 
@@ -68,11 +69,11 @@ def deformable_attention_3d(
         shape = [value.shape[0], sampling_locations.shape[1], value.shape[2] * value.shape[3]]
         return _derivatives.nothing(shape, value, depth, sampling_locations, attention_weights)
     if triton:
-        levels = operator.levels_on(spatial_shapes, level_start_index, value.device)
+        levels = operator.levels_of(spatial_shapes, level_start_index, value)
         return operator.deformable_attention(value, depth, *levels, sampling_locations, attention_weights)
     if operator.must_gather(value, spatial_shapes, level_start_index):
-        levels = operator.levels_on(spatial_shapes, level_start_index, value.device)
-        return attend_gathered(value, depth, *levels, sampling_locations, attention_weights)
+        sizes, starts = on_device(spatial_shapes, value), on_device(level_start_index, value)
+        return attend_gathered(value, depth, sizes, starts, sampling_locations, attention_weights)
     dtype = torch.promote_types(value.dtype, torch.float32)
     plain = operator.as_lists(spatial_shapes, level_start_index)
     output = attend(value.to(dtype), depth.to(dtype), *plain, sampling_locations.to(dtype), attention_weights.to(dtype))

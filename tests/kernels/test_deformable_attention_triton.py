@@ -64,7 +64,10 @@ SHAPES = [
     pytest.param(dict(batch=2), id="2d"),
     pytest.param(dict(bins=5, groups=2), id="3d"),
     pytest.param(dict(bins=4, heads=3, channels=6), id="3d-shared-depth"),
-    pytest.param(dict(levels=[(4, 3)], heads=1, channels=17, queries=66, points=1), id="2d-one-level"),
+    pytest.param(dict(levels=[(4, 3)], batch=2, heads=1, channels=17, queries=66, points=1), id="2d-one-level"),
+    # More points than are unrolled.
+    pytest.param(dict(levels=[(4, 3)], heads=1, channels=5, points=8, queries=2), id="2d-points"),
+    pytest.param(dict(levels=[(4, 3)], heads=1, channels=5, points=6, queries=2, bins=2), id="3d-points"),
 ]
 
 
@@ -140,6 +143,30 @@ def test_places_that_no_map_has_count_for_nothing(bins, deterministic):
             # At the edge `grid_sample` rounds.
             assert got[name].abs().max() <= tolerance, (backend, name)
         assert not got["gradient of locations"].any(), backend
+
+
+@pytest.mark.parametrize("channels", [3, 40])
+def test_tiles_without_a_sample_within_reach(channels, deterministic, poisoned):
+    """They are skipped in three dimensions, where whole images see nothing of many queries."""
+    given = tensors([(3, 2)], queries=70, heads=1, channels=channels, points=2, bins=3)
+    given["locations"][:, :65] += 3
+    given["locations"][:, 2, 0, 0, 1] = 0.4
+    compare(given, [(3, 2)])
+
+
+def test_levels_that_do_not_fit_have_no_pixels():
+    """On a GPU nobody reads them before the kernels do."""
+    from attnzoo.kernels.deformable_attention import triton
+
+    given = tensors([(2, 3)] * 4, dtype=torch.float32)
+    value, places, weights = given["value"][:, :7], given["locations"], given["weights"]
+    sizes = torch.tensor([(2, 3), (2, 3), (2, 0), (70000, 70000)], device=DEVICE)
+    starts = torch.tensor([-1, 1, 0, 0], device=DEVICE)
+    want = naive.deformable_attention(value, [(2, 3)], [1], places[:, :, :, 1:2], weights[:, :, :, 1:2])
+    out = triton.deformable_attention_forward(value, None, sizes, starts, places, weights)
+    assert_near("out", out, want, 1e-5)
+    grads = triton.deformable_attention_backward(torch.ones_like(out), value, None, sizes, starts, places, weights)
+    assert grads[2][:, :, :, 1].any() and not grads[2][:, :, :, [0, 2, 3]].any()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="the interpreter adds in order anyway")
@@ -243,7 +270,7 @@ def test_exports_plain_pytorch():
 @pytest.mark.parametrize("bins", [0, 3])
 def test_operator_is_registered_well(bins):
     value, *depth, places, weights = (x.requires_grad_() for x in tensors(queries=1, points=1, bins=bins).values())
-    levels = operator.levels_on(LEVELS, STARTS, value.device)
+    levels = operator.levels_of(LEVELS, STARTS, value)
     arguments = (value, depth[0] if depth else None, *levels, places, weights)
     torch.library.opcheck(torch.ops.attnzoo.deformable_attention.default, arguments)
 

@@ -73,8 +73,16 @@ _ROUTING: dict[str, tuple[dict[str, Any], ...]] = {
     "routing_attention.triton:_query_gradient_options": ({"num_stages": 1}, {"BLOCK_LISTED": 64}),
     "routing_attention.triton:_key_gradient_options": ({"num_stages": 2}, {"BLOCK_LISTED": 64}),
 }
+_DEFORMABLE: dict[str, tuple[dict[str, Any], ...]] = {
+    "deformable_attention.triton:_forward_options": ({"UNROLL": 1}, {"UNROLL": 2}, {"num_warps": 8}),
+    "deformable_attention.triton:_backward_options": ({"UNROLL": 1}, {"num_warps": 4}),
+}
 # By operator: all variants of a subject begin with the tiles that its kernels choose.
-_TRIED = {"routing_attention": _ROUTING}
+_TRIED = {
+    "deformable_attention": _DEFORMABLE,
+    "deformable_attention_3d": _DEFORMABLE,
+    "routing_attention": _ROUTING,
+}
 
 
 def variants(dry: bool) -> list[Variant]:

@@ -173,7 +173,7 @@ def backward(
 
 
 def static_cases(depths: tuple[tuple[int, int], ...] = ((0, 1),)) -> list[StaticCase]:
-    """Every kernel as Deformable DETR and DINO launch it; locations in float32.
+    """Every kernel as Deformable DETR and DINO launch it; locations in float32. Elements are channels of a sample.
 
     Args:
         depths: bins, 0 in two dimensions, and heads of the depth.
@@ -185,17 +185,20 @@ def static_cases(depths: tuple[tuple[int, int], ...] = ((0, 1),)) -> list[Static
     kernels |= {
         f"backward{' atomic' * atomic}": (triton._backward_kernel, {"ATOMIC": atomic}) for atomic in (False, True)
     }
-    integers = ("queries", "positions", "levels")
+    integers, levels, points = ("queries", "positions", "levels", "tiles"), len(LEVELS), 4
     for dtype, itemsize in (("fp32", 4), ("bf16", 2), ("fp16", 2)):
         for channels in (16, 32, 64):
             for bins, depth_heads in depths:
                 for name, (kernel, constants) in kernels.items():
                     pixel = kernel is triton._by_pixel_kernel
                     if pixel:
-                        tile = triton._pixel_tile(channels, bins)
+                        options = triton._pixel_options(channels, bins)
+                    elif name == "forward":
+                        options = triton._forward_options(channels, itemsize, bins, points)
                     else:
-                        tile = triton._tile(channels, itemsize, bins, constants.get("ATOMIC", False))
-                    shape = dict(HEADS=8, CHANNELS=channels, POINTS=4, BINS=bins, DEPTH_HEADS=depth_heads)
+                        options = triton._backward_options(channels, itemsize, bins, points, constants["ATOMIC"])
+                    warps, stages = options.pop("num_warps"), options.pop("num_stages")
+                    shape = dict(HEADS=8, CHANNELS=channels, POINTS=points, BINS=bins, DEPTH_HEADS=depth_heads)
                     sums = dtype if pixel else "fp32"
                     types = dict.fromkeys(("sizes", "starts"), "*i32") | dict.fromkeys(integers, "i32")
                     types |= dict.fromkeys(("locations", "weights", "grad_locations", "grad_weights"), "*fp32")
@@ -203,6 +206,9 @@ def static_cases(depths: tuple[tuple[int, int], ...] = ((0, 1),)) -> list[Static
                     types |= dict.fromkeys(("grad_value", "grad_depth"), f"*{sums}")
                     types |= dict.fromkeys(("order", "first"), "*i64")
                     none = {} if bins else {"depth": None}
+                    # A pixel's samples here fill one step for each of its two ranges of cells.
+                    steps = 1 if pixel else levels * points // options["UNROLL"]
+                    samples = 2 * options["BLOCK_S"] if pixel else options["BLOCK_R"] * levels * points
                     cases.append(
                         StaticCase(
                             "deformable_attention_3d" if bins else "deformable_attention",
@@ -210,8 +216,11 @@ def static_cases(depths: tuple[tuple[int, int], ...] = ((0, 1),)) -> list[Static
                             dtype,
                             f"{name}, head_dim {channels}" + f", depth of {depth_heads} heads" * (bins > 0),
                             {arg: types[arg] for arg in kernel.arg_names if arg in types and arg not in none},
-                            {**shape, **constants, **tile, **none},
-                            num_warps=triton._PIXEL_WARPS if pixel else triton._WARPS,
+                            {**shape, **constants, **options, **none},
+                            num_warps=warps,
+                            num_stages=stages,
+                            steps=steps,
+                            elements=samples * channels,
                         )
                     )
     return cases
