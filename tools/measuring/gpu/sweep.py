@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
@@ -24,35 +24,29 @@ class Variant:
 
     Attributes:
         subject: that is timed with them.
-        options: the module and the function in it that choose the tiles: "package.module:function".
+        options: the module and the function in it that choose the tiles, "package.module:function"; None to let them.
         changes: what replaces entries of what the function gives; nothing for the tiles as they are chosen.
-        only: keyword arguments of the function's calls that are changed, all calls without.
         precision: of products of float32, None for PyTorch's.
         dtype: of the tensors.
     """
 
     subject: Subject
-    options: str
+    options: str | None = None
     changes: dict[str, Any] = field(default_factory=dict)
-    only: dict[str, Any] = field(default_factory=dict)
     precision: str | None = None
     dtype: str = "bfloat16"
 
     @contextmanager
     def chosen(self) -> Iterator[None]:
         """Within it the kernels take these tiles."""
-        where, name = self.options.split(":")
-        module = importlib.import_module(f"....kernels.{where}", __package__)
-        choose = getattr(module, name)
-
-        def changed(*args: Any, **kwargs: Any) -> Any:
-            found = choose(*args, **kwargs)
-            meant = all(kwargs.get(key) == value for key, value in self.only.items())
-            return {**found, **self.changes} if meant else found
-
         precision = self.precision or _dispatch.dot_precision()
-        in_precision = mock.patch.object(_dispatch, "dot_precision", lambda: precision)
-        with mock.patch.object(module, name, changed), in_precision:
+        with ExitStack() as stack:
+            stack.enter_context(mock.patch.object(_dispatch, "dot_precision", lambda: precision))
+            if self.options is not None:
+                where, name = self.options.split(":")
+                module = importlib.import_module(f"....kernels.{where}", __package__)
+                choose = getattr(module, name)
+                stack.enter_context(mock.patch.object(module, name, lambda *kind: {**choose(*kind), **self.changes}))
             yield
 
     @property
@@ -63,8 +57,9 @@ class Variant:
     @property
     def title(self) -> str:
         """In a few words."""
-        words = [f"{key} {value}" for key, value in {**self.only, **self.changes}.items()]
-        return ", ".join([self.options.rpartition(":")[2], *words, *([self.precision] if self.precision else [])])
+        name = self.options.rpartition(":")[2] if self.options else "as chosen"
+        words = [f"{key} {value}" for key, value in self.changes.items()]
+        return ", ".join([name, *words, *([self.precision] if self.precision else [])])
 
 
 # Functions of `kernels` that choose tiles, and what replaces entries of what they give.
@@ -77,6 +72,8 @@ _DEFORMABLE: dict[str, tuple[dict[str, Any], ...]] = {
     "deformable_attention.triton:_forward_options": ({"UNROLL": 1}, {"UNROLL": 2}, {"num_warps": 8}),
     "deformable_attention.triton:_backward_options": ({"UNROLL": 1}, {"num_warps": 4}),
 }
+# Operators whose work is products of matrices.
+_PRODUCTS = ("neighborhood_attention", "routing_attention", "window_attention")
 # By operator: all variants of a subject begin with the tiles that its kernels choose.
 _TRIED = {
     "deformable_attention": _DEFORMABLE,
@@ -89,15 +86,17 @@ def variants(dry: bool) -> list[Variant]:
     """All that are tried; those of a subject begin with what its kernels choose."""
     if dry:
         name, smaller = "routing_attention.triton:_forward_options", {"BLOCK_LISTED": 16}
-        return [Variant(small()[0], name, x, dtype="float16") for x in ({}, smaller)]
+        return [Variant(small()[0], dtype="float16"), Variant(small()[0], name, smaller, dtype="float16")]
     found: list[Variant] = []
     for subject in MAIN:
         tried = _TRIED.get(subject.operator, {})
-        for number, (name, changes) in enumerate(tried.items()):
-            found += [Variant(subject, name, x) for x in (*[{}] * (number == 0), *changes)]
+        if tried:
+            found.append(Variant(subject))
+        for name, changes in tried.items():
+            found += [Variant(subject, name, x) for x in changes]
         # Products of float32 on tensor cores: nearly as exact in three parts, it is hoped.
-        for precision in ("ieee", "tf32", "tf32x3") if tried else ():
-            found.append(Variant(subject, next(iter(tried)), precision=precision, dtype="float32"))
+        for precision in ("ieee", "tf32", "tf32x3") if subject.operator in _PRODUCTS else ():
+            found.append(Variant(subject, precision=precision, dtype="float32"))
     return found
 
 
