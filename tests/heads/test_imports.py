@@ -60,6 +60,7 @@ def test_operators_need_torch_alone():
     code = """
 import sys, torch
 from attnzoo import kernels
+from attnzoo.kernels import natten_compat
 x = torch.rand(1, 8, 8, 4, requires_grad=True)
 samples = torch.rand(1, 2, 4, 1, 1, 2), torch.rand(1, 2, 4, 1, 1)
 for out in (
@@ -68,6 +69,10 @@ for out in (
     kernels.routing_attention(x, x, x, 2, (2, 2), 2, 0.5),
     kernels.depthwise_conv(x.permute(0, 3, 1, 2), torch.rand(4, 1, 3, 3)),
     kernels.deformable_attention(x.view(1, 16, 4, 4), [(4, 4)], [0], *samples),
+    kernels.flash_bias_attention(x, x, x, torch.rand(8, 8, 2), torch.rand(8, 8, 2)),
+    kernels.block_sparse_attention(x, x, x, 2),
+    natten_compat.na2d(*x.view(1, 8, 8, 2, 2)[None].expand(3, -1, -1, -1, -1, -1), 3, stride=2),
+    natten_compat.NeighborhoodAttention2D(4, 2, 3)(x),
 ):
     out.sum().backward()
 print(x.grad.isfinite().all().item())
