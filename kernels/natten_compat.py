@@ -25,22 +25,17 @@ That serves transformers 4.30 to 4.53, tried. Later ones, up to 5.24 at least, h
 the map, which no NATTEN takes: the bias does not fit them, and an error says so.
 """
 
-import importlib
 import importlib.util
 import sys
-from collections.abc import Iterator, Sequence
-from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec
-from importlib.metadata import Distribution, DistributionFinder
-from pathlib import Path
-from types import ModuleType
-from typing import Any, NoReturn
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from . import _checks, _dispatch
+from ._natten_finder import Finder
 from .neighborhood_attention import generalized_neighborhood_attention, neighborhood_attention
 from .neighborhood_attention.split import Windows, scores, sums
 
@@ -136,7 +131,7 @@ def na2d_qk(
     query, key, additional_keys = _dispatch.autocast(query, key, additional_keys)
     _check_maps(("query", "key"), (query, key))
     window, apart, causal = _sizes("kernel_size", kernel_size), _sizes("dilation", dilation), _causal(is_causal)
-    _check_bias(rpb, query, window)
+    _check_bias(rpb, query, query.shape[1], window)
     windows = Windows.of(query.shape[2:4], window, (1, 1), apart, causal, query.device)
     out = scores(query, key, rpb, windows)
     if additional_keys is None:
@@ -257,14 +252,18 @@ def na2d(
         raise ValueError("additional_keys and additional_values must be given together")
     window, apart, steps = _sizes("kernel_size", kernel_size), _sizes("dilation", dilation), _sizes("stride", stride)
     causal = _causal(is_causal)
+    query, key, value, more_keys, more_values = _dispatch.autocast(
+        query, key, value, additional_keys, additional_values
+    )
     _check_maps(("query", "key"), (query, key))
     _check_maps(("value",), (value,))
+    optional = ("additional_keys", "additional_values")
+    _checks.check_tensors(("query", "value", *optional), (query, value, more_keys, more_values), optional)
     if value.shape[:4] != key.shape[:4]:
         raise ValueError(f"value must be {tuple(key.shape[:4])} and D, got {_checks.shape(value)}")
-    if additional_keys is not None or return_lse or value.shape != key.shape:
-        return _unfused(
-            query, key, value, window, steps, apart, causal, rpb, scale, additional_keys, additional_values, return_lse
-        )
+    _check_bias(rpb, query, query.shape[3], window)
+    if more_keys is not None or return_lse or value.shape != key.shape:
+        return _unfused(query, key, value, window, steps, apart, causal, rpb, scale, more_keys, more_values, return_lse)
     return _fused(query, key, value, window, steps, apart, causal, rpb, scale)
 
 
@@ -282,16 +281,13 @@ def _fused(query, key, value, window, steps, apart, causal, rpb, scale) -> torch
 
 def _unfused(query, key, value, window, steps, apart, causal, rpb, scale, more_keys, more_values, return_lse):
     """`na2d` by its two halves, as what is asked for has no fused form."""
-    query, key, value, more_keys, more_values = _dispatch.autocast(query, key, value, more_keys, more_values)
     _checks.check_scale(scale)
-    _checks.check_tensors(("query", "key", "value"), (query, key, value))
     for size, step in zip(window, steps, strict=True):
         if step > size:
             raise ValueError(f"stride must be 1 to kernel_size {window}, got {steps}")
     # Heads first, and all products and the softmax in float32 at least.
     dtype = torch.promote_types(query.dtype, torch.float32)
     query, key, values = (x.permute(0, 3, 1, 2, 4) for x in (query, key, value))
-    _check_bias(rpb, query, window)
     query = query.to(dtype) * (query.shape[4] ** -0.5 if scale is None else scale)
     windows = Windows.of(query.shape[2:4], window, steps, apart, causal, query.device)
     logits = scores(query, key, rpb, windows)
@@ -404,10 +400,9 @@ def _check_maps(names: tuple[str, ...], maps: tuple[torch.Tensor, ...]) -> None:
             raise ValueError(f"{name} must be {tuple(maps[0].shape)} as {names[0]} is, got {_checks.shape(x)}")
 
 
-def _check_bias(rpb: torch.Tensor | None, query: torch.Tensor, window: tuple[int, int]) -> None:
-    """Of queries with the heads before the map."""
+def _check_bias(rpb: torch.Tensor | None, query: torch.Tensor, heads: int, window: tuple[int, int]) -> None:
     _checks.check_tensors(("query", "rpb"), (query, rpb), ("rpb",), one_dtype=False)
-    sides = (query.shape[1], 2 * window[0] - 1, 2 * window[1] - 1)
+    sides = (heads, 2 * window[0] - 1, 2 * window[1] - 1)
     if rpb is not None and tuple(rpb.shape) != sides:
         raise ValueError(f"rpb must be {sides}, got {_checks.shape(rpb)}")
 
@@ -448,59 +443,14 @@ def install() -> None:
         RuntimeError: where a NATTEN is installed, which this would hide, or where transformers has noted that there is
             none.
     """
-    if any(isinstance(finder, _Finder) for finder in sys.meta_path):
+    if any(isinstance(finder, Finder) for finder in sys.meta_path):
         return
     found = importlib.util.find_spec("natten")
     if found is not None:
         raise RuntimeError(f"natten is installed ({found.origin}): uninstall it to have attnzoo's in its place")
-    finder = _Finder()
+    finder = Finder({name: globals()[name] for name in __all__ if name != "install"}, VERSION)
     sys.meta_path.append(finder)
     transformers = sys.modules.get("transformers")
     if transformers is not None and not transformers.utils.is_natten_available():
         sys.meta_path.remove(finder)
         raise RuntimeError("transformers was imported before and has noted that there is no natten: call install first")
-
-
-def _absent(name: str) -> Any:
-    """In the place of a name of one or three dimensions."""
-    if not name.startswith(
-        ("na1d", "na3d", "natten1d", "natten3d", "NeighborhoodAttention1", "NeighborhoodAttention3")
-    ):
-        raise AttributeError(f"attnzoo's stand-in for natten has no {name!r}")
-
-    def absent(*args: object, **kwargs: object) -> NoReturn:
-        raise NotImplementedError(f"natten's {name}: attnzoo stands in for the functions of two dimensions only")
-
-    return absent
-
-
-class _Finder(MetaPathFinder, Loader):
-    """Finds `natten` here where nobody before it in `sys.meta_path` has found one."""
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        if fullname not in ("natten", "natten.functional"):
-            return None
-        return ModuleSpec(fullname, self, origin=__file__, is_package=fullname == "natten")
-
-    def exec_module(self, module: ModuleType) -> None:
-        names = {name: globals()[name] for name in __all__ if name != "install"}
-        vars(module).update(names, __version__=VERSION, __getattr__=_absent)
-        if module.__name__ == "natten":
-            importlib.import_module("natten.functional")
-
-    def find_distributions(self, context: Any = DistributionFinder.Context()) -> Iterator[Distribution]:  # noqa: B008
-        """What `importlib.metadata` asks for."""
-        if context.name in (None, "natten"):
-            yield _Distribution()
-
-
-class _Distribution(Distribution):
-    """A name and a version."""
-
-    def read_text(self, filename: str) -> str | None:
-        return f"Metadata-Version: 2.1\nName: natten\nVersion: {VERSION}\n" if filename == "METADATA" else None
-
-    def locate_file(self, path: Any) -> Path:
-        return Path(__file__).parent / path

@@ -254,8 +254,24 @@ def test_values_of_another_size_and_a_batch_of_none():
             r"attn must be \(1, 2, 5, 6, 9\), got \(1, 2, 5, 6, 4\)",
         ),
         (lambda q: natten_compat.na2d_av(None, q, 3), TypeError, "attn must be a tensor, got NoneType"),
+        (
+            lambda q: natten_compat.na2d(q, q, q, 3, rpb=q[0, 0]),
+            ValueError,
+            r"rpb must be \(6, 5, 5\), got \(5, 6, 4\)",
+        ),
+        (lambda q: natten_compat.na2d(q, q, q.double(), 3), ValueError, "value must be torch.float32 as query is"),
         (lambda q: natten_compat.na2d(q, q, q, 3, tile=1), TypeError, "unexpected keyword argument 'tile'"),
         (lambda q: natten_compat.na2d(q, q, q, 3, additional_keys=q), ValueError, "must be given together"),
+        (
+            lambda q: natten_compat.na2d(q, q, q, 3, additional_keys=[1], additional_values=q),
+            TypeError,
+            "additional_keys must be a tensor, got list",
+        ),
+        (
+            lambda q: natten_compat.na2d(q, q, q, 3, additional_keys=q[0], additional_values=q[0]),
+            ValueError,
+            r"additional_keys must be of B, heads and D \(1, 6, 4\) and N tokens, got",
+        ),
         (lambda q: natten_compat.na2d(q, q, q[:, :1], 3), ValueError, r"value must be \(1, 2, 5, 6\) and D, got"),
         (lambda q: natten_compat.na2d(q, q, q, 3, stride=4), ValueError, r"stride must be 1 to kernel_size \(3, 3\)"),
         (
