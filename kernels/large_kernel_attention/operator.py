@@ -167,7 +167,7 @@ depthwise_conv.register_autograd(_depthwise_gradients, setup_context=_save_depth
 @torch.library.custom_op("attnzoo::gated_pointwise_conv", mutates_args=())
 def gated_pointwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None, gate: Tensor) -> Tensor:
     """`gate * pointwise_conv(x, weight, bias)`, in channels_last; the gate may be of another dtype than the rest."""
-    from .triton import gated_pointwise_forward
+    from .triton_pointwise import gated_pointwise_forward
 
     # A compiled graph leaves sizes free, which nobody checked yet.
     check_pointwise(x, weight, bias, gate)
@@ -179,21 +179,36 @@ def _(x, weight, bias, gate):
     return _channels_last(gate).to(torch.promote_types(x.dtype, gate.dtype))
 
 
+@torch.library.custom_op("attnzoo::gated_pointwise_conv_backward", mutates_args=())
+def _gated_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, gate: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of the ungated product, of the gate, and of the bias: the last of no number where there is none."""
+    from .triton_pointwise import gated_pointwise_backward
+
+    return gated_pointwise_backward(grad, x, weight, bias, gate)
+
+
+@_gated_backward.register_fake
+def _(grad, x, weight, bias, gate):
+    grad_gate = _channels_last(gate)
+    return torch.empty_like(grad_gate, dtype=x.dtype), grad_gate, weight.new_empty(0 if bias is None else bias.shape[0])
+
+
 def _save_gated(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(*inputs)
 
 
 def _gated_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    """The ungated product is not kept: the gradient of the gate computes it again, gated by `grad`."""
     x, weight, bias, gate = ctx.saved_tensors
     if _derivatives.backward_is_differentiated(grad):
         needed = ctx.needs_input_grad
         return tuple(_derivatives.gradients(naive.pointwise_conv, (x, weight, bias, gate), needed, grad))
-    inner = (grad * gate).to(x.dtype).permute(0, 2, 3, 1)
+    inner, grad_gate, grad_bias = _gated_backward(grad, x, weight, bias, gate)
+    inner = inner.permute(0, 2, 3, 1)
     grad_x = (inner @ weight.flatten(1)).permute(0, 3, 1, 2)
     grad_weight = (inner.flatten(0, 2).t() @ x.permute(0, 2, 3, 1).flatten(0, 2)).view(weight.shape)
-    grad_bias = _sum(inner.permute(0, 3, 1, 2)) if ctx.needs_input_grad[2] else None
-    return grad_x, grad_weight, grad_bias, gated_pointwise_conv(x, weight, bias, grad).to(gate.dtype)
+    return grad_x, grad_weight, None if bias is None else grad_bias, grad_gate
 
 
 gated_pointwise_conv.register_autograd(_gated_gradients, setup_context=_save_gated)

@@ -1,8 +1,15 @@
-"""Triton kernels of depth-wise convolution and of the gated point-wise one, on maps in channels_last.
+"""Triton kernels of depth-wise convolution on maps in channels_last.
 
-A tile is a patch of pixels by some channels. Tap after tap the patch is loaded at another shift, from the cache after
-the first, and added up in registers, times the tap's weights, which all of the patch's pixels share.
+A thread has runs of pixels along a line, as far apart as the taps are: neighbours in a run see mostly the same pixels,
+which are loaded once, and the sums stay in registers.
 """
+
+# Tuples of tensors grow within the kernels.
+# mypy: disable-error-code="assignment, var-annotated"
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import triton
@@ -10,157 +17,286 @@ import triton.language as tl
 
 from .. import _dispatch
 
+# Of these no multiple is worth a compilation of its own.
+_COUNTS = ("batch", "lines", "columns", "runs", "blocks", "bands", "strip", "parts")
 
-@triton.jit
+
+@triton.jit(do_not_specialize=_COUNTS)
 def _depthwise_kernel(
     x,
     weight,
     bias,
     out,
-    height,
-    width,
+    batch,
+    lines,
+    columns,
     channels,
-    DILATION: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLS: tl.constexpr,
-    TURNED: tl.constexpr,
-    BLOCK_H: tl.constexpr,
-    BLOCK_W: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-):
-    """Taps (ROWS, COLS, C) over a map (B, H, W, C); TURNED by half a circle they give the gradient of the map."""
-    patches = tl.cdiv(width, BLOCK_W)
-    patch = tl.program_id(0)
-    pixel = tl.arange(0, BLOCK_H * BLOCK_W)
-    line = patch // patches * BLOCK_H + pixel // BLOCK_W
-    column = patch % patches * BLOCK_W + pixel % BLOCK_W
-    channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    there = channel < channels
-    first = (tl.program_id(2).to(tl.int64) * height + line) * width + column
-    at = (first * channels)[:, None] + channel[None, :]
-    total = tl.zeros((BLOCK_H * BLOCK_W, BLOCK_C), tl.float32)
-    for i in range(ROWS):
-        down = (i - ROWS // 2) * DILATION
-        in_height = (line + down >= 0) & (line + down < height)
-        for j in range(COLS):
-            right = (j - COLS // 2) * DILATION
-            valid = in_height & (column + right >= 0) & (column + right < width)
-            shift = (down * width + right).to(tl.int64) * channels
-            pixels = tl.load(x + at + shift, mask=valid[:, None] & there[None, :], other=0.0).to(tl.float32)
-            tap = (ROWS - 1 - i) * COLS + COLS - 1 - j if TURNED else i * COLS + j
-            factor = tl.load(weight + tap * channels + channel, mask=there, other=0.0).to(tl.float32)
-            total += factor[None, :] * pixels
-    if bias is not None:
-        total += tl.load(bias + channel, mask=there, other=0.0).to(tl.float32)[None, :]
-    valid = (line < height) & (column < width)
-    tl.store(out + at, total.to(out.dtype.element_ty), mask=valid[:, None] & there[None, :])
-
-
-@triton.jit
-def _taps_kernel(
-    x,
-    grad,
-    out,
-    height,
-    width,
-    channels,
-    pixels,
+    image_stride,
+    line_stride,
+    column_stride,
+    runs,
+    blocks,
+    bands,
     strip,
     DILATION: tl.constexpr,
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-    BLOCK_P: tl.constexpr,
+    TURNED: tl.constexpr,
+    TAPS: tl.constexpr,
+    RUN: tl.constexpr,
+    BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Gradient of BLOCK_T taps of one row over a strip of pixels, (strips, ROWS, COLS, C) in float32.
+    """Taps (ROWS, COLS, C) over maps (B, lines, columns, C); TURNED by half a circle they give the map's gradient.
 
-    The gradient of the output is loaded once for the taps, which differ in their shift of the map alone.
+    A program has BLOCK_R runs of all images' same lines, up to `strip` lines that are DILATION apart.
     """
-    groups: tl.constexpr = (COLS + BLOCK_T - 1) // BLOCK_T
-    i = tl.program_id(0) // groups
-    tap = tl.program_id(0) % groups * BLOCK_T + tl.arange(0, BLOCK_T)
+    GROUPS: tl.constexpr = COLS // TAPS
+    band = tl.program_id(0) % bands
+    block = tl.program_id(0) // bands
+    first = band // DILATION * (strip * DILATION) + band % DILATION
+    run = block % blocks * BLOCK_R + tl.arange(0, BLOCK_R)
+    place = run % runs
+    column = place // DILATION * (RUN * DILATION) + place % DILATION
+    channel = block // blocks * BLOCK_C + tl.arange(0, BLOCK_C)
+    there = channel < channels
+    tile = (run // runs < batch)[:, None] & there[None, :]
+    at = ((run // runs).to(tl.int64) * image_stride + column.to(tl.int64) * column_stride)[:, None] + channel[None, :]
+    step = column_stride * tl.full((), DILATION, tl.int64)
+    below = line_stride * tl.full((), 1, tl.int64)
+    tap_stride = -channels if TURNED else channels
+    start = tl.zeros((BLOCK_C,), tl.float32)
+    if bias is not None:
+        start = tl.load(bias + channel, mask=there, other=0.0).to(tl.float32)
+    for line in range(first, tl.minimum(first + strip * DILATION, lines), DILATION):
+        totals = ()
+        for _ in tl.static_range(RUN):
+            totals += (tl.zeros((BLOCK_R, BLOCK_C), tl.float32) + start[None, :],)
+        # Of the taps above and below the map nothing is loaded.
+        low = tl.maximum(ROWS // 2 - line // DILATION, 0)
+        high = tl.minimum(ROWS // 2 + (lines - 1 - line) // DILATION + 1, ROWS)
+        for group in range(low * GROUPS, high * GROUPS):
+            i = group // GROUPS
+            tap = group % GROUPS * TAPS
+            source = x + (line + (i - ROWS // 2) * DILATION) * below + (tap - COLS // 2) * step
+            pixels = ()
+            for k in tl.static_range(RUN + TAPS - 1):
+                seen = column + (tap + k - COLS // 2) * DILATION
+                mask = ((seen >= 0) & (seen < columns))[:, None] & tile
+                pixels += (tl.load(source + k * step + at, mask=mask, other=0.0).to(tl.float32),)
+            own = i * COLS + tap
+            own = weight + (ROWS * COLS - 1 - own if TURNED else own) * channels + channel
+            factors = ()
+            for j in tl.static_range(TAPS):
+                factors += (tl.load(own + j * tap_stride, mask=there, other=0.0)[None, :],)
+            sums = ()
+            for k in tl.static_range(RUN):
+                total = totals[k]
+                for j in tl.static_range(TAPS):
+                    total += factors[j] * pixels[k + j]
+                sums += (total,)
+            totals = sums
+        target = out + line * below
+        for k in tl.static_range(RUN):
+            mask = (column + k * DILATION < columns)[:, None] & tile
+            tl.store(target + k * step + at, totals[k].to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit(do_not_specialize=_COUNTS)
+def _taps_kernel(
+    x,
+    grad,
+    out,
+    batch,
+    lines,
+    columns,
+    channels,
+    image_stride,
+    line_stride,
+    column_stride,
+    runs,
+    blocks,
+    strip,
+    parts,
+    DILATION: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+    TAPS: tl.constexpr,
+    RUN: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """Gradient of TAPS taps of one row over a strip of pixels, (strips, ROWS, COLS, C) in float32.
+
+    A strip is one of `parts` parts of the lines, of `strip` blocks of BLOCK_R runs.
+    """
+    GROUPS: tl.constexpr = (COLS + TAPS - 1) // TAPS
+    i = tl.program_id(0) // GROUPS
+    tap = tl.program_id(0) % GROUPS * TAPS
+    down = (i - ROWS // 2) * DILATION
     channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     there = channel < channels
-    shift = (tap - COLS // 2) * DILATION
-    down = (i - ROWS // 2) * DILATION
-    begin = tl.program_id(2) * strip
-    total = tl.zeros((BLOCK_T, BLOCK_P, BLOCK_C), tl.float32)
-    for start in range(0, tl.minimum(strip, pixels - begin), BLOCK_P):
-        pixel = begin + start + tl.arange(0, BLOCK_P)
-        valid = pixel < pixels
-        at = (pixel.to(tl.int64) * channels)[:, None] + channel[None, :]
-        above = tl.load(grad + at, mask=valid[:, None] & there[None, :], other=0.0).to(tl.float32)
-        line = pixel // width % height + down
-        column = (pixel % width)[None, :] + shift[:, None]
-        inside = (valid & (line >= 0) & (line < height))[None, :] & (column >= 0) & (column < width)
-        inside = inside & (tap < COLS)[:, None]
-        source = (pixel + down * width)[None, :] + shift[:, None]
-        at = (source.to(tl.int64) * channels)[:, :, None] + channel[None, None, :]
-        shifted = tl.load(x + at, mask=inside[:, :, None] & there[None, None, :], other=0.0).to(tl.float32)
-        total += shifted * above[None, :, :]
-    at = ((tl.program_id(2).to(tl.int64) * ROWS + i) * COLS + tap) * channels
-    tl.store(out + at[:, None] + channel[None, :], tl.sum(total, axis=1), mask=(tap < COLS)[:, None] & there[None, :])
+    part = tl.program_id(2) % parts
+    begin = tl.program_id(2) // parts * strip
+    top = tl.maximum(-down, 0)
+    seen_lines = lines - tl.abs(down)
+    step = column_stride * tl.full((), DILATION, tl.int64)
+    below = line_stride * tl.full((), 1, tl.int64)
+    totals = ()
+    for _ in tl.static_range(TAPS):
+        totals += (tl.zeros((BLOCK_R, BLOCK_C), tl.float32),)
+    for block in range(begin, tl.minimum(begin + strip, blocks)):
+        run = block * BLOCK_R + tl.arange(0, BLOCK_R)
+        tile = (run // runs < batch)[:, None] & there[None, :]
+        phase = run % runs % DILATION
+        own = run % runs // DILATION * (RUN * DILATION) + phase
+        # A run that would leave the map begins before, at pixels of the run before it, which do not count again: beside
+        # a pixel that is not there, one that is infinite would spoil sums of which it is no part.
+        column = tl.minimum(own, phase + ((columns - 1 - phase) // DILATION + 1 - RUN) * DILATION)
+        at = ((run // runs).to(tl.int64) * image_stride + column.to(tl.int64) * column_stride)[:, None]
+        at += channel[None, :]
+        for line in range(top + seen_lines * part // parts, top + seen_lines * (part + 1) // parts):
+            source = grad + line * below
+            above = ()
+            for k in tl.static_range(RUN):
+                mask = (column + k * DILATION >= own)[:, None] & tile
+                above += (tl.load(source + k * step + at, mask=mask, other=0.0).to(tl.float32),)
+            source = x + (line + down) * below
+            pixels = ()
+            for k in tl.static_range(RUN + TAPS - 1):
+                seen = column + (tap + k - COLS // 2) * DILATION
+                mask = ((seen >= 0) & (seen < columns))[:, None] & tile
+                pixel = tl.load(source + (tap + k - COLS // 2) * step + at, mask=mask, other=0.0)
+                pixels += (pixel.to(tl.float32),)
+            sums = ()
+            for j in tl.static_range(TAPS):
+                total = totals[j]
+                for k in tl.static_range(RUN):
+                    total += above[k] * pixels[k + j]
+                sums += (total,)
+            totals = sums
+    target = out + ((tl.program_id(2).to(tl.int64) * ROWS + i) * COLS + tap) * channels
+    for j in tl.static_range(TAPS):
+        tl.store(target + j * channels + channel, tl.sum(totals[j], axis=0), mask=there & (tap + j < COLS))
 
 
-@triton.jit
-def _gated_kernel(
-    x,
-    weight,
-    bias,
-    gate,
-    out,
-    pixels,
-    inputs,
-    outputs,
-    PRECISION: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-    BLOCK_I: tl.constexpr,
-    BLOCK_O: tl.constexpr,
-):
-    """A gate (N, O) * (x (N, I) @ weight (O, I) transposed + bias): the product leaves the registers gated."""
-    pixel = tl.program_id(0).to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
-    output = tl.program_id(1) * BLOCK_O + tl.arange(0, BLOCK_O)
-    valid = pixel < pixels
-    there = output < outputs
-    total = tl.zeros((BLOCK_P, BLOCK_O), tl.float32)
-    for start in range(0, inputs, BLOCK_I):
-        channel = start + tl.arange(0, BLOCK_I)
-        given = channel < inputs
-        a = tl.load(x + (pixel * inputs)[:, None] + channel[None, :], mask=valid[:, None] & given[None, :], other=0.0)
-        b = tl.load(
-            weight + (output * inputs)[None, :] + channel[:, None], mask=there[None, :] & given[:, None], other=0.0
+class _Walk(NamedTuple):
+    """How kernels walk over maps: runs of pixels lie along the columns of `lines` lines, which are those of the map, or
+    its columns where the kernel is higher than wide. Taps that see nothing of any map are left out.
+    """
+
+    batch: int
+    lines: int
+    columns: int
+    channels: int
+    rows: int
+    cols: int
+    dilation: int
+    transposed: bool
+
+    def sizes(self) -> dict[str, int]:
+        """Arguments of both kernels."""
+        along, across = self.channels, self.columns * self.channels
+        if self.transposed:
+            along, across = self.lines * self.channels, self.channels
+        return dict(
+            batch=self.batch,
+            lines=self.lines,
+            columns=self.columns,
+            channels=self.channels,
+            image_stride=self.lines * self.columns * self.channels,
+            line_stride=across,
+            column_stride=along,
         )
-        total = tl.dot(a, b, total, input_precision=PRECISION)
-    if bias is not None:
-        total += tl.load(bias + output, mask=there, other=0.0).to(tl.float32)[None, :]
-    at = (pixel * outputs)[:, None] + output[None, :]
-    tile = valid[:, None] & there[None, :]
-    total *= tl.load(gate + at, mask=tile, other=0.0).to(tl.float32)
-    tl.store(out + at, total.to(out.dtype.element_ty), mask=tile)
+
+    def constants(self) -> dict[str, int]:
+        """Constants of both kernels."""
+        return dict(DILATION=self.dilation, ROWS=self.rows, COLS=self.cols)
 
 
-# Patches of 8 x 8 pixels reuse most of what a 7 x 7 kernel loads; strips of a 1 x 21 kernel lie along it.
+def _walk(shape: Sequence[int], kernel: Sequence[int], dilation: int) -> _Walk:
+    """Of maps (B, C, H, W) and a kernel (K, L)."""
+    batch, channels, height, width = shape
+    rows, cols = (min(k, (size - 1) // dilation * 2 + 1) for k, size in zip(kernel, (height, width), strict=True))
+    if rows > cols:
+        return _Walk(batch, width, height, channels, cols, rows, dilation, True)
+    return _Walk(batch, height, width, channels, rows, cols, dilation, False)
+
+
+def _runs(length: int, run: int, dilation: int) -> int:
+    """How many runs of pixels, `dilation` apart, cover a line."""
+    spans = triton.cdiv(length, run * dilation)
+    return (spans - 1) * dilation + min(length - (spans - 1) * run * dilation, dilation)
+
+
+# A load with its mask and conversions, in multiply-adds: from instructions of the compiled kernels.
+_LOAD = 2.5
 _WARPS = 4
-_STRIP = 1024
 
 
-def _patch(rows: int, cols: int, channels: int, itemsize: int) -> dict[str, int]:
-    block = min(max(triton.next_power_of_2(channels), 16), 32)
-    numbers = 64 * 32 if itemsize == 2 else 32 * 32
-    pixels = numbers // block
-    high = pixels if cols == 1 else 1 if rows == 1 else 8
-    return dict(BLOCK_H=high, BLOCK_W=pixels // high, BLOCK_C=block)
+def _tile(channels: int, itemsize: int, width: int = 16) -> dict[str, int]:
+    """Runs and channels of a program of which each thread loads `width` bytes of a pixel.
+
+    Compilers that choose the registers of a thread themselves spill some, to have more threads.
+    """
+    sizes = [size for size in (64, 32, 16) if size * itemsize <= 128]
+    block = min(sizes, key=lambda size: (-channels % size, -size))
+    runs = _WARPS * 32 * width // (itemsize * block)
+    return dict(BLOCK_R=runs, BLOCK_C=block, num_warps=_WARPS, num_stages=1, maxnreg=255)
 
 
-def _group(cols: int) -> dict[str, int]:
-    taps = min(triton.next_power_of_2(cols), 8)
-    return dict(BLOCK_T=taps, BLOCK_P=64 // taps, BLOCK_C=32)
+def _blocks(walk: _Walk, options: dict[str, int]) -> tuple[int, int]:
+    """Of runs and of channels."""
+    runs = walk.batch * _runs(walk.columns, options["RUN"], walk.dilation)
+    return triton.cdiv(runs, options["BLOCK_R"]), triton.cdiv(walk.channels, options["BLOCK_C"])
 
 
-def _product(inputs: int, itemsize: int) -> dict[str, int]:
-    block = min(max(triton.next_power_of_2(inputs), 16), 32)
-    return dict(BLOCK_P=32, BLOCK_I=16, BLOCK_O=32) if itemsize == 4 else dict(BLOCK_P=64, BLOCK_I=block, BLOCK_O=64)
+def _depthwise_options(walk: _Walk, itemsize: int, processors: int) -> dict[str, int]:
+    """Constants and options of `_depthwise_kernel`, and how many lines a program has at most, `strip`.
+
+    Of long runs a thread loads each pixel for many taps; of short ones there are more threads.
+    """
+    taps = max((taps for taps in range(3, 12) if walk.cols % taps == 0), default=walk.cols)
+    # Of long rows of taps that cannot be divided, 16 bytes of each pixel are more than the registers of a thread.
+    tile = _tile(walk.channels, itemsize, 16 if taps <= 13 else 8)
+
+    def cost(run: int) -> float:
+        programs = walk.lines * math.prod(_blocks(walk, {"RUN": run, **tile}))
+        # Two programs fill a processor.
+        return (run * taps + _LOAD * (run + taps - 1)) * max(programs / (2 * processors), 1)
+
+    options = {"TAPS": taps, "RUN": min(range(1, 9 if taps <= 11 else 5), key=cost), **tile}
+    programs = walk.lines * math.prod(_blocks(walk, options))
+    # Lines of one program share what they load, in the cache.
+    return {**options, "strip": min(max(programs // (4 * processors), 1), 4)}
+
+
+def _taps_options(walk: _Walk, itemsize: int, processors: int) -> dict[str, int]:
+    """Constants and options of `_taps_kernel`, and a program's share: blocks of runs, `strip`, parts of lines, `parts`.
+
+    The more strips there are, the fuller is the card, but a program of few lines adds up less than it takes to begin
+    and to end: eight programs of a processor have eight lines at least, two of them any number.
+    """
+    taps = triton.cdiv(walk.cols, triton.cdiv(walk.cols, 8))
+    tile = _tile(walk.channels, itemsize)
+
+    def cost(run: int) -> float:
+        return _blocks(walk, {"RUN": run, **tile})[0] * (run * taps + _LOAD * (2 * run + taps - 1))
+
+    # What a thread holds of taps and pixels grows with both; eight of each are more than its registers.
+    longest = min(max(walk.columns // walk.dilation, 1), 8, 15 - taps)
+    options = {"TAPS": taps, "RUN": min(range(1, longest + 1), key=cost), **tile}
+    blocks, others = _blocks(walk, options)
+    others *= walk.rows * triton.cdiv(walk.cols, taps)
+    least = max(blocks * walk.lines // 8, triton.cdiv(2 * processors, others))
+    strips = min(triton.cdiv(8 * processors, others), least)
+    parts = min(max(strips // blocks, 1), walk.lines)
+    return {**options, "strip": triton.cdiv(blocks, strips), "parts": parts}
+
+
+def _processors(x: torch.Tensor) -> int:
+    """Of the GPU; one in the interpreter, which so has few programs."""
+    return torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 1
 
 
 def _rows(x: torch.Tensor) -> torch.Tensor:
@@ -168,9 +304,11 @@ def _rows(x: torch.Tensor) -> torch.Tensor:
     return x.permute(0, 2, 3, 1).contiguous()
 
 
-def _taps(weight: torch.Tensor) -> torch.Tensor:
-    """(C, 1, K, L) -> (K * L, C)."""
-    return weight.flatten(1).t().contiguous()
+def _inner(weight: torch.Tensor, walk: _Walk) -> torch.Tensor:
+    """The taps (C, 1, K, L) that `walk` has, a view (ROWS, COLS, C)."""
+    taps = weight.squeeze(1).permute(2, 1, 0) if walk.transposed else weight.squeeze(1).permute(1, 2, 0)
+    above, left = (taps.shape[0] - walk.rows) // 2, (taps.shape[1] - walk.cols) // 2
+    return taps[above : above + walk.rows, left : left + walk.cols]
 
 
 def depthwise_forward(
@@ -186,27 +324,28 @@ def depthwise_forward(
         turned: by the kernel turned by half a circle, for the gradient.
     """
     rows = _rows(x)
-    batch, height, width, channels = rows.shape
     out = torch.empty_like(rows)
     if out.numel() == 0:
         return out.permute(0, 3, 1, 2)
-    tile = _patch(weight.shape[2], weight.shape[3], channels, x.itemsize)
-    patches = triton.cdiv(height, tile["BLOCK_H"]) * triton.cdiv(width, tile["BLOCK_W"])
+    walk = _walk(x.shape, weight.shape[2:], dilation)
+    options = _depthwise_options(walk, x.itemsize, _processors(x))
+    blocks, others = _blocks(walk, options)
+    bands = _runs(walk.lines, options["strip"], dilation)
+    taps = torch.empty(walk.rows, walk.cols, walk.channels, dtype=torch.float32, device=x.device)
+    taps.copy_(_inner(weight, walk))
     with _dispatch.device_of(x):
-        _depthwise_kernel[(patches, triton.cdiv(channels, tile["BLOCK_C"]), batch)](
+        _depthwise_kernel[(bands * blocks * others,)](
             rows,
-            _taps(weight),
+            taps,
             None if bias is None else bias.contiguous(),
             out,
-            height,
-            width,
-            channels,
-            DILATION=dilation,
-            ROWS=weight.shape[2],
-            COLS=weight.shape[3],
+            **walk.sizes(),
+            runs=_runs(walk.columns, options["RUN"], dilation),
+            blocks=blocks,
+            bands=bands,
+            **walk.constants(),
             TURNED=turned,
-            **tile,
-            num_warps=_WARPS,
+            **options,
         )
     return out.permute(0, 3, 1, 2)
 
@@ -216,59 +355,25 @@ def depthwise_backward(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Gradients of `x`, in channels_last, and of `weight`: sums over strips of pixels, added up in their order."""
     grad_x = depthwise_forward(grad, weight, None, dilation, turned=True)
-    rows, above = _rows(x), _rows(grad)
-    _, height, width, channels = rows.shape
-    kernel_h, kernel_w = weight.shape[2:]
-    pixels = rows.numel() // channels
-    # A strip's sums take an eighth of its pixels' memory at most.
-    strip = max(_STRIP, triton.next_power_of_2(32 * kernel_h * kernel_w))
-    strips = triton.cdiv(pixels, strip)
-    sums = torch.empty(strips, kernel_h, kernel_w, channels, dtype=torch.float32, device=x.device)
-    tile = _group(kernel_w)
-    if sums.numel() > 0:
-        groups = kernel_h * triton.cdiv(kernel_w, tile["BLOCK_T"])
-        with _dispatch.device_of(x):
-            _taps_kernel[(groups, triton.cdiv(channels, tile["BLOCK_C"]), strips)](
-                rows,
-                above,
-                sums,
-                height,
-                width,
-                channels,
-                pixels,
-                strip,
-                DILATION=dilation,
-                ROWS=kernel_h,
-                COLS=kernel_w,
-                **tile,
-                num_warps=_WARPS,
-            )
-    return grad_x, sums.sum(0).permute(2, 0, 1).unsqueeze(1).to(weight.dtype)
-
-
-def gated_pointwise_forward(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, gate: torch.Tensor
-) -> torch.Tensor:
-    """`gate * pointwise(x)`, (B, O, H, W) in channels_last, into which x (B, I, H, W) and gate are copied if not."""
-    rows, factor = _rows(x), _rows(gate)
-    inputs, outputs = rows.shape[3], factor.shape[3]
-    out = torch.empty_like(factor, dtype=torch.promote_types(x.dtype, gate.dtype))
-    if out.numel() == 0:
-        return out.permute(0, 3, 1, 2)
-    tile = _product(inputs, x.itemsize)
-    pixels = rows.numel() // inputs
+    grad_weight = torch.zeros_like(weight, memory_format=torch.contiguous_format)
+    if x.numel() == 0:
+        return grad_x, grad_weight
+    walk = _walk(x.shape, weight.shape[2:], dilation)
+    options = _taps_options(walk, x.itemsize, _processors(x))
+    blocks, others = _blocks(walk, options)
+    strips = triton.cdiv(blocks, options["strip"]) * options["parts"]
+    sums = torch.empty(strips, walk.rows, walk.cols, walk.channels, dtype=torch.float32, device=x.device)
+    groups = walk.rows * triton.cdiv(walk.cols, options["TAPS"])
     with _dispatch.device_of(x):
-        _gated_kernel[(triton.cdiv(pixels, tile["BLOCK_P"]), triton.cdiv(outputs, tile["BLOCK_O"]))](
-            rows,
-            weight.flatten(1).contiguous(),
-            None if bias is None else bias.contiguous(),
-            factor,
-            out,
-            pixels,
-            inputs,
-            outputs,
-            PRECISION=_dispatch.dot_precision(),
-            **tile,
-            num_warps=_WARPS,
+        _taps_kernel[(groups, others, strips)](
+            _rows(x),
+            _rows(grad),
+            sums,
+            **walk.sizes(),
+            runs=_runs(walk.columns, options["RUN"], dilation),
+            blocks=blocks,
+            **walk.constants(),
+            **options,
         )
-    return out.permute(0, 3, 1, 2)
+    _inner(grad_weight, walk).copy_(sums.sum(0))
+    return grad_x, grad_weight

@@ -34,6 +34,7 @@ class StaticCase:
             it has no loop.
         elements: that are of use to the operator, of those which such a program computes: pairs of a query and a key
             that it sees, products of a tap and a number, channels of a sample; 0 where nothing is to be counted.
+        maxnreg: registers of a thread at most; None where the compiler chooses.
     """
 
     operator: str
@@ -47,6 +48,7 @@ class StaticCase:
     multiples: tuple[str, ...] = ()
     steps: int = 0
     elements: int = 0
+    maxnreg: int | None = None
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ def compile_static(case: StaticCase, capability: int) -> StaticResult:
         if signature[name].startswith("*") or name in case.multiples
     }
     source = ASTSource(case.kernel, signature, case.constants, aligned)
-    options = {"num_warps": case.num_warps, "num_stages": case.num_stages}
+    options = {"num_warps": case.num_warps, "num_stages": case.num_stages, "maxnreg": case.maxnreg}
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     said = _dumped(compiled.asm["cubin"])
     found = re.search(r"REG:(\d+) STACK:(\d+)", said)

@@ -72,14 +72,23 @@ _DEFORMABLE: dict[str, tuple[dict[str, Any], ...]] = {
     "deformable_attention.triton:_forward_options": ({"UNROLL": 1}, {"UNROLL": 2}, {"num_warps": 8}),
     "deformable_attention.triton:_backward_options": ({"UNROLL": 1}, {"num_warps": 4}),
 }
+_DEPTHWISE: dict[str, tuple[dict[str, Any], ...]] = {
+    "large_kernel_attention.triton:_depthwise_options": ({"RUN": 2}, {"RUN": 4}, {"strip": 1}, {"num_warps": 8}),
+    "large_kernel_attention.triton:_taps_options": ({"RUN": 1}, {"TAPS": 4}, {"parts": 1}, {"num_warps": 8}),
+}
+_GATED: dict[str, tuple[dict[str, Any], ...]] = {
+    "large_kernel_attention.triton_pointwise:_gated_options": ({"num_stages": 3}, {"BLOCK_P": 32}, {"num_warps": 8}),
+}
 # Operators whose work is products of matrices.
 _PRODUCTS = ("neighborhood_attention", "routing_attention", "window_attention")
-# By operator: all variants of a subject begin with the tiles that its kernels choose.
-_TRIED = {
-    "deformable_attention": _DEFORMABLE,
-    "deformable_attention_3d": _DEFORMABLE,
-    "routing_attention": _ROUTING,
-}
+# By operator and a word of the setting: all variants of a subject begin with the tiles that its kernels choose.
+_TRIED = (
+    ("deformable_attention", "", _DEFORMABLE),
+    ("deformable_attention_3d", "", _DEFORMABLE),
+    ("large_kernel_attention", "depth-wise", _DEPTHWISE),
+    ("large_kernel_attention", "gated", _GATED),
+    ("routing_attention", "", _ROUTING),
+)
 
 
 def variants(dry: bool) -> list[Variant]:
@@ -89,11 +98,10 @@ def variants(dry: bool) -> list[Variant]:
         return [Variant(small()[0], dtype="float16"), Variant(small()[0], name, smaller, dtype="float16")]
     found: list[Variant] = []
     for subject in MAIN:
-        tried = _TRIED.get(subject.operator, {})
-        if tried:
-            found.append(Variant(subject))
-        for name, changes in tried.items():
-            found += [Variant(subject, name, x) for x in changes]
+        for operator, word, tried in _TRIED:
+            if operator == subject.operator and word in subject.setting:
+                found.append(Variant(subject))
+                found += [Variant(subject, name, x) for name, changes in tried.items() for x in changes]
         # Products of float32 on tensor cores: nearly as exact in three parts, it is hoped.
         for precision in ("ieee", "tf32", "tf32x3") if subject.operator in _PRODUCTS else ():
             found.append(Variant(subject, precision=precision, dtype="float32"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -125,38 +126,108 @@ def backward(shape: tuple[int, int, int, int], dtype: torch.dtype) -> Work:
     return chain + gated_backward(shape, dtype)
 
 
+# Of VAN and MSCAN at 224 x 224 pixels: sides of the kernel, dilation, channels and side of the map. Kernels 21 x 1 are
+# those of 1 x 21 with other strides.
+_CONVOLUTIONS = (
+    (5, 5, 1, 64, 56),
+    (5, 5, 1, 512, 7),
+    (7, 7, 3, 64, 56),
+    (7, 7, 3, 320, 14),
+    (7, 7, 3, 512, 7),
+    (1, 21, 1, 64, 56),
+    (1, 21, 1, 320, 14),
+    (1, 21, 1, 512, 7),
+    (31, 31, 1, 64, 56),
+)
+_BATCH = 16
+# Of an H100.
+_PROCESSORS = 132
+
+
+def _seen(taps: int, dilation: int, side: int) -> int:
+    """Pairs of a pixel and a tap along one axis of a map that lie on it; all of them where the map has an interior."""
+    if side > (taps - 1) * dilation:
+        return side * taps
+    return sum(max(side - abs(i - taps // 2) * dilation, 0) for i in range(taps))
+
+
 def static_cases() -> list[StaticCase]:
-    """Every kernel at the sizes of VAN and MSCAN, and at 31 x 31."""
+    """Every kernel at the sizes of VAN and MSCAN, and at 31 x 31.
+
+    Elements are products of a tap and a number in the mean over a map's programs, of large maps in the interior; of
+    the gated product they are numbers of the result.
+    """
+    cases: list[StaticCase] = []
+    for dtype in ("fp32", "bf16", "fp16"):
+        for rows, cols, dilation, channels, side in _CONVOLUTIONS:
+            cases += _depthwise_cases(dtype, (rows, cols), dilation, channels, side)
+        for channels, side in ((64, 56), (128, 28), (320, 14), (512, 7)):
+            cases += _gated_cases(dtype, "ieee", channels, side)
+    # Of float32 on tensor cores.
+    return [*cases, *_gated_cases("fp32", "tf32", 512, 56), *_gated_cases("fp32", "tf32x3", 512, 56)]
+
+
+def _depthwise_cases(
+    dtype: str, kernel: tuple[int, int], dilation: int, channels: int, side: int
+) -> Iterator[StaticCase]:
     from ....kernels.large_kernel_attention import triton
 
-    cases = []
-    integers = ("height", "width", "channels", "pixels", "strip", "inputs", "outputs")
-    kernels = {(5, 5): 1, (7, 7): 3, (1, 21): 1, (21, 1): 1, (31, 31): 1}
-    for dtype, itemsize in (("fp32", 4), ("bf16", 2), ("fp16", 2)):
-        types = dict.fromkeys(("x", "weight", "bias", "gate", "grad", "out"), f"*{dtype}")
-        types |= dict.fromkeys(integers, "i32")
+    itemsize = 4 if dtype == "fp32" else 2
+    label = f"{kernel[0]} x {kernel[1]}, dilation {dilation}, map {side} x {side}"
+    walk = triton._walk((_BATCH, channels, side, side), kernel, dilation)
+    across, along = (_seen(taps, dilation, side) for taps in sorted(kernel))
+    options: dict[str, Any] = {**walk.constants(), **triton._depthwise_options(walk, itemsize, _PROCESSORS)}
+    # Rows of taps that a line's pixels see, in the mean, and the products of a program by one of them.
+    rows = round(across / side)
+    products = along * _BATCH * options["BLOCK_C"] // triton._blocks(walk, options)[0]
+    count = rows * walk.cols // options["TAPS"], rows * products
+    types = {"weight": "*fp32", "out": f"*{dtype}"}
+    yield _case(triton._depthwise_kernel, dtype, f"forward, {label}", options | {"TURNED": False}, count, types)
+    if side == 56:
+        options |= {"TURNED": True, "bias": None}
+        yield _case(triton._depthwise_kernel, dtype, f"backward, {label}", options, count, types)
+    options = {**walk.constants(), **triton._taps_options(walk, itemsize, _PROCESSORS)}
+    # The lines of a program, in the mean over the rows of taps, and the products of one of them.
+    lines = round(across / walk.rows / options["parts"]) * options["strip"]
+    products = along * _BATCH * options["BLOCK_C"] // triton._blocks(walk, options)[0]
+    count = lines, lines * products // -(-walk.cols // options["TAPS"])
+    yield _case(triton._taps_kernel, dtype, f"weights, {label}", options, count, {"out": "*fp32"})
 
-        def case(kernel, label, constants, dtype=dtype, **replaced):
-            names = {name: {**types, **replaced}[name] for name in kernel.arg_names if name not in constants}  # noqa: B023
-            cases.append(
-                StaticCase(
-                    "large_kernel_attention",
-                    kernel,
-                    dtype,
-                    label,
-                    names,
-                    constants,
-                    num_warps=triton._WARPS,
-                    multiples=("channels", "inputs", "outputs"),
-                )
-            )
 
-        for (rows, cols), dilation in kernels.items():
-            taps = dict(DILATION=dilation, ROWS=rows, COLS=cols)
-            patch = triton._patch(rows, cols, 64, itemsize)
-            label = f"{rows} x {cols}, dilation {dilation}"
-            case(triton._depthwise_kernel, f"forward, {label}", {**taps, "TURNED": False, **patch})
-            case(triton._depthwise_kernel, f"backward, {label}", {**taps, "TURNED": True, "bias": None, **patch})
-            case(triton._taps_kernel, f"weights, {label}", {**taps, **triton._group(cols)}, out="*fp32")
-        case(triton._gated_kernel, "gated, 64 channels", {"PRECISION": "ieee", **triton._product(64, itemsize)})
-    return cases
+def _gated_cases(dtype: str, precision: str, channels: int, side: int) -> Iterator[StaticCase]:
+    from ....kernels.large_kernel_attention import triton_pointwise
+
+    itemsize, pixels = 4 if dtype == "fp32" else 2, _BATCH * side * side
+    for name in ("forward", "backward"):
+        backward = name == "backward"
+        options: dict[str, Any] = triton_pointwise._gated_options(
+            pixels, channels, channels, itemsize, precision, backward, _PROCESSORS
+        )
+        count = channels // options["BLOCK_I"], options["BLOCK_P"] * options["BLOCK_O"]
+        options |= {"PRECISION": precision, "WHOLE": channels % options["BLOCK_I"] == 0}
+        if not backward:
+            options |= {"grad": None, "inner": None, "sums": None}
+        label = f"{name}, {precision}, {channels} channels, map {side} x {side}"
+        types = {"weight": f"*{dtype}", "out": f"*{dtype}"}
+        yield _case(triton_pointwise._gated_kernel, dtype, label, options, count, types)
+
+
+def _case(
+    kernel: Any, dtype: str, label: str, options: dict[str, Any], count: tuple[int, int], types: dict[str, str]
+) -> StaticCase:
+    """Of a launch; `count` are steps and elements, `types` those that are not of `dtype`, nor integers."""
+    types = dict.fromkeys(("x", "bias", "gate", "grad", "inner"), f"*{dtype}") | {"sums": "*fp32"} | types
+    constants = {name: options[name] for name in kernel.arg_names if name.isupper() or options.get(name, 0) is None}
+    return StaticCase(
+        "large_kernel_attention",
+        kernel,
+        dtype,
+        label,
+        {name: types.get(name, "i32") for name in kernel.arg_names if name not in constants},
+        constants,
+        options["num_warps"],
+        options["num_stages"],
+        ("channels", "image_stride", "line_stride", "column_stride", "inputs", "outputs"),
+        *count,
+        options.get("maxnreg"),
+    )
