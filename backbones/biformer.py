@@ -20,7 +20,7 @@ from timm.layers import DropPath, Mlp, calculate_drop_path_rates, register_notra
 from timm.models import generate_default_cfgs
 from torch import nn
 
-from ..kernels import routing_attention
+from ..kernels import routing_attention_packed
 from .bodies.attention import softmax_attention
 from .bodies.layers import ChannelsLastConv, DepthwiseConv, StridedConv, pad_to_multiple
 from .bodies.pyramid import ROUNDED_DOWN, ROUNDED_UP, PyramidBackbone, PyramidStage
@@ -32,7 +32,7 @@ from .contract.registration import imagenet_cfg, register
 __all__ = ["BiFormer"]
 
 # A leaf of FX graphs: it reads sizes.
-register_notrace_function(routing_attention)
+register_notrace_function(routing_attention_packed)
 
 
 class RoutingAttention(nn.Module):
@@ -66,10 +66,12 @@ class RoutingAttention(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, H, W, C) -> the same."""
         height, width = x.shape[1], x.shape[2]
-        q, k, v = self.qkv(pad_to_multiple(x, self.n_win)).chunk(3, dim=-1)
-        x = routing_attention(q, k, v, self.num_heads, (self.n_win, self.n_win), self.topk, self.scale)
-        x = self.proj(x + self.lepe(v))
-        return self.proj_drop(x[:, :height, :width])
+        qkv, regions = self.qkv(pad_to_multiple(x, self.n_win)), (self.n_win, self.n_win)
+        # The convolution of v in one call: a kernel adds it to the result where it has a GPU.
+        x = routing_attention_packed(
+            qkv, self.num_heads, regions, self.topk, self.scale, self.lepe.weight, self.lepe.bias
+        )
+        return self.proj_drop(self.proj(x)[:, :height, :width])
 
 
 class GlobalAttention(nn.Module):

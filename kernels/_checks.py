@@ -122,7 +122,7 @@ def check_heads(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, num_heads: in
 
 
 def check_packed(qkv: torch.Tensor, num_heads: int) -> None:
-    """As `check_heads`, of queries, keys and values in one map (B, H, W, 3 * C)."""
+    """`check_heads` of q, k and v one after the other in the channels of one map, (B, H, W, 3 * C)."""
     if not torch.jit.is_scripting():
         check_tensors(("qkv",), (qkv,))
         check_integer("num_heads", num_heads)
@@ -130,7 +130,7 @@ def check_packed(qkv: torch.Tensor, num_heads: int) -> None:
         raise ValueError(f"qkv must be (B, H, W, 3 * C), got {shape(qkv)}")
     channels = qkv.shape[3] // 3
     if num_heads < 1 or channels < 1 or channels % num_heads != 0:
-        raise ValueError(f"num_heads must divide C = {channels}, got {num_heads}")
+        raise ValueError(f"num_heads must divide C = {channels}, a third of the channels of qkv, got {num_heads}")
 
 
 def check_tokens(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:

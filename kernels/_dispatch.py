@@ -193,7 +193,11 @@ def use_triton(
     chosen = _checked(backend, "backend")
     if chosen == "auto":
         chosen = _current()
-    if chosen == "torch" or leaves_sizes_free() or torch.onnx.is_in_onnx_export():
+    first = tensors[0]
+    assert first is not None
+    # The interpreter, on the CPU, is for tests: nobody wants it unasked.
+    unasked = chosen == "auto" and first.device.type not in _MEASURED_DEVICES
+    if unasked or chosen == "torch" or leaves_sizes_free() or torch.onnx.is_in_onnx_export():
         return False
     if reason is None:
         reason = _why_no_derivatives()
@@ -201,10 +205,6 @@ def use_triton(
         if reason is not None:
             raise RuntimeError(f"{operator}: Triton cannot run: {reason}; backend='auto' or 'torch' would")
         return True
-    first = tensors[0]
-    # The interpreter, on the CPU, is for tests: nobody wants it unasked.
-    if first is None or first.device.type not in _MEASURED_DEVICES:
-        return False
     learns = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
     # The packed form of an operator has its kernels, and copies less.
     spans = _spans(operator.removesuffix("_packed"), first.dtype, learns, first.device.index or 0)

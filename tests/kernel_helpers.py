@@ -94,7 +94,16 @@ def cases(batch: int = 2, height: int = 6, width: int = 8, channels: int = 4) ->
         ),
         "routing_packed": Case(
             "routing_attention_packed",
-            {"qkv": draw(batch, height, width, 3 * channels)},
+            maps(3 * channels, "qkv"),
+            dict(num_heads=2, regions=(3, 2), topk=2, scale=0.5),
+        ),
+        "routing_packed_local": Case(
+            "routing_attention_packed",
+            {
+                **maps(3 * channels, "qkv"),
+                "local_weight": draw(channels, 1, 3, 5),
+                "local_bias": draw(channels),
+            },
             dict(num_heads=2, regions=(3, 2), topk=2, scale=0.5),
         ),
         "window": Case(

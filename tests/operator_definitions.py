@@ -83,8 +83,12 @@ def routing_attention(q, k, v, num_heads, regions, topk, scale):
     return out.view(b, height, width, c)
 
 
-def routing_attention_packed(qkv, num_heads, regions, topk, scale):
-    return routing_attention(*qkv.chunk(3, -1), num_heads, regions, topk, scale)
+def routing_attention_packed(qkv, num_heads, regions, topk, scale, local_weight=None, local_bias=None):
+    q, k, v = qkv.chunk(3, -1)
+    out = routing_attention(q, k, v, num_heads, regions, topk, scale)
+    if local_weight is None:
+        return out
+    return out + depthwise_conv(v.permute(0, 3, 1, 2), local_weight, local_bias).permute(0, 2, 3, 1)
 
 
 def neighborhood_attention(q, k, v, num_heads, kernel_size, dilation=1, bias_table=None, scale=None):

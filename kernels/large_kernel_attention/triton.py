@@ -26,14 +26,18 @@ def _depthwise_kernel(
     x,
     weight,
     bias,
+    added,
     out,
     batch,
     lines,
     columns,
     channels,
-    image_stride,
-    line_stride,
-    column_stride,
+    x_image,
+    x_line,
+    x_column,
+    out_image,
+    out_line,
+    out_column,
     runs,
     blocks,
     bands,
@@ -49,7 +53,8 @@ def _depthwise_kernel(
 ):
     """Taps (ROWS, COLS, C) over maps (B, lines, columns, C); TURNED by half a circle they give the map's gradient.
 
-    A program has BLOCK_R runs of all images' same lines, up to `strip` lines that are DILATION apart.
+    `added`, None or a map that lies as the result does or is the result, goes into it. A program has BLOCK_R runs of
+    all images' same lines, up to `strip` lines that are DILATION apart.
     """
     GROUPS: tl.constexpr = COLS // TAPS
     band = tl.program_id(0) % bands
@@ -61,9 +66,13 @@ def _depthwise_kernel(
     channel = block // blocks * BLOCK_C + tl.arange(0, BLOCK_C)
     there = channel < channels
     tile = (run // runs < batch)[:, None] & there[None, :]
-    at = ((run // runs).to(tl.int64) * image_stride + column.to(tl.int64) * column_stride)[:, None] + channel[None, :]
-    step = column_stride * tl.full((), DILATION, tl.int64)
-    below = line_stride * tl.full((), 1, tl.int64)
+    image = (run // runs).to(tl.int64)
+    at = (image * x_image + column.to(tl.int64) * x_column)[:, None] + channel[None, :]
+    step = x_column * tl.full((), DILATION, tl.int64)
+    below = x_line * tl.full((), 1, tl.int64)
+    out_at = (image * out_image + column.to(tl.int64) * out_column)[:, None] + channel[None, :]
+    out_step = out_column * tl.full((), DILATION, tl.int64)
+    out_below = out_line * tl.full((), 1, tl.int64)
     tap_stride = -channels if TURNED else channels
     start = tl.zeros((BLOCK_C,), tl.float32)
     if bias is not None:
@@ -96,10 +105,13 @@ def _depthwise_kernel(
                     total += factors[j] * pixels[k + j]
                 sums += (total,)
             totals = sums
-        target = out + line * below
         for k in tl.static_range(RUN):
+            target = line * out_below + k * out_step + out_at
             mask = (column + k * DILATION < columns)[:, None] & tile
-            tl.store(target + k * step + at, totals[k].to(out.dtype.element_ty), mask=mask)
+            total = totals[k]
+            if added is not None:
+                total += tl.load(added + target, mask=mask, other=0.0).to(tl.float32)
+            tl.store(out + target, total.to(out.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=_COUNTS)
@@ -111,9 +123,12 @@ def _taps_kernel(
     lines,
     columns,
     channels,
-    image_stride,
-    line_stride,
-    column_stride,
+    x_image,
+    x_line,
+    x_column,
+    grad_image,
+    grad_line,
+    grad_column,
     runs,
     blocks,
     strip,
@@ -140,8 +155,10 @@ def _taps_kernel(
     begin = tl.program_id(2) // parts * strip
     top = tl.maximum(-down, 0)
     seen_lines = lines - tl.abs(down)
-    step = column_stride * tl.full((), DILATION, tl.int64)
-    below = line_stride * tl.full((), 1, tl.int64)
+    step = x_column * tl.full((), DILATION, tl.int64)
+    below = x_line * tl.full((), 1, tl.int64)
+    grad_step = grad_column * tl.full((), DILATION, tl.int64)
+    grad_below = grad_line * tl.full((), 1, tl.int64)
     totals = ()
     for _ in tl.static_range(TAPS):
         totals += (tl.zeros((BLOCK_R, BLOCK_C), tl.float32),)
@@ -153,14 +170,15 @@ def _taps_kernel(
         # A run that would leave the map begins before, at pixels of the run before it, which do not count again: beside
         # a pixel that is not there, one that is infinite would spoil sums of which it is no part.
         column = tl.minimum(own, phase + ((columns - 1 - phase) // DILATION + 1 - RUN) * DILATION)
-        at = ((run // runs).to(tl.int64) * image_stride + column.to(tl.int64) * column_stride)[:, None]
-        at += channel[None, :]
+        image = (run // runs).to(tl.int64)
+        at = (image * x_image + column.to(tl.int64) * x_column)[:, None] + channel[None, :]
+        grad_at = (image * grad_image + column.to(tl.int64) * grad_column)[:, None] + channel[None, :]
         for line in range(top + seen_lines * part // parts, top + seen_lines * (part + 1) // parts):
-            source = grad + line * below
+            source = grad + line * grad_below
             above = ()
             for k in tl.static_range(RUN):
                 mask = (column + k * DILATION >= own)[:, None] & tile
-                above += (tl.load(source + k * step + at, mask=mask, other=0.0).to(tl.float32),)
+                above += (tl.load(source + k * grad_step + grad_at, mask=mask, other=0.0).to(tl.float32),)
             source = x + (line + down) * below
             pixels = ()
             for k in tl.static_range(RUN + TAPS - 1):
@@ -196,18 +214,14 @@ class _Walk(NamedTuple):
 
     def sizes(self) -> dict[str, int]:
         """Arguments of both kernels."""
-        along, across = self.channels, self.columns * self.channels
+        return dict(batch=self.batch, lines=self.lines, columns=self.columns, channels=self.channels)
+
+    def strides(self, name: str, rows: torch.Tensor) -> dict[str, int]:
+        """Arguments of the kernels that take the map (B, H, W, C) by this name."""
+        image, line, column, _ = rows.stride()
         if self.transposed:
-            along, across = self.lines * self.channels, self.channels
-        return dict(
-            batch=self.batch,
-            lines=self.lines,
-            columns=self.columns,
-            channels=self.channels,
-            image_stride=self.lines * self.columns * self.channels,
-            line_stride=across,
-            column_stride=along,
-        )
+            line, column = column, line
+        return {f"{name}_image": image, f"{name}_line": line, f"{name}_column": column}
 
     def constants(self) -> dict[str, int]:
         """Constants of both kernels."""
@@ -300,8 +314,9 @@ def _processors(x: torch.Tensor) -> int:
 
 
 def _rows(x: torch.Tensor) -> torch.Tensor:
-    """(B, C, H, W) as (B, H, W, C), contiguous; a view of a map in channels_last."""
-    return x.permute(0, 2, 3, 1).contiguous()
+    """(B, C, H, W) as (B, H, W, C) with a pixel's channels in a row: a view where they are, as in channels_last."""
+    rows = x.permute(0, 2, 3, 1)
+    return rows if rows.stride(3) == 1 else rows.contiguous()
 
 
 def _inner(weight: torch.Tensor, walk: _Walk) -> torch.Tensor:
@@ -312,9 +327,15 @@ def _inner(weight: torch.Tensor, walk: _Walk) -> torch.Tensor:
 
 
 def depthwise_forward(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, dilation: int, turned: bool = False
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    dilation: int,
+    turned: bool = False,
+    added: torch.Tensor | None = None,
+    total: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """(B, C, H, W) -> the same, in channels_last, into which `x` is copied if it is not.
+    """(B, C, H, W) -> the same, in channels_last, into which `x` is copied if a pixel's channels are not in a row.
 
     Args:
         x: (B, C, H, W).
@@ -322,9 +343,15 @@ def depthwise_forward(
         bias: (C,) or None.
         dilation: of both axes, in pixels.
         turned: by the kernel turned by half a circle, for the gradient.
+        added: another map to add, contiguous in channels_last; or None.
+        total: a map to which the result is added, and which is returned: its channels are in a row. None for a new one.
     """
     rows = _rows(x)
-    out = torch.empty_like(rows)
+    if total is not None:
+        out = added = total.permute(0, 2, 3, 1)
+    else:
+        out = torch.empty(rows.shape, dtype=x.dtype, device=x.device)
+        added = None if added is None else added.permute(0, 2, 3, 1)
     if out.numel() == 0:
         return out.permute(0, 3, 1, 2)
     walk = _walk(x.shape, weight.shape[2:], dilation)
@@ -338,8 +365,11 @@ def depthwise_forward(
             rows,
             taps,
             None if bias is None else bias.contiguous(),
+            added,
             out,
             **walk.sizes(),
+            **walk.strides("x", rows),
+            **walk.strides("out", out),
             runs=_runs(walk.columns, options["RUN"], dilation),
             blocks=blocks,
             bands=bands,
@@ -351,10 +381,13 @@ def depthwise_forward(
 
 
 def depthwise_backward(
-    grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, dilation: int
+    grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, dilation: int, total: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gradients of `x`, in channels_last, and of `weight`: sums over strips of pixels, added up in their order."""
-    grad_x = depthwise_forward(grad, weight, None, dilation, turned=True)
+    """Gradients of `x`, in channels_last, and of `weight`: sums over strips of pixels, added up in their order.
+
+    The gradient of `x` is added to `total` instead, if that is given: a map whose channels are in a row.
+    """
+    grad_x = depthwise_forward(grad, weight, None, dilation, turned=True, total=total)
     grad_weight = torch.zeros_like(weight, memory_format=torch.contiguous_format)
     if x.numel() == 0:
         return grad_x, grad_weight
@@ -364,12 +397,15 @@ def depthwise_backward(
     strips = triton.cdiv(blocks, options["strip"]) * options["parts"]
     sums = torch.empty(strips, walk.rows, walk.cols, walk.channels, dtype=torch.float32, device=x.device)
     groups = walk.rows * triton.cdiv(walk.cols, options["TAPS"])
+    rows, above = _rows(x), _rows(grad)
     with _dispatch.device_of(x):
         _taps_kernel[(groups, others, strips)](
-            _rows(x),
-            _rows(grad),
+            rows,
+            above,
             sums,
             **walk.sizes(),
+            **walk.strides("x", rows),
+            **walk.strides("grad", above),
             runs=_runs(walk.columns, options["RUN"], dilation),
             blocks=blocks,
             **walk.constants(),

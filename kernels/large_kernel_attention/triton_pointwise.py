@@ -128,10 +128,10 @@ def gated_pointwise_forward(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, gate: torch.Tensor
 ) -> torch.Tensor:
     """`gate * pointwise(x)`, (B, O, H, W) in channels_last, into which x (B, I, H, W) and gate are copied if not."""
-    factor = _rows(gate)
+    factor = _rows(gate).contiguous()
     out = torch.empty_like(factor, dtype=torch.promote_types(x.dtype, gate.dtype))
     if out.numel() > 0:
-        _gated(_rows(x), weight, bias, factor, out)
+        _gated(_rows(x).contiguous(), weight, bias, factor, out)
     return out.permute(0, 3, 1, 2)
 
 
@@ -142,11 +142,11 @@ def gated_pointwise_backward(
 
     The ungated product is not kept: the gate's gradient computes it again.
     """
-    factor = _rows(gate)
+    factor = _rows(gate).contiguous()
     grad_gate, inner = torch.empty_like(factor), torch.empty_like(factor, dtype=x.dtype)
     sums = None
     if factor.numel() > 0:
-        sums = _gated(_rows(x), weight, bias, factor, grad_gate, _rows(grad), inner)
+        sums = _gated(_rows(x).contiguous(), weight, bias, factor, grad_gate, _rows(grad).contiguous(), inner)
     if bias is None:
         grad_bias = weight.new_empty(0)
     else:

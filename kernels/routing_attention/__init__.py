@@ -3,6 +3,7 @@
 import torch
 
 from .. import _derivatives, _dispatch
+from ..large_kernel_attention import depthwise_conv
 from ..tracing import leaves_sizes_free, untraced
 from . import operator
 from .cpu import attend_in_chunks, attend_in_one
@@ -115,14 +116,30 @@ def _attend_to_all(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, num_heads:
         return out.clone() if out.requires_grad and not torch.compiler.is_compiling() else out
 
 
-def _check_packed(qkv: torch.Tensor, num_heads: int, regions: tuple[int, int], topk: int, scale: float) -> None:
-    (qkv,) = _dispatch.autocast(qkv)
-    check_packed(qkv, num_heads, regions, topk, scale)
+def _check_packed(
+    qkv: torch.Tensor,
+    num_heads: int,
+    regions: tuple[int, int],
+    topk: int,
+    scale: float,
+    local_weight: torch.Tensor | None = None,
+    local_bias: torch.Tensor | None = None,
+) -> None:
+    qkv, local_weight, local_bias = _dispatch.autocast(qkv, local_weight, local_bias)
+    check_packed(qkv, num_heads, regions, topk, scale, local_weight, local_bias)
 
 
-def _why_not_packed(qkv: torch.Tensor, num_heads: int, regions: tuple[int, int], topk: int, scale: float) -> str | None:
-    (qkv,) = _dispatch.autocast(qkv)
-    return operator.why_not_packed(qkv, num_heads, regions, topk, scale)
+def _why_not_packed(
+    qkv: torch.Tensor,
+    num_heads: int,
+    regions: tuple[int, int],
+    topk: int,
+    scale: float,
+    local_weight: torch.Tensor | None = None,
+    local_bias: torch.Tensor | None = None,
+) -> str | None:
+    qkv, local_weight, local_bias = _dispatch.autocast(qkv, local_weight, local_bias)
+    return operator.why_not_packed(qkv, num_heads, regions, topk, scale, local_weight, local_bias)
 
 
 def routing_attention_packed(
@@ -131,42 +148,58 @@ def routing_attention_packed(
     regions: tuple[int, int],
     topk: int,
     scale: float,
+    local_weight: torch.Tensor | None = None,
+    local_bias: torch.Tensor | None = None,
     backend: str = "auto",
 ) -> torch.Tensor:
-    """`routing_attention` of one map of queries, keys and values, as a linear layer gives them.
+    """`routing_attention` of q, k and v that lie in one tensor, as a linear layer of 3 * C channels gives them.
 
-    Triton's kernels read it where it lies and write its gradient in one piece, of which autograd would make three maps
-    and concatenate them.
+    With `local_weight` a depth-wise convolution of v with "same" zero padding is added to it: equation 7 of the paper.
+    Triton's kernels read everything where it lies; their backward pass writes one gradient, where the parts' gradients
+    would be joined.
 
     Args:
-        qkv: (B, H, W, 3 * C), floating point: the channels of q, those of k, those of v.
+        qkv: (B, H, W, 3 * C), q, k and v one after the other, floating point, any strides; B may be 0.
         num_heads: divides C.
-        regions: (rows, columns) of the region grid.
+        regions: (rows, columns) of the region grid, as there.
         topk: regions that a query region attends to, 1 to rows * columns.
         scale: factor of the dot products, finite.
+        local_weight: (C, 1, K, L), K and L odd, or None; Triton's kernels take sides of up to 31.
+        local_bias: (C,) or None; None where `local_weight` is.
         backend: "auto", "triton" or "torch"; see `attnzoo.kernels`.
 
     Returns:
-        (B, H, W, C), as `routing_attention(*qkv.chunk(3, -1), ...)`.
+        (B, H, W, C), `routing_attention(*qkv.chunk(3, -1), ...)` and the local term; dtype of `qkv`; under autocast all
+        are taken in its dtype first.
 
     Raises:
         TypeError: for what is no tensor of floating-point numbers, no integer or no number.
-        ValueError: where the shape, heads, regions and `topk` do not fit each other, or for an unknown backend.
+        ValueError: where shapes, dtypes, devices, heads, regions and `topk` do not fit each other, or for an unknown
+            backend.
         RuntimeError: where Triton is asked for and cannot run.
     """
     if torch.jit.is_scripting():
-        check_packed(qkv, num_heads, regions, topk, scale)
+        check_packed(qkv, num_heads, regions, topk, scale, local_weight, local_bias)
     else:
-        (qkv,) = _dispatch.autocast(qkv)
-        untraced(check_packed, qkv, num_heads, regions, topk, scale)
-        reason = untraced(operator.why_not_packed, qkv, num_heads, regions, topk, scale)
+        qkv, local_weight, local_bias = _dispatch.autocast(qkv, local_weight, local_bias)
+        untraced(check_packed, qkv, num_heads, regions, topk, scale, local_weight, local_bias)
+        reason = untraced(operator.why_not_packed, qkv, num_heads, regions, topk, scale, local_weight, local_bias)
         b, height, width, channels = qkv.shape
-        flops = operations((b, height, width, channels // 3), regions, topk)
-        triton = _dispatch.use_triton("routing_attention_packed", backend, (qkv,), reason, flops)
+        triton = _dispatch.use_triton(
+            "routing_attention_packed",
+            backend,
+            (qkv, local_weight, local_bias),
+            reason,
+            operations((b, height, width, channels // 3), regions, topk),
+        )
         if triton and qkv.numel() > 0 and topk < regions[0] * regions[1]:
-            return operator.packed_forward(qkv, num_heads, list(regions), topk, scale)[0]
+            return operator.packed_forward(qkv, local_weight, local_bias, num_heads, list(regions), topk, scale)[0]
     q, k, v = qkv.chunk(3, dim=-1)
-    return routing_attention(q, k, v, num_heads, regions, topk, scale, backend)
+    out = routing_attention(q, k, v, num_heads, regions, topk, scale, backend)
+    if local_weight is None:
+        return out
+    local = depthwise_conv(v.permute(0, 3, 1, 2), local_weight, local_bias, backend=backend)
+    return out + local.permute(0, 2, 3, 1)
 
 
 _dispatch.register("routing_attention", routing_attention, _check, _why_not)

@@ -28,11 +28,22 @@ def routing_attention(
 
 
 def routing_attention_packed(
-    qkv: torch.Tensor, num_heads: int, regions: tuple[int, int], topk: int, scale: float
+    qkv: torch.Tensor,
+    num_heads: int,
+    regions: tuple[int, int],
+    topk: int,
+    scale: float,
+    local_weight: torch.Tensor | None = None,
+    local_bias: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """As the public function."""
     q, k, v = qkv.chunk(3, -1)
-    return routing_attention(q, k, v, num_heads, regions, topk, scale)
+    out = routing_attention(q, k, v, num_heads, regions, topk, scale)
+    if local_weight is None:
+        return out
+    padding = [side // 2 for side in local_weight.shape[2:]]
+    local = F.conv2d(v.permute(0, 3, 1, 2), local_weight, local_bias, padding=padding, groups=v.shape[3])
+    return out + local.permute(0, 2, 3, 1)
 
 
 def route(q: torch.Tensor, k: torch.Tensor, inside: torch.Tensor, topk: int) -> torch.Tensor:

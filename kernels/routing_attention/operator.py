@@ -9,6 +9,8 @@ from typing import Any
 import torch
 
 from .. import _checks, _derivatives, _dispatch
+from ..large_kernel_attention.naive import depthwise_conv
+from ..large_kernel_attention.operator import check_depthwise, why_not_depthwise
 from .cpu import attend_to_chosen
 
 # Beyond it no tiles were found that keep all sums of float32 in registers.
@@ -35,10 +37,19 @@ def check_packed(
     regions: tuple[int, int],
     topk: int,
     scale: float,
+    local_weight: torch.Tensor | None,
+    local_bias: torch.Tensor | None,
 ) -> None:
     """The same for `routing_attention_packed`."""
     _checks.check_packed(qkv, num_heads)
     _check_choice(regions, topk, scale)
+    if local_weight is not None:
+        names = ("local_weight", "local_bias")
+        if not torch.jit.is_scripting():
+            _checks.check_tensors(("qkv", *names), (qkv, local_weight, local_bias), ("local_bias",))
+        check_depthwise(values(qkv), local_weight, local_bias, 1, names)
+    elif local_bias is not None:
+        raise ValueError(f"local_bias must be None where local_weight is, got {_checks.shape(local_bias)}")
 
 
 def _check_choice(regions: tuple[int, int], topk: int, scale: float) -> None:
@@ -68,9 +79,25 @@ def why_not(
     return _why_not_heads(q.shape[3] // num_heads) or _dispatch.why_not(q, k, v)
 
 
-def why_not_packed(qkv: torch.Tensor, num_heads: int, regions: tuple[int, int], topk: int, scale: float) -> str | None:
+def why_not_packed(
+    qkv: torch.Tensor,
+    num_heads: int,
+    regions: tuple[int, int],
+    topk: int,
+    scale: float,
+    local_weight: torch.Tensor | None,
+    local_bias: torch.Tensor | None,
+) -> str | None:
     """The same for `routing_attention_packed`."""
-    return _why_not_heads(qkv.shape[3] // 3 // num_heads) or _dispatch.why_not(qkv)
+    reason = _why_not_heads(qkv.shape[3] // 3 // num_heads) or _dispatch.why_not(qkv)
+    if reason is None and local_weight is not None:
+        reason = why_not_depthwise(values(qkv), local_weight, local_bias)
+    return reason
+
+
+def values(qkv: torch.Tensor) -> torch.Tensor:
+    """Those of a map (B, H, W, 3 * C) as convolutions take them, (B, C, H, W)."""
+    return qkv.chunk(3, dim=-1)[2].permute(0, 3, 1, 2)
 
 
 def _why_not_heads(dim: int) -> str | None:
@@ -183,66 +210,99 @@ forward.register_autograd(_gradients, setup_context=_save)
 
 @torch.library.custom_op("attnzoo::routing_attention_packed", mutates_args=())
 def packed_forward(
-    qkv: torch.Tensor, num_heads: int, regions: list[int], topk: int, scale: float
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """As `forward`, of one map (B, H, W, 3 * C)."""
-    check_packed(qkv, num_heads, (regions[0], regions[1]), topk, scale)
+    qkv: torch.Tensor,
+    local_weight: torch.Tensor | None,
+    local_bias: torch.Tensor | None,
+    num_heads: int,
+    regions: list[int],
+    topk: int,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """As the public function; also attention's part of the result, and what `_attend` gives for the backward pass.
+
+    Without a local term attention is the result, and its part empty.
+    """
+    check_packed(qkv, num_heads, (regions[0], regions[1]), topk, scale, local_weight, local_bias)
     q, k, v = qkv.chunk(3, -1)
-    return _attend(q, k, v, num_heads, regions, topk, scale)
+    attended, logsumexp, index = _attend(q, k, v, num_heads, regions, topk, scale)
+    if local_weight is None:
+        return attended, attended.new_empty(0), logsumexp, index
+    from ..large_kernel_attention.triton import depthwise_forward
+
+    out = depthwise_forward(values(qkv), local_weight, local_bias, 1, added=attended.permute(0, 3, 1, 2))
+    return out.permute(0, 2, 3, 1), attended, logsumexp, index
 
 
 @packed_forward.register_fake
-def _(qkv, num_heads, regions, topk, scale):
-    return _empty_results(qkv[..., : qkv.shape[3] // 3], num_heads, regions, topk)
+def _(qkv, local_weight, local_bias, num_heads, regions, topk, scale):
+    out, logsumexp, index = _empty_results(qkv[..., : qkv.shape[3] // 3], num_heads, regions, topk)
+    return out, out.new_empty(0) if local_weight is None else torch.empty_like(out), logsumexp, index
 
 
 @torch.library.custom_op("attnzoo::routing_attention_packed_backward", mutates_args=())
 def packed_backward(
     grad: torch.Tensor,
     qkv: torch.Tensor,
-    index: torch.Tensor,
-    out: torch.Tensor,
+    local_weight: torch.Tensor | None,
+    attended: torch.Tensor,
     logsumexp: torch.Tensor,
+    index: torch.Tensor,
     num_heads: int,
     regions: list[int],
     scale: float,
-) -> torch.Tensor:
-    """The gradient of the map, written in place of a concatenation of three."""
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gradients of the map, written in place of a concatenation of three, and of the local weight, empty without it."""
     from .triton import attention_backward
 
     grad_qkv = torch.empty_like(qkv, memory_format=torch.contiguous_format)
     q, k, v = qkv.chunk(3, -1)
     grads, grid = grad_qkv.chunk(3, -1), (regions[0], regions[1])
-    attention_backward(grad, q, k, v, index, out, logsumexp, num_heads, grid, scale, grads)
-    return grad_qkv
+    attention_backward(grad, q, k, v, index, attended, logsumexp, num_heads, grid, scale, grads)
+    if local_weight is None:
+        return grad_qkv, grad.new_empty(0)
+    from ..large_kernel_attention.triton import depthwise_backward
+
+    above = grad.permute(0, 3, 1, 2)
+    _, grad_weight = depthwise_backward(above, values(qkv), local_weight, 1, total=values(grad_qkv))
+    return grad_qkv, grad_weight
 
 
 @packed_backward.register_fake
-def _(grad, qkv, index, out, logsumexp, num_heads, regions, scale):
-    return torch.empty_like(qkv, memory_format=torch.contiguous_format)
+def _(grad, qkv, local_weight, attended, logsumexp, index, num_heads, regions, scale):
+    weight = grad.new_empty(0) if local_weight is None else local_weight
+    return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (qkv, weight))
 
 
 def _save_packed(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
-    qkv, ctx.num_heads, ctx.regions, _, ctx.scale = inputs
-    out, logsumexp, index = output
-    ctx.mark_non_differentiable(logsumexp, index)
-    # Else each backward pass would make zeros of their size.
+    qkv, local_weight, local_bias, ctx.num_heads, ctx.regions, _, ctx.scale = inputs
+    out, attended, logsumexp, index = output
+    ctx.mark_non_differentiable(attended, logsumexp, index)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(qkv, index, out, logsumexp)
+    attended = out if local_weight is None else attended
+    ctx.save_for_backward(qkv, local_weight, local_bias, attended, logsumexp, index)
 
 
 def _packed_gradients(ctx: Any, grad: torch.Tensor, *_: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+    qkv, local_weight, local_bias, attended, logsumexp, index = ctx.saved_tensors
     if _derivatives.backward_is_differentiated(grad):
-        qkv, index = ctx.saved_tensors[:2]
 
-        def definition(qkv):
+        def definition(qkv, local_weight, local_bias):
             q, k, v = qkv.chunk(3, -1)
-            return attend_to_chosen(q, k, v, index, ctx.num_heads, (ctx.regions[0], ctx.regions[1]), ctx.scale)
+            grid = (ctx.regions[0], ctx.regions[1])
+            out = attend_to_chosen(q, k, v, index, ctx.num_heads, grid, ctx.scale)
+            if local_weight is None:
+                return out
+            return out + depthwise_conv(values(qkv), local_weight, local_bias).permute(0, 2, 3, 1)
 
-        (grad_qkv,) = _derivatives.gradients(definition, (qkv,), ctx.needs_input_grad[:1], grad)
-    else:
-        grad_qkv = packed_backward(grad, *ctx.saved_tensors, ctx.num_heads, ctx.regions, ctx.scale)
-    return grad_qkv, None, None, None, None
+        inputs = qkv, local_weight, local_bias
+        return *_derivatives.gradients(definition, inputs, ctx.needs_input_grad[:3], grad), None, None, None, None
+    grad_qkv, grad_weight = packed_backward(
+        grad, qkv, local_weight, attended, logsumexp, index, ctx.num_heads, ctx.regions, ctx.scale
+    )
+    grad_bias = None
+    if ctx.needs_input_grad[2]:
+        grad_bias = grad.sum((0, 1, 2), dtype=torch.float32).to(grad.dtype)
+    return grad_qkv, None if local_weight is None else grad_weight, grad_bias, None, None, None, None
 
 
 packed_forward.register_autograd(_packed_gradients, setup_context=_save_packed)

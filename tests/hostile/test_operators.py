@@ -69,7 +69,13 @@ class Draw:
         topk = self.pick(1, self.random.randint(1, rows * cols), rows * cols)
         scale = self.settings["scale"]
         self.settings = dict(num_heads=heads, regions=(rows, cols), topk=topk, scale=0.5 if scale is None else scale)
-        return "routing_attention"
+        if self.random.random() < 0.5:
+            return "routing_attention"
+        self.tensors = {"qkv": torch.cat(list(self.tensors.values()), -1)}
+        if self.random.random() < 0.5:
+            self.tensors["local_weight"] = self.normal(channels, 1, self.pick(1, 3, 5), self.pick(1, 3, 7))
+            self.tensors["local_bias"] = self.pick(None, self.normal(channels))
+        return "routing_attention_packed"
 
     def window(self):
         heads, channels = self.heads()
@@ -312,7 +318,7 @@ def refusal(error):
         r"\b(q|k|v|num_heads|regions|topk|scale|window_size|shift|overlap|bias_table|kernel_size|dilation|value|depth"
     )
     names += r"|stride|is_causal|query_factor|key_factor|block_size|similarity|topk|cdf|q, k and v"
-    names += r"|spatial_shapes|level_start_index|levels?|sampling_locations|attention_weights|x|gate|H and W"
+    names += r"|qkv|spatial_shapes|level_start_index|levels?|sampling_locations|attention_weights|x|gate|H and W"
     names += r"|(local_|dilated_|pointwise_)?(weight|bias))\b"
     clear = (
         isinstance(error, (TypeError, ValueError))
@@ -396,10 +402,9 @@ def judged(draw, tensors, out, infinite, coarse):
     for key, x in exact.items():
         if x is not None and tensors[key].requires_grad:
             x.requires_grad_()
-    if draw.operator == "routing_attention":
-        margin = operator_definitions.routing_margin(
-            exact["q"], exact["k"], draw.settings["regions"], draw.settings["topk"]
-        )
+    if draw.operator.startswith("routing_attention"):
+        q, k = exact["qkv"].chunk(3, -1)[:2] if "qkv" in exact else (exact["q"], exact["k"])
+        margin = operator_definitions.routing_margin(q, k, draw.settings["regions"], draw.settings["topk"])
         if margin < (tolerance if coarse else 1e-4):
             return "tie"
     if draw.operator == "block_sparse_attention":

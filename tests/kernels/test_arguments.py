@@ -50,7 +50,7 @@ def faults():
     yield "routing_packed", dict(qkv=x), r"qkv must be \(B, H, W, 3 \* C\), got \(2, 6, 8, 4\)"
     yield "routing_packed", dict(qkv=x[0]), r"qkv must be \(B, H, W, 3 \* C\), got \(6, 8, 4\)"
     yield "routing_packed", dict(qkv=x[..., :0]), "num_heads must divide C = 0"
-    yield "routing_packed", dict(num_heads=3), "num_heads must divide C = 4, got 3"
+    yield "routing_packed", dict(num_heads=3), "num_heads must divide C = 4, .*, got 3"
     yield "routing_packed", dict(num_heads=2.0), "num_heads must be an integer, got 2.0"
     yield "routing_packed", dict(regions=(0, 3)), "regions must be at least 1"
     yield "routing_packed", dict(topk=7), "topk must be 1 to 6"

@@ -1,5 +1,7 @@
 """Triton's kernels against the definition; without a GPU in Triton's interpreter, hence the small maps."""
 
+import importlib
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,7 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from attnzoo.kernels import can_run, routing_attention, routing_attention_packed
 from attnzoo.kernels.routing_attention import cpu, naive, operator
 
+jit, tl = pytest.importorskip("triton").jit, pytest.importorskip("triton.language")
 triton = pytest.importorskip("attnzoo.kernels.routing_attention.triton")
+triton_places = pytest.importorskip("attnzoo.kernels.routing_attention.triton_places")
 triton_routing = pytest.importorskip("attnzoo.kernels.routing_attention.triton_routing")
 pytestmark = pytest.mark.skipif(
     not can_run("routing_attention", *[torch.zeros(1, 1, 1, 1, device=DEVICE)] * 3, 1, (1, 1), 1, 1.0),
@@ -166,6 +170,24 @@ def test_means_are_summed_in_float32():
         assert mean.item() == pytest.approx(30000.5, rel=1e-3)
 
 
+@jit
+def _divide_kernel(x, quotients, rests, divisor, inverse, COUNT: tl.constexpr):
+    at = tl.arange(0, COUNT)
+    quotient, rest = triton_places.divide(tl.load(x + at), divisor, inverse)
+    tl.store(quotients + at, quotient)
+    tl.store(rests + at, rest)
+
+
+@pytest.mark.parametrize("divisor", [1, 2, 3, 49, 1369, 2**15 + 1, 2**30, 2**30 + 1, 2**31 - 1])
+def test_division(divisor):
+    edges = [n * divisor + d for n in (0, 1, 2, 3, 1000, (2**31 - 1) // divisor) for d in (-1, 0, 1)]
+    edges = [x for x in edges if 0 <= x < 2**31] + [2**31 - 1]
+    x = torch.tensor(edges + torch.randint(2**31 - 1, (64 - len(edges),)).tolist(), device=DEVICE)
+    quotients, rests = (torch.empty(64, dtype=torch.int32, device=DEVICE) for _ in range(2))
+    _divide_kernel[(1,)](x.int(), quotients, rests, divisor, triton_places.inverse(divisor), COUNT=64)
+    assert torch.equal(quotients.long(), x // divisor) and torch.equal(rests.long(), x % divisor)
+
+
 def test_inverted_index(poisoned):
     index = torch.stack([torch.randperm(66)[:2] for _ in range(2 * 66)]).view(2, 66, 2).int().to(DEVICE)
     lists, numbers = triton_routing.inverted_index(index)
@@ -195,7 +217,7 @@ def test_packed_is_the_same_without_copies(h, w, poisoned):
     weight = torch.linspace(-1, 1, want.numel(), device=DEVICE).view(want.shape)
     want_grad = torch.autograd.grad(want, qkv, weight)[0]
     with Recorded() as recorded:
-        out = routing_attention_packed(qkv, *args, "triton")
+        out = routing_attention_packed(qkv, *args, backend="triton")
         grad = torch.autograd.grad(out, qkv, weight)[0]
     assert torch.equal(out, want) and torch.equal(grad, want_grad)
     assert grad.is_contiguous()
@@ -205,14 +227,36 @@ def test_packed_is_the_same_without_copies(h, w, poisoned):
 
 def test_packed_in_any_strides(poisoned):
     wide = torch.randn(2, 5, 7, 25, device=DEVICE)
+    local = torch.randn(8, 1, 3, 5, device=DEVICE), torch.randn(8, device=DEVICE)
     for qkv in (wide[:, :4, 1:, 1:], wide.transpose(1, 2)[..., :24], wide[:1, :, :, :24].expand(2, -1, -1, -1)):
-        qkv = qkv.requires_grad_()
+        tensors = [x.requires_grad_() for x in (qkv, *local)]
         results = []
         for backend in ("triton", "torch"):
-            out = routing_attention_packed(qkv, 2, (2, 2), 3, 0.4, backend)
-            results.append((out, torch.autograd.grad(out.square().sum(), qkv)[0]))
-        for name, got, want in zip(("out", "qkv"), *results, strict=True):
+            out = routing_attention_packed(qkv, 2, (2, 2), 3, 0.4, *local, backend=backend)
+            results.append((out, *torch.autograd.grad(out.square().sum(), tensors)))
+        for name, got, want in zip(("out", "qkv", "weight", "bias"), *results, strict=True):
             assert_near(name, got, want, 1e-5)
+
+
+def test_local_term_without_copies(poisoned, monkeypatch):
+    """The values and their gradient are read and written where they lie, and one kernel adds the term."""
+    depthwise = importlib.import_module("attnzoo.kernels.large_kernel_attention.triton")
+    rows, seen = depthwise._rows, []
+
+    def view(x):
+        seen.append(rows(x).data_ptr() == x.data_ptr())
+        return rows(x)
+
+    monkeypatch.setattr(depthwise, "_rows", view)
+    qkv, weight, bias = (torch.randn(x, device=DEVICE).requires_grad_() for x in ((2, 4, 6, 24), (8, 1, 5, 3), (8,)))
+    with Recorded() as recorded:
+        out = routing_attention_packed(qkv, 2, (2, 2), 3, 0.4, weight, bias, "triton")
+        grads = torch.autograd.grad(out, (qkv, weight, bias), torch.ones_like(out))
+    assert out.is_contiguous() and all(x.is_contiguous() for x in grads)
+    names = {name for name in recorded.names if name.startswith("attnzoo")}
+    assert names == {"attnzoo::routing_attention_packed", "attnzoo::routing_attention_packed_backward"}
+    assert not {"aten::clone", "aten::cat", "aten::add.Tensor"}.intersection(recorded.names)
+    assert seen and all(seen)
 
 
 def test_refusals():
@@ -233,7 +277,9 @@ def test_operator_is_well_formed():
     q, k, v = (x.contiguous().requires_grad_() for x in qkv(1, 3, 2, 4))
     torch.library.opcheck(operator.forward, (q, k, v, 2, [2, 2], 2, 0.4))
     packed = torch.cat([q, k, v], -1).detach().requires_grad_()
-    torch.library.opcheck(operator.packed_forward, (packed, 2, [2, 2], 2, 0.4))
+    torch.library.opcheck(operator.packed_forward, (packed, None, None, 2, [2, 2], 2, 0.4))
+    weight, bias = (torch.randn(x, device=DEVICE).requires_grad_() for x in ((4, 1, 3, 1), (4,)))
+    torch.library.opcheck(operator.packed_forward, (packed, weight, bias, 2, [2, 2], 2, 0.4))
 
 
 @pytest.mark.long

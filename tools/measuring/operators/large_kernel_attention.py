@@ -182,10 +182,14 @@ def _depthwise_cases(
     products = along * _BATCH * options["BLOCK_C"] // triton._blocks(walk, options)[0]
     count = rows * walk.cols // options["TAPS"], rows * products
     types = {"weight": "*fp32", "out": f"*{dtype}"}
-    yield _case(triton._depthwise_kernel, dtype, f"forward, {label}", options | {"TURNED": False}, count, types)
+    yield _case(
+        triton._depthwise_kernel, dtype, f"forward, {label}", options | {"TURNED": False, "added": None}, count, types
+    )
     if side == 56:
         options |= {"TURNED": True, "bias": None}
-        yield _case(triton._depthwise_kernel, dtype, f"backward, {label}", options, count, types)
+        yield _case(triton._depthwise_kernel, dtype, f"backward, {label}", options | {"added": None}, count, types)
+        # As part of routing attention's backward pass.
+        yield _case(triton._depthwise_kernel, dtype, f"backward, added, {label}", options, count, types)
     options = {**walk.constants(), **triton._taps_options(walk, itemsize, _PROCESSORS)}
     # The lines of a program, in the mean over the rows of taps, and the products of one of them.
     lines = round(across / walk.rows / options["parts"]) * options["strip"]
@@ -216,7 +220,7 @@ def _case(
     kernel: Any, dtype: str, label: str, options: dict[str, Any], count: tuple[int, int], types: dict[str, str]
 ) -> StaticCase:
     """Of a launch; `count` are steps and elements, `types` those that are not of `dtype`, nor integers."""
-    types = dict.fromkeys(("x", "bias", "gate", "grad", "inner"), f"*{dtype}") | {"sums": "*fp32"} | types
+    types = dict.fromkeys(("x", "bias", "added", "gate", "grad", "inner"), f"*{dtype}") | {"sums": "*fp32"} | types
     constants = {name: options[name] for name in kernel.arg_names if name.isupper() or options.get(name, 0) is None}
     return StaticCase(
         "large_kernel_attention",
@@ -227,7 +231,7 @@ def _case(
         constants,
         options["num_warps"],
         options["num_stages"],
-        ("channels", "image_stride", "line_stride", "column_stride", "inputs", "outputs"),
+        tuple(name for name in kernel.arg_names if name.endswith(("channels", "_image", "_line", "_column", "puts"))),
         *count,
         options.get("maxnreg"),
     )
