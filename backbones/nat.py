@@ -36,7 +36,7 @@ from timm.layers import (
 from timm.models import generate_default_cfgs
 from torch import nn
 
-from ..kernels import neighborhood_attention
+from ..kernels import neighborhood_attention_packed
 from .bodies import swin
 from .bodies.layers import PatchConv, init_weights, larger_of, sizes_stay_free
 from .bodies.pyramid import PyramidBackbone, PyramidStage
@@ -48,7 +48,7 @@ from .contract.registration import imagenet_cfg, register
 __all__ = ["NeighborhoodAttentionTransformer"]
 
 # A leaf of FX graphs: it reads sizes.
-register_notrace_function(neighborhood_attention)
+register_notrace_function(neighborhood_attention_packed)
 
 
 @register_notrace_function
@@ -110,8 +110,8 @@ class NeighborhoodAttention(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, H, W, C) -> the same."""
         height, width = x.shape[1], x.shape[2]
-        q, k, v = self.qkv(pad_to_window(x, self.kernel_size * self.dilation)).chunk(3, dim=-1)
-        x = neighborhood_attention(q, k, v, self.num_heads, self.kernel_size, self.dilation, self.rpb)
+        qkv = self.qkv(pad_to_window(x, self.kernel_size * self.dilation))
+        x = neighborhood_attention_packed(qkv, self.num_heads, self.kernel_size, self.dilation, self.rpb)
         return self.proj_drop(self.proj(crop(x, height, width)))
 
 

@@ -9,7 +9,11 @@ from .deformable_attention import deformable_attention
 from .deformable_attention_3d import deformable_attention_3d
 from .flash_bias import flash_bias_attention
 from .large_kernel_attention import depthwise_conv, large_kernel_attention, pointwise_conv
-from .neighborhood_attention import generalized_neighborhood_attention, neighborhood_attention
+from .neighborhood_attention import (
+    generalized_neighborhood_attention,
+    neighborhood_attention,
+    neighborhood_attention_packed,
+)
 from .routing_attention import routing_attention, routing_attention_packed
 from .window_attention import window_attention
 
@@ -23,6 +27,7 @@ __all__ = [
     "generalized_neighborhood_attention",
     "large_kernel_attention",
     "neighborhood_attention",
+    "neighborhood_attention_packed",
     "pointwise_conv",
     "routing_attention",
     "routing_attention_packed",

@@ -76,7 +76,7 @@ def cases(batch: int = 2, height: int = 6, width: int = 8, channels: int = 4) ->
         "depth": draw(batch, positions, 2, 3).softmax(-1),
     }
     pyramid = {"spatial_shapes": levels, "level_start_index": [0, height * width]}
-    return {
+    found = {
         "routing": Case(
             "routing_attention",
             maps(channels, "q", "k", "v"),
@@ -190,6 +190,12 @@ def cases(batch: int = 2, height: int = 6, width: int = 8, channels: int = 4) ->
             dict(dilation=2),
         ),
     }
+    neighborhood = found["neighborhood"]
+    *parts, table = neighborhood.tensors.values()
+    found["neighborhood_packed"] = Case(
+        "neighborhood_attention_packed", {"qkv": torch.cat(parts, 3), "bias_table": table}, neighborhood.settings
+    )
+    return found
 
 
 CASES = tuple(cases())

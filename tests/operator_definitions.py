@@ -115,6 +115,10 @@ def neighborhood_attention(q, k, v, num_heads, kernel_size, dilation=1, bias_tab
     return out.view(b, height, width, c)
 
 
+def neighborhood_attention_packed(qkv, num_heads, kernel_size, dilation=1, bias_table=None, scale=None):
+    return neighborhood_attention(*qkv.chunk(3, -1), num_heads, kernel_size, dilation, bias_table, scale)
+
+
 def generalized_neighborhood_attention(
     q, k, v, num_heads, kernel_size, stride=1, dilation=1, is_causal=False, bias_table=None, scale=None
 ):

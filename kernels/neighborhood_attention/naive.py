@@ -55,6 +55,19 @@ def _attend(q, k, v, num_heads, kernel_size, stride, dilation, is_causal, bias_t
     return torch.einsum("bhwmij,bhwijmd->bhwmd", weights, values).flatten(3)
 
 
+def neighborhood_attention_packed(
+    qkv: torch.Tensor,
+    num_heads: int,
+    kernel_size: int,
+    dilation: int = 1,
+    bias_table: torch.Tensor | None = None,
+    scale: float | None = None,
+) -> torch.Tensor:
+    """As the public function."""
+    q, k, v = qkv.chunk(3, -1)
+    return neighborhood_attention(q, k, v, num_heads, kernel_size, dilation, bias_table, scale)
+
+
 def window(
     size: int, kernel_size: int, dilation: int, device: torch.device, stride: int = 1, is_causal: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,11 +1,15 @@
-"""Neighborhood attention in Triton: forward, backward and the gradient of the bias table, without atomics.
+"""Neighborhood attention in Triton: the tables of mask and bias, and the forward pass; the rest in `triton_backward`.
 
 The pixels of one residue class are a dense map of their own (see `cpu`), which programs walk in tiles: of queries
 in the forward pass and for the gradient of q, of keys for those of k and v. What a tile attends to, or is attended by,
-is a rectangle of the same class. Softmaxes are in base 2.
+is a rectangle of the same class. Which query sees which key there, and with what bias, is the same for all tiles far
+from the borders, and for those that lie alike near one. Each such pattern has a dense table, which a kernel of its own
+makes first, with minus infinity where a query does not see a key. Softmaxes are in base 2.
 """
 
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import triton
@@ -14,83 +18,76 @@ import triton.language as tl
 from .. import _dispatch
 
 # One compiled kernel serves all sizes.
-_SIZES = ("batch", "height", "width", "heads")
-_LOG2_E = tl.constexpr(1.4426950408889634)
-# Programs of the bias table's gradient: fills a GPU several times over, and bounds the memory of their sums.
-_BIAS_PROGRAMS = 8192
+SIZES = (
+    "batch",
+    "height",
+    "width",
+    "heads",
+    "group",
+    "first_head",
+    "longest_y",
+    "longest_x",
+    "table_head",
+    "patterns_y",
+    "patterns_x",
+    "steps",
+)
+LOG2_E = tl.constexpr(1.4426950408889634)
+# Where a running maximum begins: not at minus infinity, which minus itself is no number.
+_LOWEST = tl.constexpr(-3.4028234663852886e38)
+# Of a table: heads whose tables are larger together take turns.
+_TABLE_BYTES = 2**25
+# Offsets within an image above it take 64 bits.
+_LARGEST = 2**31 - 1
 
 
 @triton.jit
-def _first(position, length, KERNEL: tl.constexpr):
-    """Position of a query's first key, on an axis of a residue class of `length` pixels."""
-    return tl.maximum(tl.minimum(position - KERNEL // 2, length - KERNEL), 0)
+def _split(number, count):
+    """Quotient and remainder of what is not negative: of unsigned numbers the machine has them in less instructions."""
+    number, count = tl.cast(number, tl.uint32), tl.cast(count, tl.uint32)
+    quotient = number // count
+    return quotient.to(tl.int32), (number - quotient * count).to(tl.int32)
 
 
 @triton.jit
-def _sees(query_y, query_x, key_y, key_x, length_y, length_x, KERNEL: tl.constexpr):
-    """Whether keys of the class lie in the windows of queries; shapes are broadcast."""
-    top, left = _first(query_y, length_y, KERNEL), _first(query_x, length_x, KERNEL)
-    return (key_y >= top) & (key_y < top + KERNEL) & (key_x >= left) & (key_x < left + KERNEL)
+def class_length(residue, size, longest, dilation):
+    """Pixels of a residue class on an axis of `size` pixels, in whose longest class there are `longest`."""
+    return longest - ((longest - 1) * dilation + residue >= size).to(tl.int32)
 
 
 @triton.jit
-def _locate(program, height, width, heads, dilation, TILE_H: tl.constexpr, TILE_W: tl.constexpr):
+def locate(
+    program, height, width, group, dilation, classes_y, classes_x, longest_y, longest_x,
+    TILE_H: tl.constexpr, TILE_W: tl.constexpr,
+):  # fmt: skip
     """Image, head, residue class and first position of a program's tile; the tiles of a class are neighbours.
 
     Returns:
-        image, head, class_y, class_x, length_y, length_x, top, left. Where classes differ in length, the tile may lie
-        outside: top >= length_y or left >= length_x.
+        image, head of `group`, class_y, class_x, length_y, length_x, top, left. Where classes differ in length, the
+        tile may lie outside: top >= length_y or left >= length_x.
     """
-    tiles_y, tiles_x = tl.cdiv(tl.cdiv(height, dilation), TILE_H), tl.cdiv(tl.cdiv(width, dilation), TILE_W)
-    classes_y, classes_x = tl.minimum(dilation, height), tl.minimum(dilation, width)
-    left, program = program % tiles_x * TILE_W, program // tiles_x
-    top, program = program % tiles_y * TILE_H, program // tiles_y
-    class_x, program = program % classes_x, program // classes_x
-    class_y, program = program % classes_y, program // classes_y
-    length_y, length_x = (height - 1 - class_y) // dilation + 1, (width - 1 - class_x) // dilation + 1
-    return (program // heads).to(tl.int64), program % heads, class_y, class_x, length_y, length_x, top, left
+    program, left = _split(program, tl.cdiv(longest_x, TILE_W))
+    program, top = _split(program, tl.cdiv(longest_y, TILE_H))
+    program, class_x = _split(program, classes_x)
+    program, class_y = _split(program, classes_y)
+    image, head = _split(program, group)
+    length_y = class_length(class_y, height, longest_y, dilation)
+    length_x = class_length(class_x, width, longest_x, dilation)
+    return image.to(tl.int64), head, class_y, class_x, length_y, length_x, top * TILE_H, left * TILE_W
 
 
 @triton.jit
-def _load(at, y, x, stride_y, stride_x, inside, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
-    """(pixels, BLOCK_D), zero where there is no pixel or channel; `at` points to the head's first channel at (0, 0)."""
-    channel = tl.arange(0, BLOCK_D)
-    pixel = at + y.to(tl.int64) * stride_y + x.to(tl.int64) * stride_x
-    return tl.load(pixel[:, None] + channel[None, :], inside[:, None] & (channel < HEAD_DIM)[None, :], other=0.0)
-
-
-@triton.jit
-def _store(at, y, x, width, channels, inside, value, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Into a contiguous map."""
-    channel = tl.arange(0, BLOCK_D)
-    pixel = at + (y.to(tl.int64) * width + x) * channels
-    tl.store(
-        pixel[:, None] + channel[None, :],
-        value.to(at.dtype.element_ty),
-        inside[:, None] & (channel < HEAD_DIM)[None, :],
-    )
-
-
-@triton.jit
-def _tile(top, left, length_y, length_x, class_y, class_x, dilation, TILE_H: tl.constexpr, TILE_W: tl.constexpr):
-    """Pixels of a tile, each (TILE_H * TILE_W,): the last ones stand for those outside of the class.
-
-    Returns:
-        Positions in the class, y and x; rows and columns of the map; whether they are in the class.
-    """
-    place = tl.arange(0, TILE_H * TILE_W)
-    y, x = top + place // TILE_W, left + place % TILE_W
-    exists = (y < length_y) & (x < length_x)
-    y, x = tl.minimum(y, length_y - 1), tl.minimum(x, length_x - 1)
-    return y, x, y * dilation + class_y, x * dilation + class_x, exists
+def first_key(position, length, KERNEL: tl.constexpr):
+    """Position of a query's first key, on an axis of a residue class of `length` pixels."""
+    return tl.maximum(tl.minimum(position - KERNEL // 2, length - KERNEL), 0)
 
 
 @triton.jit
 def _keys_of(first, length, TILE: tl.constexpr, KERNEL: tl.constexpr):
     """First key and number of keys that a tile's queries see, on an axis."""
     last = tl.minimum(first + TILE, length) - 1
-    begin = _first(first, length, KERNEL)
-    return begin, tl.minimum(_first(last, length, KERNEL) + KERNEL, length) - begin
+    begin = first_key(first, length, KERNEL)
+    return begin, tl.minimum(first_key(last, length, KERNEL) + KERNEL, length) - begin
 
 
 @triton.jit
@@ -102,296 +99,347 @@ def _queries_of(first, length, TILE: tl.constexpr, KERNEL: tl.constexpr):
 
 
 @triton.jit
-def _block(start, top, left, rows, cols, class_y, class_x, dilation, BLOCK_N: tl.constexpr):
-    """`_tile` of the next BLOCK_N pixels of a rectangle."""
-    place = start + tl.arange(0, BLOCK_N)
-    y, x = top + place // cols, left + place % cols
-    return y, x, y * dilation + class_y, x * dilation + class_x, place < rows * cols
+def rectangle(first, length, TILE: tl.constexpr, KERNEL: tl.constexpr, OF_KEYS: tl.constexpr):
+    """First pixel and number of pixels, on an axis, that a tile of queries sees, or that see a tile of keys."""
+    if OF_KEYS:
+        begin, number = _queries_of(first, length, TILE, KERNEL)
+    else:
+        begin, number = _keys_of(first, length, TILE, KERNEL)
+    return begin, number
 
 
 @triton.jit
-def _logits(a, b, bias, head, key_y, key_x, query_y, query_x, scale,
-            KERNEL: tl.constexpr, HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
-    """Scaled products of the rows of `a` and `b` plus bias, times log2(e); positions are broadcast to their shape."""
-    logits = tl.dot(a, tl.trans(b), input_precision=PRECISION) * (scale * _LOG2_E)
+def _patterns(longest, TILE: tl.constexpr, BORDER: tl.constexpr):
+    """Number of patterns on an axis, in classes of either length: of tiles that lie alike.
+
+    BORDER tiles at the beginning, those in the midst, which are all alike, and BORDER + 1 at the end, as the last tile
+    may be cut.
+    """
+    return tl.minimum(tl.cdiv(longest, TILE), 2 * BORDER + 2)
+
+
+@triton.jit
+def _pattern(first, length, longest, TILE: tl.constexpr, BORDER: tl.constexpr):
+    """Number of a tile's pattern on an axis, in a class of `length` pixels: those of shorter classes come second."""
+    tile = first // TILE
+    alike = tl.maximum(tl.cdiv(length, TILE) - (2 * BORDER + 2), 0)
+    number = tl.maximum(tl.minimum(tile, BORDER), tile - alike)
+    return number + (longest - length) * _patterns(longest, TILE, BORDER)
+
+
+@triton.jit
+def _example(pattern, longest, TILE: tl.constexpr, BORDER: tl.constexpr):
+    """First position of a tile of this pattern, and the length of its class, outside of which the tile may lie."""
+    patterns = _patterns(longest, TILE, BORDER)
+    length, number = longest - pattern // patterns, pattern % patterns
+    alike = tl.maximum(tl.cdiv(length, TILE) - (2 * BORDER + 2), 0)
+    return (number + tl.where(number > BORDER, alike, 0)) * TILE, length
+
+
+@triton.jit
+def _places(start, cols, BLOCK_N: tl.constexpr):
+    """Rows and columns of BLOCK_N places of a rectangle, from number `start` on."""
+    place = start + tl.arange(0, BLOCK_N)
+    # A division by `cols`, exact where the product of both is below 2 ** 20.
+    row = place * ((1 << 20) // cols + 1) >> 20
+    return row, place - row * cols
+
+
+@triton.jit(do_not_specialize=SIZES)
+def _table_kernel(
+    table, bias, longest_y, longest_x, patterns_y, patterns_x, steps,
+    KERNEL: tl.constexpr, TILE_H: tl.constexpr, TILE_W: tl.constexpr, BLOCK_N: tl.constexpr,
+    BORDER_H: tl.constexpr, BORDER_W: tl.constexpr, OF_KEYS: tl.constexpr, HAS_BIAS: tl.constexpr,
+):  # fmt: skip
+    """Of one head and pattern: the pixels of a tile by the places of its rectangle that a step takes."""
+    PIXELS: tl.constexpr = TILE_H * TILE_W
+    program = tl.program_id(0)
+    table += program.to(tl.int64) * (PIXELS * BLOCK_N)
+    program, step = _split(program, steps)
+    program, pattern_x = _split(program, patterns_x)
+    head, pattern_y = _split(program, patterns_y)
+    tile_top, length_y = _example(pattern_y, longest_y, TILE_H, BORDER_H)
+    tile_left, length_x = _example(pattern_x, longest_x, TILE_W, BORDER_W)
+    top, rows = rectangle(tile_top, length_y, TILE_H, KERNEL, OF_KEYS)
+    left, cols = rectangle(tile_left, length_x, TILE_W, KERNEL, OF_KEYS)
+    if (tile_top >= length_y) | (tile_left >= length_x) | (step * BLOCK_N >= rows * cols):
+        return
+    pixel = tl.arange(0, PIXELS)[:, None]
+    # As in `tile_places`.
+    tile_y = tl.minimum(tile_top + pixel // TILE_W, length_y - 1)
+    tile_x = tl.minimum(tile_left + pixel % TILE_W, length_x - 1)
+    row, col = _places(step * BLOCK_N, cols, BLOCK_N)
+    row, col = row[None, :], col[None, :]
+    if OF_KEYS:
+        query_y, query_x, key_y, key_x = top + row, left + col, tile_y, tile_x
+    else:
+        query_y, query_x, key_y, key_x = tile_y, tile_x, top + row, left + col
+    first_y, first_x = first_key(query_y, length_y, KERNEL), first_key(query_x, length_x, KERNEL)
+    seen = (key_y >= first_y) & (key_y < first_y + KERNEL) & (key_x >= first_x) & (key_x < first_x + KERNEL)
+    seen = seen & (row < rows)
+    added = tl.zeros([PIXELS, BLOCK_N], tl.float32)
     if HAS_BIAS:
         SIDE: tl.constexpr = 2 * KERNEL - 1
-        index = (key_y * SIDE + key_x) - (query_y * SIDE + query_x) + (KERNEL - 1) * (SIDE + 1)
-        # In bounds for keys out of sight too: cheaper than a mask, and their logits are not used.
-        index = tl.minimum(tl.maximum(index, 0), SIDE * SIDE - 1)
-        logits += tl.load(bias + head * SIDE * SIDE + index).to(tl.float32) * _LOG2_E
-    return logits
+        index = (key_y - query_y + KERNEL - 1) * SIDE + key_x - query_x + KERNEL - 1
+        added = tl.load(bias + head * SIDE * SIDE + index, seen, other=0.0).to(tl.float32) * LOG2_E
+    at = table + (pixel * BLOCK_N + tl.arange(0, BLOCK_N)[None, :])
+    tl.store(at, tl.where(seen, added, float("-inf")))
 
 
-@triton.jit(do_not_specialize=_SIZES)
+@triton.jit
+def pattern_of(
+    table, head, top, left, length_y, length_x, longest_y, longest_x, table_head, patterns_x, steps,
+    TILE_H: tl.constexpr, TILE_W: tl.constexpr, BLOCK_N: tl.constexpr, BORDER_H: tl.constexpr, BORDER_W: tl.constexpr,
+):  # fmt: skip
+    """Pointers, (TILE_H * TILE_W, BLOCK_N), to the table's first step for a tile; the others follow one another."""
+    pattern_y = _pattern(top, length_y, longest_y, TILE_H, BORDER_H)
+    pattern_x = _pattern(left, length_x, longest_x, TILE_W, BORDER_W)
+    PIXELS: tl.constexpr = TILE_H * TILE_W
+    table += head.to(tl.int64) * table_head + (pattern_y * patterns_x + pattern_x) * steps * (PIXELS * BLOCK_N)
+    return table + tl.arange(0, PIXELS)[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
+
+
+@triton.jit
+def spacing(dilation, WIDE: tl.constexpr):
+    """The dilation, in 64 bits where offsets within an image may need them: products with it take its type."""
+    return tl.cast(dilation, tl.int64 if WIDE else tl.int32)
+
+
+@triton.jit
+def origin(at, image, head, y, x, stride_b, stride_y, stride_x, HEAD_DIM: tl.constexpr):
+    """Pointer to a head's first channel in one pixel of an image."""
+    return at + image * stride_b + y.to(tl.int64) * stride_y + x.to(tl.int64) * stride_x + head * HEAD_DIM
+
+
+@triton.jit
+def origin_dense(at, image, head, y, x, height, width, heads, HEAD_DIM: tl.constexpr):
+    """`origin` in a contiguous map."""
+    return at + (((image * height + y) * width + x) * heads + head) * HEAD_DIM
+
+
+@triton.jit
+def tile_places(top, left, length_y, length_x, TILE_H: tl.constexpr, TILE_W: tl.constexpr):
+    """Rows and columns of a tile's pixels, (TILE_H * TILE_W,), counted from its first, and whether they exist.
+
+    The last row and column of the class stand for those outside.
+    """
+    place = tl.arange(0, TILE_H * TILE_W)
+    row, col = place // TILE_W, place % TILE_W
+    exists = (row < length_y - top) & (col < length_x - left)
+    return tl.minimum(row, length_y - top - 1), tl.minimum(col, length_x - left - 1), exists
+
+
+@triton.jit
+def step_places(start, rows, cols, BLOCK_N: tl.constexpr):
+    """Rows and columns of a step's pixels, (BLOCK_N,), counted from the rectangle's first.
+
+    The rectangle's last row stands for those below.
+    """
+    row, col = _places(start, cols, BLOCK_N)
+    return tl.minimum(row, rows - 1), col
+
+
+@triton.jit
+def load_pixels(at, row, col, step_y, step_x, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
+    """(pixels, BLOCK_D), zero where there is no channel; `at` is the `origin` of row and column 0."""
+    channel = tl.arange(0, BLOCK_D)
+    pixels = at + ((row * step_y + col * step_x)[:, None] + channel[None, :])
+    if HEAD_DIM == BLOCK_D:
+        value = tl.load(pixels)
+    else:
+        value = tl.load(pixels, (channel < HEAD_DIM)[None, :], other=0.0)
+    return value
+
+
+@triton.jit
+def store_pixels(at, row, col, step_y, step_x, exists, value, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Rounds and writes what `load_pixels` would read, where pixels exist."""
+    channel = tl.arange(0, BLOCK_D)
+    pixels = at + ((row * step_y + col * step_x)[:, None] + channel[None, :])
+    tl.store(pixels, value.to(at.dtype.element_ty), exists[:, None] & (channel < HEAD_DIM)[None, :])
+
+
+@triton.jit(do_not_specialize=SIZES)
 def _forward_kernel(
-    q, k, v, bias, out, lse, scale, height, width, heads, dilation,
+    table, q, k, v, out, lse, scale,
+    height, width, heads, dilation, classes_y, classes_x, longest_y, longest_x,
+    group, first_head, table_head, patterns_x, steps,
     q_b, q_y, q_x, k_b, k_y, k_x, v_b, v_y, v_x,
     KERNEL: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, TILE_H: tl.constexpr, TILE_W: tl.constexpr,
-    BLOCK_N: tl.constexpr, HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_N: tl.constexpr, BORDER_H: tl.constexpr, BORDER_W: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Of a tile of queries, with the logarithm of their softmax's denominators."""
-    image, head, class_y, class_x, length_y, length_x, top, left = _locate(
-        tl.program_id(0), height, width, heads, dilation, TILE_H, TILE_W
+    image, head, class_y, class_x, length_y, length_x, top, left = locate(
+        tl.program_id(0), height, width, group, dilation, classes_y, classes_x, longest_y, longest_x, TILE_H, TILE_W
     )
     if (top >= length_y) | (left >= length_x):
         return
-    query_y, query_x, row, col, exists = _tile(
-        top, left, length_y, length_x, class_y, class_x, dilation, TILE_H, TILE_W
-    )
-    query = _load(q + image * q_b + head * HEAD_DIM, row, col, q_y, q_x, exists, HEAD_DIM, BLOCK_D)
-
-    key_top, rows = _keys_of(top, length_y, TILE_H, KERNEL)
-    key_left, cols = _keys_of(left, length_x, TILE_W, KERNEL)
-    largest = tl.full([TILE_H * TILE_W], float("-inf"), tl.float32)
+    added = pattern_of(
+        table, head, top, left, length_y, length_x, longest_y, longest_x, table_head, patterns_x, steps,
+        TILE_H, TILE_W, BLOCK_N, BORDER_H, BORDER_W,
+    )  # fmt: skip
+    head += first_head
+    apart = spacing(dilation, WIDE)
+    y, x = top * dilation + class_y, left * dilation + class_x
+    row, col, exists = tile_places(top, left, length_y, length_x, TILE_H, TILE_W)
+    q = origin(q, image, head, y, x, q_b, q_y, q_x, HEAD_DIM)
+    query = load_pixels(q, row, col, apart * q_y, apart * q_x, HEAD_DIM, BLOCK_D)
+    key_top, rows = rectangle(top, length_y, TILE_H, KERNEL, False)
+    key_left, cols = rectangle(left, length_x, TILE_W, KERNEL, False)
+    key_y, key_x = key_top * dilation + class_y, key_left * dilation + class_x
+    k = origin(k, image, head, key_y, key_x, k_b, k_y, k_x, HEAD_DIM)
+    v = origin(v, image, head, key_y, key_x, v_b, v_y, v_x, HEAD_DIM)
+    largest = tl.full([TILE_H * TILE_W], _LOWEST, tl.float32)
     total = tl.zeros([TILE_H * TILE_W], tl.float32)
     acc = tl.zeros([TILE_H * TILE_W, BLOCK_D], tl.float32)
     for start in range(0, rows * cols, BLOCK_N):
-        key_y, key_x, y, x, inside = _block(start, key_top, key_left, rows, cols, class_y, class_x, dilation, BLOCK_N)
-        key = _load(k + image * k_b + head * HEAD_DIM, y, x, k_y, k_x, inside, HEAD_DIM, BLOCK_D)
-        value = _load(v + image * v_b + head * HEAD_DIM, y, x, v_y, v_x, inside, HEAD_DIM, BLOCK_D)
-        seen = inside[None, :] & _sees(
-            query_y[:, None], query_x[:, None], key_y[None, :], key_x[None, :], length_y, length_x, KERNEL
-        )
-        logits = _logits(
-            query, key, bias, head, key_y[None, :], key_x[None, :], query_y[:, None], query_x[:, None], scale,
-            KERNEL, HAS_BIAS, PRECISION,
-        )  # fmt: skip
-        logits = tl.where(seen, logits, float("-inf"))
+        down, right = step_places(start, rows, cols, BLOCK_N)
+        key = load_pixels(k, down, right, apart * k_y, apart * k_x, HEAD_DIM, BLOCK_D)
+        value = load_pixels(v, down, right, apart * v_y, apart * v_x, HEAD_DIM, BLOCK_D)
+        logits = tl.dot(query, tl.trans(key), input_precision=PRECISION) * (scale * LOG2_E)
+        logits += tl.load(added + start * (TILE_H * TILE_W))
         grown = tl.maximum(largest, tl.max(logits, 1))
-        # Rows that have seen no key yet: zero instead of infinity minus infinity.
-        finite = tl.where(grown == float("-inf"), 0.0, grown)
-        weights = tl.exp2(logits - finite[:, None])
-        shrink = tl.exp2(largest - finite)
+        weights = tl.exp2(logits - grown[:, None])
+        shrink = tl.exp2(largest - grown)
         total = total * shrink + tl.sum(weights, 1)
         acc = tl.dot(weights.to(value.dtype), value, acc * shrink[:, None], input_precision=PRECISION)
         largest = grown
-    channels = heads * HEAD_DIM
-    at = out + image * height * width * channels + head * HEAD_DIM
-    _store(at, row, col, width, channels, exists, acc / total[:, None], HEAD_DIM, BLOCK_D)
-    at = lse + (image * heads + head) * height * width
-    tl.store(at + row * width + col, largest + tl.log2(total), exists)
+    acc *= (1 / total)[:, None]
+    out = origin_dense(out, image, head, y, x, height, width, heads, HEAD_DIM)
+    step_x = apart * heads * HEAD_DIM
+    store_pixels(out, row, col, step_x * width, step_x, exists, acc, HEAD_DIM, BLOCK_D)
+    lse += ((image * heads + head) * height + y) * width + x
+    tl.store(lse + (row * (apart * width) + col * apart), largest + tl.log2(total), exists)
 
 
-@triton.jit(do_not_specialize=_SIZES)
-def _grad_query_kernel(
-    grad_out, q, k, v, bias, out, lse, delta, grad_q, scale, height, width, heads, dilation,
-    g_b, g_y, g_x, q_b, q_y, q_x, k_b, k_y, k_x, v_b, v_y, v_x,
-    KERNEL: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, TILE_H: tl.constexpr, TILE_W: tl.constexpr,
-    BLOCK_N: tl.constexpr, HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Of a tile of queries; leaves `delta`, the product of each output with its gradient, for the other kernels."""
-    image, head, class_y, class_x, length_y, length_x, top, left = _locate(
-        tl.program_id(0), height, width, heads, dilation, TILE_H, TILE_W
-    )
-    if (top >= length_y) | (left >= length_x):
-        return
-    query_y, query_x, row, col, exists = _tile(
-        top, left, length_y, length_x, class_y, class_x, dilation, TILE_H, TILE_W
-    )
-    query = _load(q + image * q_b + head * HEAD_DIM, row, col, q_y, q_x, exists, HEAD_DIM, BLOCK_D)
-    grad = _load(grad_out + image * g_b + head * HEAD_DIM, row, col, g_y, g_x, exists, HEAD_DIM, BLOCK_D)
-    channels = heads * HEAD_DIM
-    map_at = image * height * width * channels + head * HEAD_DIM
-    result = _load(out + map_at, row, col, width * channels, channels, exists, HEAD_DIM, BLOCK_D)
-    product = tl.sum(grad.to(tl.float32) * result.to(tl.float32), 1)
-    pixel = (image * heads + head) * height * width + row * width + col
-    tl.store(delta + pixel, product, exists)
-    norm = tl.load(lse + pixel)
-
-    key_top, rows = _keys_of(top, length_y, TILE_H, KERNEL)
-    key_left, cols = _keys_of(left, length_x, TILE_W, KERNEL)
-    acc = tl.zeros([TILE_H * TILE_W, BLOCK_D], tl.float32)
-    for start in range(0, rows * cols, BLOCK_N):
-        key_y, key_x, y, x, inside = _block(start, key_top, key_left, rows, cols, class_y, class_x, dilation, BLOCK_N)
-        key = _load(k + image * k_b + head * HEAD_DIM, y, x, k_y, k_x, inside, HEAD_DIM, BLOCK_D)
-        value = _load(v + image * v_b + head * HEAD_DIM, y, x, v_y, v_x, inside, HEAD_DIM, BLOCK_D)
-        seen = inside[None, :] & _sees(
-            query_y[:, None], query_x[:, None], key_y[None, :], key_x[None, :], length_y, length_x, KERNEL
-        )
-        logits = _logits(
-            query, key, bias, head, key_y[None, :], key_x[None, :], query_y[:, None], query_x[:, None], scale,
-            KERNEL, HAS_BIAS, PRECISION,
-        )  # fmt: skip
-        weights = tl.where(seen, tl.exp2(logits - norm[:, None]), 0.0)
-        grad_logits = weights * (tl.dot(grad, tl.trans(value), input_precision=PRECISION) - product[:, None])
-        acc = tl.dot(grad_logits.to(key.dtype), key, acc, input_precision=PRECISION)
-    _store(grad_q + map_at, row, col, width, channels, exists, acc * scale, HEAD_DIM, BLOCK_D)
+def on_tensor_cores(dtype: torch.dtype, precision: str) -> bool:
+    """Whether products are made there, of few registers; else by every thread in its own."""
+    return dtype != torch.float32 or precision != "ieee"
 
 
-@triton.jit(do_not_specialize=_SIZES)
-def _grad_key_value_kernel(
-    grad_out, q, k, v, bias, lse, delta, grad_k, grad_v, scale, height, width, heads, dilation,
-    g_b, g_y, g_x, q_b, q_y, q_x, k_b, k_y, k_x, v_b, v_y, v_x,
-    KERNEL: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, TILE_H: tl.constexpr, TILE_W: tl.constexpr,
-    BLOCK_N: tl.constexpr, HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Of a tile of keys, over the rectangle of queries whose windows reach it."""
-    image, head, class_y, class_x, length_y, length_x, top, left = _locate(
-        tl.program_id(0), height, width, heads, dilation, TILE_H, TILE_W
-    )
-    if (top >= length_y) | (left >= length_x):
-        return
-    key_y, key_x, row, col, exists = _tile(top, left, length_y, length_x, class_y, class_x, dilation, TILE_H, TILE_W)
-    key = _load(k + image * k_b + head * HEAD_DIM, row, col, k_y, k_x, exists, HEAD_DIM, BLOCK_D)
-    value = _load(v + image * v_b + head * HEAD_DIM, row, col, v_y, v_x, exists, HEAD_DIM, BLOCK_D)
-
-    query_top, rows = _queries_of(top, length_y, TILE_H, KERNEL)
-    query_left, cols = _queries_of(left, length_x, TILE_W, KERNEL)
-    pixels = (image * heads + head) * height * width
-    acc_k = tl.zeros([TILE_H * TILE_W, BLOCK_D], tl.float32)
-    acc_v = tl.zeros([TILE_H * TILE_W, BLOCK_D], tl.float32)
-    for start in range(0, rows * cols, BLOCK_N):
-        query_y, query_x, y, x, inside = _block(
-            start, query_top, query_left, rows, cols, class_y, class_x, dilation, BLOCK_N
-        )
-        query = _load(q + image * q_b + head * HEAD_DIM, y, x, q_y, q_x, inside, HEAD_DIM, BLOCK_D)
-        grad = _load(grad_out + image * g_b + head * HEAD_DIM, y, x, g_y, g_x, inside, HEAD_DIM, BLOCK_D)
-        norm = tl.load(lse + pixels + y * width + x, inside, other=0.0)
-        product = tl.load(delta + pixels + y * width + x, inside, other=0.0)
-        seen = inside[None, :] & _sees(
-            query_y[None, :], query_x[None, :], key_y[:, None], key_x[:, None], length_y, length_x, KERNEL
-        )
-        logits = _logits(
-            key, query, bias, head, key_y[:, None], key_x[:, None], query_y[None, :], query_x[None, :], scale,
-            KERNEL, HAS_BIAS, PRECISION,
-        )  # fmt: skip
-        weights = tl.where(seen, tl.exp2(logits - norm[None, :]), 0.0)
-        acc_v = tl.dot(weights.to(grad.dtype), grad, acc_v, input_precision=PRECISION)
-        grad_logits = weights * (tl.dot(value, tl.trans(grad), input_precision=PRECISION) - product[None, :])
-        acc_k = tl.dot(grad_logits.to(query.dtype), query, acc_k, input_precision=PRECISION)
-    channels = heads * HEAD_DIM
-    map_at = image * height * width * channels + head * HEAD_DIM
-    _store(grad_k + map_at, row, col, width, channels, exists, acc_k * scale, HEAD_DIM, BLOCK_D)
-    _store(grad_v + map_at, row, col, width, channels, exists, acc_v, HEAD_DIM, BLOCK_D)
+def _forward_options(dtype: torch.dtype, block_d: int, kernel_size: int, precision: str) -> dict[str, int]:
+    """Tiles and resources of `_forward_kernel`: of those that spill no registers, what takes least instructions."""
+    if not on_tensor_cores(dtype, precision):
+        return dict(TILE_H=4, TILE_W=4, BLOCK_N=16, num_warps=1 if block_d <= 64 else 4, num_stages=2)
+    # Bytes of a pixel: a warp holds whole ones.
+    size = block_d * dtype.itemsize
+    if size <= 128:
+        return dict(TILE_H=4, TILE_W=8, BLOCK_N=32 if size <= 64 else 16, num_warps=1, num_stages=2)
+    return dict(TILE_H=4, TILE_W=8, BLOCK_N=32 if size <= 256 else 16, num_warps=2 if size <= 256 else 4, num_stages=2)
 
 
-@triton.jit(do_not_specialize=_SIZES)
-def _grad_bias_kernel(
-    grad_out, q, k, v, bias, lse, delta, partial, scale, batch, height, width, heads, dilation,
-    g_b, g_y, g_x, q_b, q_y, q_x, k_b, k_y, k_x, v_b, v_y, v_x,
-    KERNEL: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, TILE_W: tl.constexpr, BLOCK_N: tl.constexpr,
-    PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Of one row of a head's table, over a share of the queries.
-
-    The row fixes how many rows of the class lie between query and key. So stretches of TILE_W queries of one row meet
-    stretches of BLOCK_N keys of another, from KERNEL - 1 further left on, and the difference of their indices is the
-    table's column: gradients of all stretches are added up in place, and along the diagonals at the end.
-    """
-    SIDE: tl.constexpr = 2 * KERNEL - 1
-    program = tl.program_id(0)
-    table_row, head, share = program % SIDE, program // SIDE % heads, program // SIDE // heads
-    shares = tl.num_programs(0) // SIDE // heads
-    step = table_row - (KERNEL - 1)
-    query_place, key_place = tl.arange(0, TILE_W), tl.arange(0, BLOCK_N)
-    table_col = key_place[None, :] - query_place[:, None]
-    in_table = (table_col >= 0) & (table_col < SIDE)
-    added = tl.load(bias + head * SIDE * SIDE + table_row * SIDE + table_col, in_table, other=0.0).to(tl.float32)
-
-    classes_y, classes_x = tl.minimum(dilation, height), tl.minimum(dilation, width)
-    stretches = tl.cdiv(tl.cdiv(width, dilation), TILE_W)
-    acc = tl.zeros([TILE_W, BLOCK_N], tl.float32)
-    for item in range(share, batch * classes_y * classes_x * stretches, shares):
-        left, rest = item % stretches * TILE_W, item // stretches
-        class_x, rest = rest % classes_x, rest // classes_x
-        class_y, image = rest % classes_y, (rest // classes_y).to(tl.int64)
-        length_y, length_x = (height - 1 - class_y) // dilation + 1, (width - 1 - class_x) // dilation + 1
-        query_x, key_x = left + query_place, left + key_place - (KERNEL - 1)
-        query_inside, key_inside = query_x < length_x, (key_x >= 0) & (key_x < length_x)
-        window = _first(query_x, length_x, KERNEL)[:, None]
-        seen = (key_x[None, :] >= window) & (key_x[None, :] < window + KERNEL)
-        seen = seen & query_inside[:, None] & key_inside[None, :]
-        query_col, key_col = query_x * dilation + class_x, key_x * dilation + class_x
-
-        # Away from the border, windows reach KERNEL // 2 far; further only those that are moved inside.
-        far = tl.abs(step)
-        number = tl.maximum(tl.where(far <= KERNEL // 2, length_y, tl.minimum(length_y, KERNEL)) - far, 0)
-        number = tl.where(left < length_x, number, 0)
-        begin = tl.where(step < 0, length_y - number, 0)
-        pixels = (image * heads + head) * height * width
-        for query_y in range(begin, begin + number):
-            row = query_y * dilation + class_y
-            key_row = (query_y + step) * dilation + class_y
-            query = _load(q + image * q_b + head * HEAD_DIM, row, query_col, q_y, q_x, query_inside, HEAD_DIM, BLOCK_D)
-            grad = _load(
-                grad_out + image * g_b + head * HEAD_DIM, row, query_col, g_y, g_x, query_inside, HEAD_DIM, BLOCK_D
-            )
-            key = _load(k + image * k_b + head * HEAD_DIM, key_row, key_col, k_y, k_x, key_inside, HEAD_DIM, BLOCK_D)
-            value = _load(v + image * v_b + head * HEAD_DIM, key_row, key_col, v_y, v_x, key_inside, HEAD_DIM, BLOCK_D)
-            norm = tl.load(lse + pixels + row * width + query_col, query_inside, other=0.0)
-            product = tl.load(delta + pixels + row * width + query_col, query_inside, other=0.0)
-            logits = tl.dot(query, tl.trans(key), input_precision=PRECISION) * (scale * _LOG2_E) + added * _LOG2_E
-            weights = tl.where(seen, tl.exp2(logits - norm[:, None]), 0.0)
-            acc += weights * (tl.dot(grad, tl.trans(value), input_precision=PRECISION) - product[:, None])
-    at = partial + ((share * heads + head) * SIDE + table_row) * SIDE
-    for col in range(SIDE):
-        tl.store(at + col, tl.sum(tl.where(table_col == col, acc, 0.0)))
+def _patterns_of(size: int, dilation: int, tile: int, border: int) -> int:
+    """Patterns of an axis, of residue classes of all lengths."""
+    lengths = 1 if size % dilation == 0 or size < dilation else 2
+    return lengths * min(triton.cdiv(triton.cdiv(size, dilation), tile), 2 * border + 2)
 
 
-@dataclass(frozen=True)
-class _Launch:
-    """Shape and resources of a kernel's programs: the same for launches and for `static_cases`."""
-
-    tile: tuple[int, int]
-    block_n: int
-    num_warps: int = 4
-    num_stages: int = 2
-
-
-def _tiles(dtype: torch.dtype, head_dim: int) -> _Launch:
-    """Of all kernels but `_grad_bias_kernel`: the largest without spilled registers at reasonable occupancy."""
-    if dtype == torch.float32:
-        # Multiplied outside of the tensor cores, in registers.
-        if head_dim == 32:
-            # The assembler spills 8 bytes on sm_90 with 4 warps, though registers are left.
-            return _Launch((4, 4), 32, num_warps=8)
-        return _Launch((4, 4), 32) if head_dim <= 64 else _Launch((4, 4), 16, num_warps=8)
-    if head_dim <= 32:
-        return _Launch((8, 8), 32)
-    return _Launch((4, 8), 32) if head_dim <= 64 else _Launch((8, 8), 32, num_warps=8)
+def _extent(longest: int, tile: int, kernel_size: int, of_keys: bool) -> int:
+    """The largest number that `rectangle` gives on an axis, in classes of `longest` pixels and of one less."""
+    if not of_keys:
+        return min(longest, tile + kernel_size - 1)
+    # Queries see keys from farther away at a border; on a short axis, both borders may be those of one tile.
+    far = tile + kernel_size - 1 + kernel_size // 2
+    return longest if longest < 2 * kernel_size + tile else far
 
 
-def _stretches(dtype: torch.dtype, head_dim: int, kernel_size: int) -> _Launch:
-    """Of `_grad_bias_kernel`: keys reach from a window's width before the queries to one behind."""
-    full = dtype == torch.float32
-    if kernel_size <= 9:
-        return _Launch((1, 16), 32, num_warps=4 if full or head_dim > 32 else 2)
-    if not full:
-        return _Launch((1, 16), 64)
-    return _Launch((1, 16), 64, num_warps=8, num_stages=1) if head_dim <= 32 else _Launch((1, 32), 64, num_warps=8)
+def block_of_channels(head_dim: int) -> int:
+    """Channels that kernels compute of a head."""
+    return max(16, triton.next_power_of_2(head_dim))
 
 
-def _constants(launch: _Launch, kernel_size: int, head_dim: int, has_bias: bool) -> dict[str, object]:
+def constants(options: dict[str, int], kernel_size: int, head_dim: int, of_keys: bool) -> dict[str, Any]:
+    """Constants of a kernel that walks in tiles of queries or of keys, but for `WIDE`, and its resources."""
+    reach = kernel_size if of_keys else kernel_size // 2
     return {
         "KERNEL": kernel_size,
         "HEAD_DIM": head_dim,
-        "BLOCK_D": max(16, triton.next_power_of_2(head_dim)),
-        "TILE_H": launch.tile[0],
-        "TILE_W": launch.tile[1],
-        "BLOCK_N": launch.block_n,
-        "HAS_BIAS": has_bias,
+        "BLOCK_D": block_of_channels(head_dim),
+        # Tiles at either end of an axis that differ from those in its midst.
+        "BORDER_H": triton.cdiv(reach, options["TILE_H"]),
+        "BORDER_W": triton.cdiv(reach, options["TILE_W"]),
         "PRECISION": _dispatch.dot_precision(),
+        **options,
     }
 
 
-def _stretch_constants(launch: _Launch, kernel_size: int, head_dim: int) -> dict[str, object]:
-    constants = _constants(launch, kernel_size, head_dim, True)
-    return {name: value for name, value in constants.items() if name not in ("TILE_H", "HAS_BIAS")}
+def sizes(q: torch.Tensor, num_heads: int, dilation: int) -> tuple[int, ...]:
+    """Height, width, heads, dilation, then numbers of residue classes and lengths of the longest, on both axes."""
+    _, height, width, _ = q.shape
+    classes = min(dilation, height), min(dilation, width)
+    return height, width, num_heads, dilation, *classes, triton.cdiv(height, dilation), triton.cdiv(width, dilation)
 
 
-def _tile_count(size: int, dilation: int, tile: int) -> int:
-    """Along an axis, of all its residue classes."""
-    return min(dilation, size) * triton.cdiv(triton.cdiv(size, dilation), tile)
+def is_wide(dilation: int, *maps: torch.Tensor) -> bool:
+    """Whether offsets within an image of any of the maps, (B, H, W, C), need 64 bits."""
+    return any(
+        max(x.shape[1], dilation) * x.stride(1) + max(x.shape[2], dilation) * x.stride(2) + x.shape[3] > _LARGEST
+        for x in maps
+    )
 
 
-def _programs(q: torch.Tensor, num_heads: int, dilation: int, launch: _Launch) -> tuple[int]:
-    b, height, width, _ = q.shape
-    tiles = _tile_count(height, dilation, launch.tile[0]) * _tile_count(width, dilation, launch.tile[1])
-    return (b * num_heads * tiles,)
+def _table_options(pixels: int, block_n: int) -> dict[str, int]:
+    """Resources of `_table_kernel`, by the sides of what a program makes."""
+    return dict(num_warps=max(1, pixels * block_n // 512), num_stages=1)
 
 
-def _dense_channels(x: torch.Tensor) -> torch.Tensor:
+def walk(
+    kernel: Any,
+    options: dict[str, Any],
+    of_keys: bool,
+    tensors: Sequence[torch.Tensor],
+    strides: Sequence[int],
+    wide: bool,
+    bias: torch.Tensor | None,
+    num_heads: int,
+    dilation: int,
+    scale: float,
+) -> None:
+    """Makes the tables of a kernel that walks in tiles, and launches it, for as many heads at a time as memory allows.
+
+    Args:
+        kernel: takes a table, `tensors`, `scale`, `sizes`, which heads, the table's sizes and `strides`.
+        options: as `constants` gives them.
+        of_keys: whether tiles are of keys.
+        tensors: the first, (B, H, W, C), is of the size of all maps.
+        strides: of maps: image, row and column.
+        wide: see `is_wide`.
+        bias: (num_heads, 2 * kernel_size - 1, 2 * kernel_size - 1), contiguous; None for masks alone.
+        num_heads: divides C.
+        dilation: at most the larger of H and W.
+        scale: of the products.
+    """
+    names = ("KERNEL", "TILE_H", "TILE_W", "BLOCK_N", "BORDER_H", "BORDER_W")
+    kernel_size, tile_h, tile_w, block_n, border_h, border_w = given = [options[name] for name in names]
+    batch = tensors[0].shape[0]
+    height, width, _, _, classes_y, classes_x, longest_y, longest_x = of_maps = sizes(tensors[0], num_heads, dilation)
+    patterns_y = _patterns_of(height, dilation, tile_h, border_h)
+    patterns_x = _patterns_of(width, dilation, tile_w, border_w)
+    places = _extent(longest_y, tile_h, kernel_size, of_keys) * _extent(longest_x, tile_w, kernel_size, of_keys)
+    steps = triton.cdiv(places, block_n)
+    shape = (patterns_y * patterns_x, steps, tile_h * tile_w, block_n)
+    group = num_heads
+    if bias is not None:
+        # Float32. The last turn takes hardly less than the others.
+        turns = triton.cdiv(num_heads, max(1, _TABLE_BYTES // (4 * math.prod(shape))))
+        group = triton.cdiv(num_heads, turns)
+    tables = 1 if bias is None else group
+    table = torch.empty((tables, *shape), dtype=torch.float32, device=tensors[0].device)
+    programs = classes_y * classes_x * triton.cdiv(longest_y, tile_h) * triton.cdiv(longest_x, tile_w)
+    for first in range(0, num_heads, group):
+        heads = min(group, num_heads - first)
+        _table_kernel[(min(tables, heads) * patterns_y * patterns_x * steps,)](
+            table, None if bias is None else bias[first:], longest_y, longest_x, patterns_y, patterns_x, steps,
+            **dict(zip(names, given, strict=True)), OF_KEYS=of_keys, HAS_BIAS=bias is not None,
+            **_table_options(tile_h * tile_w, block_n),
+        )  # fmt: skip
+        kernel[(batch * heads * programs,)](
+            table, *tensors, scale, *of_maps, heads, first, 0 if bias is None else table.stride(0), patterns_x, steps,
+            *strides, WIDE=wide, **options,
+        )  # fmt: skip
+
+
+def dense_channels(x: torch.Tensor) -> torch.Tensor:
     """Kernels take the other strides as they are: q, k and v are usually parts of one tensor."""
     return x if x.stride(3) == 1 else x.contiguous()
 
@@ -417,70 +465,12 @@ def neighborhood_attention_forward(
     lse = torch.empty((b, num_heads, height, width), dtype=torch.float32, device=q.device)
     if b == 0:
         return out, lse
-    q, k, v = (_dense_channels(x) for x in (q, k, v))
-    launch = _tiles(q.dtype, head_dim)
-    with _dispatch.device_of(q):
-        _forward_kernel[_programs(q, num_heads, dilation, launch)](
-            q, k, v, None if bias_table is None else bias_table.contiguous(), out, lse,
-            scale, height, width, num_heads, dilation,
-            *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
-            **_constants(launch, kernel_size, head_dim, bias_table is not None),
-            num_warps=launch.num_warps, num_stages=launch.num_stages,
-        )  # fmt: skip
-    return out, lse
-
-
-def neighborhood_attention_backward(
-    grad_out: torch.Tensor,
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    bias_table: torch.Tensor | None,
-    out: torch.Tensor,
-    lse: torch.Tensor,
-    num_heads: int,
-    kernel_size: int,
-    dilation: int,
-    scale: float,
-    learns: bool,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of q, k, v, (B, H, W, C) each, and of the bias table where it `learns`: else (0,).
-
-    `out` and `lse` are what the forward pass gave.
-    """
-    b, height, width, channels = q.shape
-    head_dim = channels // num_heads
-    grad_q, grad_k, grad_v = (torch.empty(q.shape, dtype=q.dtype, device=q.device) for _ in range(3))
-    if b == 0:
-        learnt = bias_table.new_zeros(bias_table.shape) if bias_table is not None and learns else q.new_empty(0)
-        return grad_q, grad_k, grad_v, learnt
-    grad_out, q, k, v = (_dense_channels(x) for x in (grad_out, q, k, v))
+    q, k, v = (dense_channels(x) for x in (q, k, v))
     bias = None if bias_table is None else bias_table.contiguous()
-    out, lse = out.contiguous(), lse.contiguous()
-    delta = torch.empty_like(lse)
-    sizes = (height, width, num_heads, dilation)
-    strides = [stride for x in (grad_out, q, k, v) for stride in x.stride()[:3]]
-    launch = _tiles(q.dtype, head_dim)
+    chosen = _forward_options(q.dtype, block_of_channels(head_dim), kernel_size, _dispatch.dot_precision())
+    options = constants(chosen, kernel_size, head_dim, False)
+    strides = [stride for x in (q, k, v) for stride in x.stride()[:3]]
+    wide = is_wide(dilation, q, k, v, out)
     with _dispatch.device_of(q):
-        _grad_query_kernel[_programs(q, num_heads, dilation, launch)](
-            grad_out, q, k, v, bias, out, lse, delta, grad_q, scale, *sizes, *strides,
-            **_constants(launch, kernel_size, head_dim, bias is not None),
-            num_warps=launch.num_warps, num_stages=launch.num_stages,
-        )  # fmt: skip
-        _grad_key_value_kernel[_programs(q, num_heads, dilation, launch)](
-            grad_out, q, k, v, bias, lse, delta, grad_k, grad_v, scale, *sizes, *strides,
-            **_constants(launch, kernel_size, head_dim, bias is not None),
-            num_warps=launch.num_warps, num_stages=launch.num_stages,
-        )  # fmt: skip
-        if bias is None or not learns:
-            return grad_q, grad_k, grad_v, q.new_empty(0)
-        launch, side = _stretches(q.dtype, head_dim, kernel_size), 2 * kernel_size - 1
-        stretches = b * _tile_count(height, dilation, height) * _tile_count(width, dilation, launch.tile[1])
-        shares = max(1, min(_BIAS_PROGRAMS // (num_heads * side), stretches))
-        partial = torch.empty((shares, num_heads, side, side), dtype=torch.float32, device=q.device)
-        _grad_bias_kernel[(shares * num_heads * side,)](
-            grad_out, q, k, v, bias, lse, delta, partial, scale, b, *sizes, *strides,
-            **_stretch_constants(launch, kernel_size, head_dim),
-            num_warps=launch.num_warps, num_stages=launch.num_stages,
-        )  # fmt: skip
-        return grad_q, grad_k, grad_v, partial.sum(0).to(bias.dtype)
+        walk(_forward_kernel, options, False, (q, k, v, out, lse), strides, wide, bias, num_heads, dilation, scale)
+    return out, lse

@@ -98,6 +98,9 @@ class Draw:
         side = self.pick(3, 3, 5, 7, 15)
         self.tensors.setdefault("bias_table", self.normal(heads, 2 * side - 1, 2 * side - 1))
         self.settings |= dict(num_heads=heads, kernel_size=side, dilation=self.pick(1, 1, 2, 3, 20))
+        if self.random.random() < 0.3:
+            self.tensors["qkv"] = torch.cat([self.tensors.pop(name) for name in ("q", "k", "v")], 3)
+            return "neighborhood_attention_packed"
         return "neighborhood_attention"
 
     def generalized(self):
@@ -314,11 +317,9 @@ def refusal(error):
     """A few words if an error is a clear one of the operators' own; else it is raised again."""
     where = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
     said = str(error)
-    names = (
-        r"\b(q|k|v|num_heads|regions|topk|scale|window_size|shift|overlap|bias_table|kernel_size|dilation|value|depth"
-    )
-    names += r"|stride|is_causal|query_factor|key_factor|block_size|similarity|topk|cdf|q, k and v"
-    names += r"|qkv|spatial_shapes|level_start_index|levels?|sampling_locations|attention_weights|x|gate|H and W"
+    names = r"\b(q|k|v|qkv|num_heads|regions|topk|scale|window_size|shift|overlap|bias_table|kernel_size|dilation|value"
+    names += r"|depth|stride|is_causal|query_factor|key_factor|block_size|similarity|topk|cdf|q, k and v"
+    names += r"|spatial_shapes|level_start_index|levels?|sampling_locations|attention_weights|x|gate|H and W"
     names += r"|(local_|dilated_|pointwise_)?(weight|bias))\b"
     clear = (
         isinstance(error, (TypeError, ValueError))

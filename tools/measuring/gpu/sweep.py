@@ -79,6 +79,28 @@ _DEPTHWISE: dict[str, tuple[dict[str, Any], ...]] = {
 _GATED: dict[str, tuple[dict[str, Any], ...]] = {
     "large_kernel_attention.triton_pointwise:_gated_options": ({"num_stages": 3}, {"BLOCK_P": 32}, {"num_warps": 8}),
 }
+_NEIGHBORHOOD: dict[str, tuple[dict[str, Any], ...]] = {
+    "neighborhood_attention.triton:_forward_options": (
+        {"BLOCK_N": 16},
+        {"num_stages": 3},
+        {"TILE_H": 8, "num_warps": 2},
+    ),
+    "neighborhood_attention.triton_backward:_grad_query_options": (
+        {"BLOCK_N": 32},
+        {"num_stages": 1},
+        {"TILE_H": 8, "num_warps": 2},
+    ),
+    "neighborhood_attention.triton_backward:_grad_key_value_options": (
+        {"TILE_W": 4},
+        {"num_stages": 1},
+        {"TILE_H": 8, "num_warps": 2},
+    ),
+    "neighborhood_attention.triton_backward:_grad_bias_options": (
+        {"num_stages": 3},
+        {"num_warps": 2},
+        {"TILE_W": 32, "BLOCK_N": 64, "num_warps": 4},
+    ),
+}
 # Operators whose work is products of matrices.
 _PRODUCTS = ("neighborhood_attention", "routing_attention", "window_attention")
 # By operator and a word of the setting: all variants of a subject begin with the tiles that its kernels choose.
@@ -87,6 +109,7 @@ _TRIED = (
     ("deformable_attention_3d", "", _DEFORMABLE),
     ("large_kernel_attention", "depth-wise", _DEPTHWISE),
     ("large_kernel_attention", "gated", _GATED),
+    ("neighborhood_attention", "", _NEIGHBORHOOD),
     ("routing_attention", "", _ROUTING),
 )
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ....kernels import neighborhood_attention
+from ....kernels import _dispatch, neighborhood_attention
 from ....kernels.neighborhood_attention import naive
 from ....kernels.neighborhood_attention.operator import operations
 from ..cases import Case, block_mask, flex, sides, works
@@ -144,32 +144,53 @@ def backward(
 
 def static_cases() -> list[StaticCase]:
     """Of every kernel and dtype, with the bias, at NAT's kernel size; the bias table's gradient at larger ones too."""
-    from ....kernels.neighborhood_attention import triton
+    from ....kernels.neighborhood_attention import triton, triton_backward
 
+    walks = (
+        (triton._forward_kernel, triton._forward_options, False),
+        (triton_backward._grad_query_kernel, triton_backward._grad_query_options, False),
+        (triton_backward._grad_key_value_kernel, triton_backward._grad_key_value_options, True),
+    )
     cases = []
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)):
         for head_dim in (16, 32, 64, 128):
-            launch = triton._tiles(dtype, head_dim)
-            for kernel in (triton._forward_kernel, triton._grad_query_kernel, triton._grad_key_value_kernel):
-                constants = triton._constants(launch, 7, head_dim, has_bias=True)
-                cases.append(_case(kernel, name, f"head_dim {head_dim}", launch, constants))
+            given = dtype, head_dim, 7, _dispatch.dot_precision()
+            for kernel, options, of_keys in walks:
+                constants = triton.constants(options(*given), 7, head_dim, of_keys)
+                # A tile in the midst of the map, and the rectangle that it sees or that sees it.
+                height, width = constants["TILE_H"], constants["TILE_W"]
+                steps = -(-(height + 6) * (width + 6) // constants["BLOCK_N"])
+                count = (steps, height * width * 7**2)
+                for wide in (False, True) if (name, head_dim) == ("bf16", 32) else (False,):
+                    label = f"head_dim {head_dim}{', offsets of 64 bits' if wide else ''}"
+                    cases.append(_case(kernel, name, label, constants | {"WIDE": wide}, *count))
             for kernel_size in (7, 15):
-                launch = triton._stretches(dtype, head_dim, kernel_size)
-                constants = triton._stretch_constants(launch, kernel_size, head_dim)
+                chosen = triton_backward._grad_bias_options(dtype, head_dim, kernel_size, given[3])
+                constants = triton_backward._bias_constants(chosen, kernel_size, head_dim)
                 label = f"head_dim {head_dim}, kernel_size {kernel_size}"
-                cases.append(_case(triton._grad_bias_kernel, name, label, launch, constants))
+                # One stretch of 56 rows, NAT's largest map.
+                count = (56, 56 * constants["TILE_W"] * kernel_size)
+                cases.append(_case(triton_backward._grad_bias_kernel, name, label, constants | {"WIDE": False}, *count))
+        # The table does not depend on the channels.
+        for kernel, options, of_keys in walks:
+            constants = triton.constants(options(dtype, 32, 7, _dispatch.dot_precision()), 7, 32, of_keys)
+            extra: dict[str, Any] = {"OF_KEYS": of_keys, "HAS_BIAS": True}
+            extra |= triton._table_options(constants["TILE_H"] * constants["TILE_W"], constants["BLOCK_N"])
+            cases.append(_case(triton._table_kernel, name, f"for {kernel.__name__}", constants | extra, 0, 0))
     return cases
 
 
-def _case(kernel: Any, dtype: str, label: str, launch: Any, constants: dict[str, object]) -> StaticCase:
+def _case(kernel: Any, dtype: str, label: str, constants: dict[str, Any], steps: int, elements: int) -> StaticCase:
     from ....kernels.neighborhood_attention import triton
 
-    types = {"scale": "fp32", "lse": "*fp32", "delta": "*fp32", "partial": "*fp32"}
-    types |= dict.fromkeys((*triton._SIZES, "dilation"), "i32")
-    strides = tuple(f"{tensor}_{axis}" for tensor in "gqkv" for axis in "byx")
+    types = {"scale": "fp32"} | dict.fromkeys(("table", "lse", "delta", "partial"), "*fp32")
+    types |= dict.fromkeys((*triton.SIZES, "dilation", "classes_y", "classes_x"), "i32")
+    strides = tuple(f"{tensor}_{axis}" for tensor in "gqkvd" for axis in "byx")
     types |= dict.fromkeys(strides, "i32")
+    resources = constants["num_warps"], constants["num_stages"]
+    constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
     signature = {name: types.get(name, f"*{dtype}") for name in kernel.arg_names if name not in constants}
     return StaticCase(
-        "neighborhood_attention", kernel, dtype, label, signature, constants, launch.num_warps, launch.num_stages,
-        tuple(name for name in strides if name in signature),
+        "neighborhood_attention", kernel, dtype, label, signature, constants, *resources,
+        tuple(name for name in strides if name in signature), steps, elements,
     )  # fmt: skip
