@@ -29,7 +29,7 @@ from timm.models._features import feature_take_indices
 from timm.models._manipulate import checkpoint, checkpoint_seq
 from torch import nn
 
-from ..kernels import window_attention
+from ..kernels import window_attention_packed
 from .bodies.layers import channels_last, init_weights, larger_of, sizes_stay_free
 from .checkpoints.conversion import renamed, trunk_of
 from .contract.arguments import check_divisible, check_integers, check_numbers, check_rates, check_stages
@@ -39,7 +39,7 @@ from .contract.registration import register
 __all__ = ["HAT"]
 
 # A leaf of FX graphs: it reads sizes.
-register_notrace_function(window_attention)
+register_notrace_function(window_attention_packed)
 
 
 @register_notrace_function
@@ -105,11 +105,8 @@ class WindowAttention(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, H, W, C) -> the same; H and W multiples of the window."""
-        q, k, v = self.qkv(x).chunk(3, dim=-1)
-        x = window_attention(
-            q,
-            k,
-            v,
+        x = window_attention_packed(
+            self.qkv(x),
             self.num_heads,
             (self.window_size, self.window_size),
             (self.shift, self.shift),

@@ -24,7 +24,7 @@ from timm.layers import DropPath, LayerNorm2d, calculate_drop_path_rates, regist
 from timm.models import generate_default_cfgs
 from torch import nn
 
-from ..kernels import window_attention
+from ..kernels import window_attention_packed
 from .bodies.attention import softmax_attention
 from .bodies.layers import DepthwiseConv, PatchConv, init_weights, pad_to_least, pad_to_multiple
 from .bodies.pyramid import PyramidBackbone, PyramidStage
@@ -36,7 +36,7 @@ from .contract.registration import imagenet_cfg, register
 __all__ = ["LITv2"]
 
 # A leaf of FX graphs: it reads sizes.
-register_notrace_function(window_attention)
+register_notrace_function(window_attention_packed)
 
 
 class HiLo(nn.Module):
@@ -82,8 +82,8 @@ class HiLo(nn.Module):
         x = pad_to_multiple(x, self.window_size)
         parts: list[torch.Tensor] = []
         if self.high_qkv is not None and self.high_proj is not None:
-            q, k, v = self.high_qkv(x).chunk(3, dim=-1)
-            parts.append(self.high_proj(window_attention(q, k, v, self.high_heads, self.window_size)))
+            high = window_attention_packed(self.high_qkv(x), self.high_heads, self.window_size)
+            parts.append(self.high_proj(high))
         if self.low_q is not None and self.low_kv is not None and self.low_proj is not None:
             means = x
             if self.window_size > 1:

@@ -15,7 +15,7 @@ from .neighborhood_attention import (
     neighborhood_attention_packed,
 )
 from .routing_attention import routing_attention, routing_attention_packed
-from .window_attention import window_attention
+from .window_attention import window_attention, window_attention_packed
 
 __all__ = [
     "block_sparse_attention",
@@ -33,4 +33,5 @@ __all__ = [
     "routing_attention_packed",
     "use_backend",
     "window_attention",
+    "window_attention_packed",
 ]

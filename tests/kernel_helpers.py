@@ -124,6 +124,11 @@ def cases(batch: int = 2, height: int = 6, width: int = 8, channels: int = 4) ->
             {**maps(channels, "q", "k", "v"), "bias_table": draw(25, 2)},
             dict(num_heads=2, window_size=2, overlap=2),
         ),
+        "window_packed": Case(
+            "window_attention_packed",
+            {**maps(3 * channels, "qkv"), "bias_table": draw(9, 2)},
+            dict(num_heads=2, window_size=2, shift=1),
+        ),
         "neighborhood": Case(
             "neighborhood_attention",
             {**maps(channels, "q", "k", "v"), "bias_table": draw(2, 5, 5)},

@@ -52,6 +52,10 @@ def window_attention(q, k, v, num_heads, window_size, shift=0, overlap=0, bias_t
     return torch.roll(out.view(b, height, width, c), (sh, sw), (1, 2))
 
 
+def window_attention_packed(qkv, num_heads, window_size, shift=0, overlap=0, bias_table=None, scale=None):
+    return window_attention(*qkv.chunk(3, -1), num_heads, window_size, shift, overlap, bias_table, scale)
+
+
 def _region_scores(q, k, regions):
     """Region of every pixel, scores of regions (B, R, R), minus infinity for empty ones."""
     height, width = q.shape[1:3]

@@ -17,20 +17,18 @@ import torch
 from timm.layers import LayerNorm2d, calculate_drop_path_rates, register_notrace_function, to_2tuple
 from torch import nn
 
-from ...kernels import window_attention
+from ...kernels import window_attention_packed
 from ..contract.arguments import check_body, check_integers, check_sides
 from .layers import PatchConv, TokenBlock, crop, init_weights, pad_to_multiple, sizes_stay_free
 from .pyramid import PyramidBackbone, PyramidStage
 
 # A leaf of FX graphs: it reads sizes.
-register_notrace_function(window_attention)
+register_notrace_function(window_attention_packed)
 
 
 @register_notrace_function
 def attend_in_windows(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
+    qkv: torch.Tensor,
     num_heads: int,
     window_size: int,
     shift: int,
@@ -38,18 +36,21 @@ def attend_in_windows(
     size: tuple[int, int],
     single: bool,
 ) -> torch.Tensor:
-    """Window attention of a padded map whose own `size` is given; with `single`, unshifted where that is one window."""
+    """Window attention of a padded map whose own `size` is given; with `single`, unshifted where that is one window.
+
+    `qkv` is (B, H, W, 3 * C).
+    """
     free = sizes_stay_free()
     if single and shift > 0:
         if free:
             # Both, for a branch on the size would bind an exported graph to the example's.
-            rows, cols = q.new_ones(size[0]).sum(), q.new_ones(size[1]).sum()
-            plain = window_attention(q, k, v, num_heads, window_size, 0, bias_table=table)
-            shifted = window_attention(q, k, v, num_heads, window_size, shift, bias_table=table)
+            rows, cols = qkv.new_ones(size[0]).sum(), qkv.new_ones(size[1]).sum()
+            plain = window_attention_packed(qkv, num_heads, window_size, 0, bias_table=table)
+            shifted = window_attention_packed(qkv, num_heads, window_size, shift, bias_table=table)
             return torch.where((rows == window_size) & (cols == window_size), plain, shifted)
         if size[0] == window_size and size[1] == window_size:
             shift = 0
-    return window_attention(q, k, v, num_heads, window_size, shift, bias_table=table)
+    return window_attention_packed(qkv, num_heads, window_size, shift, bias_table=table)
 
 
 class WindowAttention(nn.Module):
@@ -92,9 +93,8 @@ class WindowAttention(nn.Module):
     def forward(self, x: torch.Tensor, height: int, width: int) -> torch.Tensor:
         """(B, height * width, C) -> the same."""
         x = pad_to_multiple(x.unflatten(1, [height, width]), self.window_size)
-        q, k, v = self.qkv(x).chunk(3, dim=-1)
         table, size = self.relative_position_bias_table, (height, width)
-        x = attend_in_windows(q, k, v, self.num_heads, self.window_size, self.shift, table, size, self.single)
+        x = attend_in_windows(self.qkv(x), self.num_heads, self.window_size, self.shift, table, size, self.single)
         return self.proj_drop(self.proj(crop(x, height, width))).flatten(1, 2)
 
 

@@ -6,10 +6,19 @@ from .. import _derivatives, _dispatch
 from .._checks import default_scale
 from ..tracing import leaves_sizes_free, untraced
 from .cpu import attend, attend_in_one, attend_with_gradients
-from .operator import attention, check, operations, pair, why_not
+from .operator import (
+    attention,
+    attention_packed,
+    check,
+    check_packed,
+    operations,
+    pair,
+    why_not,
+    why_not_packed,
+)
 from .windows import position_bias
 
-__all__ = ["window_attention"]
+__all__ = ["window_attention", "window_attention_packed"]
 
 
 def _check(
@@ -103,6 +112,105 @@ def window_attention(
             return _derivatives.nothing(q.shape, q, k, v, bias_table)
         if triton:
             return attention(q, k, v, bias_table, num_heads, list(window), list(shifts), overlap, scale)[0]
+    return _attend(q, k, v, num_heads, window, shifts, overlap, bias_table, scale)
+
+
+def _check_packed(
+    qkv: torch.Tensor,
+    num_heads: int,
+    window_size: int | tuple[int, int],
+    shift: int | tuple[int, int] = 0,
+    overlap: int = 0,
+    bias_table: torch.Tensor | None = None,
+    scale: float | None = None,
+) -> None:
+    (qkv,) = _dispatch.autocast(qkv)
+    check_packed(qkv, num_heads, pair(window_size), pair(shift), overlap, bias_table, scale)
+
+
+def _why_not_packed(
+    qkv: torch.Tensor,
+    num_heads: int,
+    window_size: int | tuple[int, int],
+    shift: int | tuple[int, int] = 0,
+    overlap: int = 0,
+    bias_table: torch.Tensor | None = None,
+    scale: float | None = None,
+) -> str | None:
+    (qkv,) = _dispatch.autocast(qkv)
+    return why_not_packed(qkv, num_heads, bias_table)
+
+
+def window_attention_packed(
+    qkv: torch.Tensor,
+    num_heads: int,
+    window_size: int | tuple[int, int],
+    shift: int | tuple[int, int] = 0,
+    overlap: int = 0,
+    bias_table: torch.Tensor | None = None,
+    scale: float | None = None,
+    backend: str = "auto",
+) -> torch.Tensor:
+    """`window_attention` of one map of queries, keys and values, as a linear layer gives them.
+
+    Triton's kernels read it where it lies and write its gradient in one piece, of which autograd would make three maps
+    and concatenate them.
+
+    Args:
+        qkv: (B, H, W, 3 * C), floating point: the channels of q, those of k, those of v; H and W multiples of the
+            window's sides. B may be 0.
+        num_heads: divides C.
+        window_size: as of `window_attention`, and so the others.
+        shift: likewise.
+        overlap: likewise.
+        bias_table: likewise.
+        scale: likewise.
+        backend: "auto", "triton" or "torch"; see `attnzoo.kernels.can_run`.
+
+    Returns:
+        (B, H, W, C), as `window_attention(*qkv.chunk(3, -1), ...)`.
+
+    Raises:
+        TypeError: for what is no tensor of floating-point numbers, no integer or no number.
+        ValueError: where shape, dtypes, devices, heads, windows, shift, overlap and table do not fit each other, or
+            for an unknown `backend`.
+        RuntimeError: where `backend` is "triton" and that cannot run.
+    """
+    window, shifts = pair(window_size), pair(shift)
+    if torch.jit.is_scripting():
+        check_packed(qkv, num_heads, window, shifts, overlap, bias_table, scale)
+        if scale is None:
+            scale = default_scale(qkv, 3 * num_heads)
+    else:
+        (qkv,) = _dispatch.autocast(qkv)
+        untraced(check_packed, qkv, num_heads, window, shifts, overlap, bias_table, scale)
+        if scale is None:
+            scale = untraced(default_scale, qkv, 3 * num_heads)
+        reason = untraced(why_not_packed, qkv, num_heads, bias_table)
+        shape = (*qkv.shape[:3], qkv.shape[3] // 3)
+        triton = _dispatch.use_triton(
+            "window_attention_packed", backend, (qkv, bias_table), reason, operations(shape, window, overlap)
+        )
+        if not leaves_sizes_free() and qkv.numel() == 0:
+            return _derivatives.nothing(shape, qkv, bias_table)
+        if triton:
+            return attention_packed(qkv, bias_table, num_heads, list(window), list(shifts), overlap, scale)[0]
+    q, k, v = qkv.chunk(3, dim=-1)
+    return _attend(q, k, v, num_heads, window, shifts, overlap, bias_table, scale)
+
+
+def _attend(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    num_heads: int,
+    window: tuple[int, int],
+    shifts: tuple[int, int],
+    overlap: int,
+    bias_table: torch.Tensor | None,
+    scale: float,
+) -> torch.Tensor:
+    """In plain PyTorch, of arguments that fit each other."""
     bias: torch.Tensor | None = None
     if bias_table is not None:
         # In float32 at least: many a pair of query and key adds to the gradient of one entry.
@@ -120,3 +228,4 @@ def window_attention(
 
 
 _dispatch.register("window_attention", window_attention, _check, _why_not)
+_dispatch.register("window_attention_packed", window_attention_packed, _check_packed, _why_not_packed)

@@ -22,6 +22,20 @@ def window_attention(
     return put_back(out, q.shape, window_size, shift)
 
 
+def window_attention_packed(
+    qkv: torch.Tensor,
+    num_heads: int,
+    window_size: int | tuple[int, int],
+    shift: int | tuple[int, int] = 0,
+    overlap: int = 0,
+    bias_table: torch.Tensor | None = None,
+    scale: float | None = None,
+) -> torch.Tensor:
+    """As the public function."""
+    q, k, v = qkv.chunk(3, -1)
+    return window_attention(q, k, v, num_heads, window_size, shift, overlap, bias_table, scale)
+
+
 def laid_out(
     q: torch.Tensor,
     k: torch.Tensor,

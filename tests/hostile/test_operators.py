@@ -90,7 +90,11 @@ class Draw:
         self.settings |= dict(num_heads=heads, window_size=window, shift=shift, overlap=overlap)
         if window[0] == window[1] and self.random.random() < 0.5:
             self.settings["window_size"] = window[0]
-        return "window_attention"
+        if self.random.random() < 0.5:
+            return "window_attention"
+        maps = [self.tensors.pop(name) for name in ("q", "k", "v")]
+        self.tensors["qkv"] = torch.cat(maps, -1)
+        return "window_attention_packed"
 
     def neighborhood(self):
         heads, channels = self.heads()

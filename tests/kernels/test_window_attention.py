@@ -2,7 +2,7 @@ import operator_definitions
 import pytest
 import torch
 
-from attnzoo.kernels import window_attention
+from attnzoo.kernels import window_attention, window_attention_packed
 from attnzoo.kernels.window_attention import cpu, naive, windows
 
 
@@ -61,6 +61,22 @@ def test_equals_the_definition(geometry, biased, grad):
     with torch.set_grad_enabled(grad):
         got = window_attention(q, k, v, 3, window, shift, overlap, table)
     torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_packed_is_the_same(geometry, autocast):
+    window, shift, overlap = geometry["window"], geometry["shift"], geometry["overlap"]
+    qkv = torch.randn(2, *geometry["size"], 18, requires_grad=True)
+    table = table_for(window, overlap, 3, torch.float32).requires_grad_()
+    results = []
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        for out in (
+            window_attention(*qkv.chunk(3, -1), 3, window, shift, overlap, table),
+            window_attention_packed(qkv, 3, window, shift, overlap, table),
+        ):
+            assert out.dtype == (torch.bfloat16 if autocast else torch.float32)
+            results.append((out, *torch.autograd.grad(out.float().square().sum(), (qkv, table))))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
 def test_gradients(geometry):

@@ -101,6 +101,16 @@ _NEIGHBORHOOD: dict[str, tuple[dict[str, Any], ...]] = {
         {"TILE_W": 32, "BLOCK_N": 64, "num_warps": 4},
     ),
 }
+_SMALL_WINDOWS: dict[str, tuple[dict[str, Any], ...]] = {
+    "window_attention.triton:_tile_forward_options": ({"num_stages": 1}, {"num_stages": 3}, {"num_warps": 8}),
+    "window_attention.triton:_tile_backward_options": ({"num_stages": 2}, {"CHUNK": 16}, {"num_warps": 8}),
+}
+_LARGER_WINDOWS: dict[str, tuple[dict[str, Any], ...]] = {
+    "window_attention.triton:_forward_options": ({"num_stages": 3}, {"BLOCK_M": 64}, {"num_warps": 8}),
+    "window_attention.triton:_grad_query_options": ({"num_stages": 1}, {"BLOCK_M": 64}, {"num_warps": 8}),
+    "window_attention.triton:_grad_key_options": ({"num_stages": 2}, {"BLOCK_M": 32}, {"num_warps": 8}),
+    "window_attention.triton:_grad_bias_options": ({"num_stages": 2}, {"BLOCK_N": 32}, {"num_warps": 8}),
+}
 # Operators whose work is products of matrices.
 _PRODUCTS = ("neighborhood_attention", "routing_attention", "window_attention")
 # By operator and a word of the setting: all variants of a subject begin with the tiles that its kernels choose.
@@ -111,6 +121,8 @@ _TRIED = (
     ("large_kernel_attention", "gated", _GATED),
     ("neighborhood_attention", "", _NEIGHBORHOOD),
     ("routing_attention", "", _ROUTING),
+    ("window_attention", "HAT", _LARGER_WINDOWS),
+    ("window_attention", "Swin", _SMALL_WINDOWS),
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -160,10 +161,16 @@ def backward(
     return _attention(shape, num_heads, window, shift, overlap, biased, dtype, maps=8, tables=2, products=5)
 
 
-def static_cases() -> list[StaticCase]:
-    """Of every kernel and dtype: Swin's windows, LITv2's, HAT's shifted and overlapping ones."""
-    from triton import next_power_of_2
+# Windows and heads of the launches whose steps are counted: Swin-T's first stage, 64 images of 224 x 224.
+_WINDOWS, _HEADS = 4096, 3
 
+
+def static_cases() -> list[StaticCase]:
+    """Of every kernel and dtype: Swin's windows, LITv2's, HAT's shifted and overlapping ones.
+
+    Steps and elements are those of a program in the interior of a map, in the mean over its tiles. The first of larger
+    windows, which tests compile, have tiles with sides that differ.
+    """
     from ....kernels.window_attention import triton
     from ....kernels.window_attention.operator import max_head_dim
 
@@ -172,40 +179,128 @@ def static_cases() -> list[StaticCase]:
         dims = [d for d in (16, 32, 64, 128) if d <= max_head_dim(dtype)]
         named = [(f"7x7 shifted, head_dim {d}", triton._Geometry(dtype, d, (7, 7), True, 0, True)) for d in dims]
         named += [
+            ("7x7, head_dim 32", triton._Geometry(dtype, 32, (7, 7), False, 0, True)),
+            ("7x7 without bias, head_dim 32", triton._Geometry(dtype, 32, (7, 7), True, 0, False)),
             ("8x8, head_dim 32", triton._Geometry(dtype, 32, (8, 8), False, 0, True)),
+            ("4x4, head_dim 32", triton._Geometry(dtype, 32, (4, 4), False, 0, True)),
+            ("16x16 overlap 8, head_dim 30", triton._Geometry(dtype, 30, (16, 16), False, 8, True)),
             ("4x4 overlap 2, head_dim 16", triton._Geometry(dtype, 16, (4, 4), False, 2, True)),
             ("2x2, head_dim 32", triton._Geometry(dtype, 32, (2, 2), False, 0, False)),
+            ("12x12 shifted, head_dim 32", triton._Geometry(dtype, 32, (12, 12), True, 0, True)),
             ("16x16 shifted, head_dim 30", triton._Geometry(dtype, 30, (16, 16), True, 0, True)),
-            ("16x16 overlap 8, head_dim 30", triton._Geometry(dtype, 30, (16, 16), False, 8, True)),
+        ]
+        # What many heads of large windows have, whose bias would be too large; wider heads, which have other tiles.
+        named.append(("24x24 from the table, head_dim 32", triton._Geometry(dtype, 32, (24, 24), True, 0, True, False)))
+        named += [
+            (f"16x16 shifted, head_dim {d}", triton._Geometry(dtype, d, (16, 16), True, 0, True)) for d in dims[2:]
         ]
         for label, geometry in named:
-            kernels = [triton._forward_kernel, triton._grad_query_kernel, triton._grad_key_kernel]
-            for kernel in [*kernels, triton._grad_bias_kernel] if geometry.has_bias else kernels:
-                cases.append(_case(kernel, name, label, geometry))
-    for window, key in (((7, 7), (7, 7)), ((16, 16), (24, 24))):
-        block = next_power_of_2(window[1] + key[1] - 1)
-        constants = {"WH": window[0], "WW": window[1], "KEY_H": key[0], "KEY_W": key[1], "BLOCK": block}
-        label = f"{window[0]}x{window[1]}, keys {key[0]}x{key[1]}"
-        for name in ("fp32", "bf16", "fp16"):
-            signature = {"bias": "*fp32", "table": f"*{name}", "heads": "i32"}
-            cases.append(
-                StaticCase("window_attention", triton._grad_table_kernel, name, label, signature, constants, 1)
-            )
+            cases += _tile_cases(name, label, geometry) if geometry.in_tile else _large_cases(name, label, geometry)
+    for window, key, shifted in (((7, 7), (7, 7), True), ((16, 16), (24, 24), False)):
+        cases += _bias_cases(f"{window[0]}x{window[1]}, keys {key[0]}x{key[1]}", window, key, shifted)
     return cases
 
 
-def _case(kernel: Any, dtype: str, label: str, geometry: Any) -> StaticCase:
-    from ....kernels.window_attention import triton
+def _tile_cases(dtype: str, label: str, geometry: Any) -> list[StaticCase]:
+    """Forward and backward of windows that a tile holds."""
+    from ....kernels.window_attention import triton, triton_tile
 
-    constants = geometry.options(kernel)
-    num_warps, num_stages = constants.pop("num_warps"), constants.pop("num_stages")
-    if not geometry.has_bias:
-        constants["table"] = None
-    types = dict.fromkeys(triton._SIZES, "i32") | dict.fromkeys(("stride_b", "stride_h", "stride_w"), "i32")
-    types |= {"scale": "fp32"} | dict.fromkeys(("table", "lse", "delta", "partial"), "*fp32")
-    signature = {name: types.get(name, f"*{dtype}") for name in kernel.arg_names if name not in constants}
-    # The channels of a head are a multiple of 8 at the least.
-    multiples = ("stride_b", "stride_h", "stride_w") if geometry.head_dim % 16 == 0 else ()
+    cases = []
+    for kernel, options, most in (
+        (triton_tile._tile_forward_kernel, triton._tile_forward_options(geometry), triton._FORWARD_WARPS),
+        (triton_tile._tile_backward_kernel, triton._tile_backward_options(geometry), triton._BACKWARD_WARPS),
+    ):
+        if kernel is triton_tile._tile_backward_kernel:
+            options["LEARNS"] = geometry.has_bias
+        if not geometry.has_bias:
+            options |= dict.fromkeys({"bias", "partial"}.intersection(kernel.arg_names))
+        pack = options["BLOCK"] // geometry.area
+        steps = -(-_WINDOWS // pack * _HEADS // (most // options["num_warps"]))
+        cases.append(_case(kernel, dtype, label, geometry, options, steps, steps * pack * geometry.area**2))
+    return cases
+
+
+def _large_cases(dtype: str, label: str, geometry: Any) -> list[StaticCase]:
+    """Forward and backward of larger windows, and of those that overlap."""
+    from ....kernels.window_attention import triton, triton_large
+
+    kernels = [
+        (triton_large._forward_kernel, triton._forward_options(geometry)),
+        (triton_large._grad_query_kernel, triton._grad_query_options(geometry)),
+        (triton_large._grad_key_kernel, triton._grad_key_options(geometry)),
+    ]
+    if geometry.has_bias:
+        kernels.append((triton_large._grad_bias_kernel, triton._grad_bias_options(geometry)))
+    cases = []
+    for kernel, options in kernels:
+        if not geometry.has_bias:
+            options["bias"] = None
+        count = _large_steps_and_pairs(kernel, geometry, options)
+        cases.append(_case(kernel, dtype, label, geometry, options, *count))
+    return cases
+
+
+def _large_steps_and_pairs(kernel: Any, geometry: Any, options: dict[str, Any]) -> tuple[int, int]:
+    """Of the loop of a program: its steps, and pairs of a query and a key that see each other."""
+    from ....kernels.window_attention import triton, triton_large
+
+    keys = geometry.key[0] * geometry.key[1]
+    pairs = geometry.area * keys
+    query_tiles, key_tiles = -(-geometry.area // options["BLOCK_M"]), -(-keys // options["BLOCK_N"])
+    if kernel is triton_large._grad_bias_kernel:
+        share = -(-_WINDOWS * _HEADS // max(triton._BIAS_PROGRAMS // (query_tiles * key_tiles), 1))
+        return share, round(share * pairs / (query_tiles * key_tiles))
+    if kernel is triton_large._grad_key_kernel:
+        own_tiles = -(-geometry.area // options["BLOCK_N"])
+        return round(_seen_by(geometry, options["BLOCK_N"]) * query_tiles), round(pairs / own_tiles)
+    return key_tiles, round(pairs / query_tiles)
+
+
+def _seen_by(geometry: Any, block: int) -> float:
+    """Windows that a tile of keys walks over, in the mean over the tiles of a window."""
+    if geometry.overlap == 0:
+        return 1.0
+    (height, width), margin = geometry.window, geometry.overlap // 2
+    reach = -(-margin // height), -(-margin // width)
+    rows = []
+    for start in range(0, height * width, block):
+        top, bottom = start // width, (min(start + block, height * width) - 1) // width
+        rows.append((bottom + margin) // height - (top - margin + reach[0] * height) // height + reach[0] + 1)
+    return sum(rows) / len(rows) * (2 * reach[1] + 1)
+
+
+def _case(
+    kernel: Any, dtype: str, label: str, geometry: Any, options: dict[str, Any], steps: int, pairs: int
+) -> StaticCase:
+    from ....kernels.window_attention.triton_windows import SIZES
+
+    # q, k and v are parts of one map, the gradients are not.
+    options |= {"PACKED": True, "UNIT": math.gcd(16, geometry.head_dim), "WIDE": False}
+    if "PACKED_GRADS" in kernel.arg_names:
+        options["PACKED_GRADS"] = False
+    num_warps, num_stages = options.pop("num_warps"), options.pop("num_stages")
+    types = dict.fromkeys(SIZES, "i32") | {"scale": "fp32"}
+    types |= dict.fromkeys(("bias", "lse", "delta", "partial"), "*fp32")
+    signature = {name: types.get(name, f"*{dtype}") for name in kernel.arg_names if name not in options}
     return StaticCase(
-        "window_attention", kernel, dtype, label, signature, constants, num_warps, num_stages, multiples,
-    )  # fmt: skip
+        "window_attention", kernel, dtype, label, signature, options, num_warps, num_stages, (), steps, pairs
+    )
+
+
+def _bias_cases(label: str, window: tuple[int, int], key: tuple[int, int], shifted: bool) -> Iterator[StaticCase]:
+    """A bias table laid out, and the gradient back in its order."""
+    from ....kernels.window_attention import triton_bias
+
+    for kernel, options in (
+        (triton_bias._dense_kernel, triton_bias._dense_options(window, key, 1)),
+        (
+            triton_bias._grad_table_kernel,
+            triton_bias._grad_table_options(window, key, 1, window[0] * window[1], key[0] * key[1]),
+        ),
+    ):
+        options |= {"SHIFTED": shifted} if kernel is triton_bias._dense_kernel else {}
+        num_warps, num_stages = options.pop("num_warps"), options.pop("num_stages")
+        for dtype in ("fp32", "bf16", "fp16"):
+            types = {"table": f"*{dtype}", "dense": "*fp32"}
+            signature = {name: types.get(name, "i32") for name in kernel.arg_names if name not in options}
+            yield StaticCase("window_attention", kernel, dtype, label, signature, options, num_warps, num_stages)
