@@ -5,7 +5,7 @@
 
 from ._dispatch import can_run, use_backend
 from .block_sparse_attention import block_sparse_attention
-from .deformable_attention import deformable_attention
+from .deformable_attention import deformable_attention, deformable_attention_from_offsets
 from .deformable_attention_3d import deformable_attention_3d
 from .flash_bias import flash_bias_attention
 from .large_kernel_attention import depthwise_conv, large_kernel_attention, pointwise_conv
@@ -22,6 +22,7 @@ __all__ = [
     "can_run",
     "deformable_attention",
     "deformable_attention_3d",
+    "deformable_attention_from_offsets",
     "depthwise_conv",
     "flash_bias_attention",
     "generalized_neighborhood_attention",

@@ -206,8 +206,9 @@ def use_triton(
             raise RuntimeError(f"{operator}: Triton cannot run: {reason}; backend='auto' or 'torch' would")
         return True
     learns = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
-    # The packed form of an operator has its kernels, and copies less.
-    spans = _spans(operator.removesuffix("_packed"), first.dtype, learns, first.device.index or 0)
+    # Other forms of an operator have its kernels, and copy or make less beside them.
+    measured = operator.removesuffix("_packed").removesuffix("_from_offsets")
+    spans = _spans(measured, first.dtype, learns, first.device.index or 0)
     if spans is None:
         if reason is None:
             _tell(
@@ -222,6 +223,21 @@ def use_triton(
     if reason is not None:
         _tell(operator + reason, f"{operator} runs in PyTorch, though Triton is faster at this size: {reason}")
     return reason is None
+
+
+def may_choose_triton(operator: str, x: torch.Tensor) -> bool:
+    """Whether `backend="auto"` may choose Triton at some size: for a caller that prepares arguments for it alone.
+
+    Args:
+        operator: its name in the table of measurements.
+        x: whose device and dtype count.
+    """
+    if leaves_sizes_free() or torch.onnx.is_in_onnx_export():
+        return False
+    chosen = _current()
+    if chosen != "auto":
+        return chosen == "triton"
+    return x.device.type in _MEASURED_DEVICES and bool(_spans(operator, x.dtype, True, x.device.index or 0))
 
 
 @torch.compiler.assume_constant_result

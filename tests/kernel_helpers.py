@@ -75,6 +75,13 @@ def cases(batch: int = 2, height: int = 6, width: int = 8, channels: int = 4) ->
         "sampling_locations": torch.rand(*samples, 3, dtype=torch.float64) * 1.2 - 0.1,
         "depth": draw(batch, positions, 2, 3).softmax(-1),
     }
+    offsets = {
+        "value": deformable["value"],
+        "reference_points": torch.rand(batch, 5, 2, 2, dtype=torch.float64),
+        "sampling_offsets": draw(*samples, 2),
+        "attention_logits": draw(*samples),
+    }
+    boxes = {**offsets, "reference_points": torch.rand(batch, 5, 2, 4, dtype=torch.float64)}
     pyramid = {"spatial_shapes": levels, "level_start_index": [0, height * width]}
     found = {
         "routing": Case(
@@ -162,6 +169,8 @@ def cases(batch: int = 2, height: int = 6, width: int = 8, channels: int = 4) ->
         ),
         "deformable": Case("deformable_attention", deformable, pyramid),
         "deformable_3d": Case("deformable_attention_3d", lifted, pyramid),
+        "deformable_offsets": Case("deformable_attention_from_offsets", offsets, pyramid),
+        "deformable_boxes": Case("deformable_attention_from_offsets", boxes, pyramid),
         "depthwise": Case(
             "depthwise_conv",
             {"x": draw(*size), "weight": draw(channels, 1, 5, 3), "bias": draw(channels)},

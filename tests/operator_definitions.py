@@ -267,6 +267,20 @@ def deformable_attention(value, spatial_shapes, level_start_index, sampling_loca
     )
 
 
+def deformable_attention_from_offsets(
+    value, spatial_shapes, level_start_index, reference_points, sampling_offsets, attention_logits
+):
+    # Of points all levels are as wide as a pixel of theirs; of boxes a step is half a box, over all points of a level.
+    places = []
+    for level, (height, width) in enumerate(spatial_shapes):
+        reference, offset = reference_points[:, :, None, level, None], sampling_offsets[:, :, :, level]
+        pixel = offset.new_tensor([1 / width, 1 / height])
+        step = pixel if reference.shape[-1] == 2 else reference[..., 2:] / max(2 * offset.shape[3], 1)
+        places.append(reference[..., :2] + offset * step)
+    shares = attention_logits.exp() / attention_logits.exp().sum((3, 4), keepdim=True)
+    return deformable_attention(value, spatial_shapes, level_start_index, torch.stack(places, 3), shares)
+
+
 def depthwise_conv(x, weight, bias=None, dilation=1):
     rows, cols = weight.shape[2:]
     # Taps farther away than the map is wide see nothing.

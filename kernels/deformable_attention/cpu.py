@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .. import _derivatives
 from .._precision import own_precision
+from ..tracing import untraced
 from . import naive
 from .levels import on_device
 
@@ -78,8 +79,12 @@ def attend_gathered(
     # Corners: (B, Q, M, L, P, 4). A sample beyond the map weighs nothing, whatever its place.
     x, y = torch.where(inside, x, 0)[..., None], torch.where(inside, y, 0)[..., None]
     corner = torch.arange(4, device=value.device)
-    column, row = x.detach().floor() + corner % 2, y.detach().floor() + corner // 2
-    share = (1 - (x - column).abs()) * (1 - (y - row).abs()) * weights.to(dtype)[..., None]
+    left, top = x.detach().floor(), y.detach().floor()
+    column, row = left + corner % 2, top + corner // 2
+    # No distances by `abs`: at the centre of a pixel the derivative of theirs is 0.
+    share_x = torch.where(corner % 2 == 0, 1 - (x - left), x - left)
+    share_y = torch.where(corner // 2 == 0, 1 - (y - top), y - top)
+    share = share_x * share_y * weights.to(dtype)[..., None]
     width, height, start = width[..., None], height[..., None], start[..., None]
     there = inside[..., None] & (column >= 0) & (column < width) & (row >= 0) & (row < height)
     share = share.where(there, share.new_zeros(()))
@@ -96,8 +101,8 @@ def attend_gathered(
         z = torch.where(inside, z, 0)[..., None]
         lower = z.detach().floor()
         total = torch.zeros_like(share)
-        for bin in (lower, lower + 1):
-            score = scores[curve + bin.clamp(0, bins - 1).long()] * (1 - (z - bin).abs())
+        for bin, share_z in ((lower, 1 - (z - lower)), (lower + 1, z - lower)):
+            score = scores[curve + bin.clamp(0, bins - 1).long()] * share_z
             total = total + score.where((bin >= 0) & (bin < bins), score.new_zeros(()))
         share = share * total
     chosen = value.to(dtype).reshape(-1, channels).index_select(0, ((image + pixel) * heads + head).reshape(-1))
@@ -107,3 +112,14 @@ def attend_gathered(
             batch * queries * heads, samples, channels
         )
     return out.view(batch, queries, heads * channels).to(value.dtype)
+
+
+def locations_and_weights(sizes: Tensor, references: Tensor, offsets: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Of `deformable_attention`, from the arguments of `deformable_attention_from_offsets` and sizes (L, 2)."""
+    are_points = untraced(lambda: references.shape[-1] == 2)
+    references = references[:, :, None, :, None]
+    if are_points:
+        offsets = offsets / sizes.flip(1)[:, None]
+    else:
+        offsets = offsets / offsets.shape[4] * references[..., 2:] * 0.5
+    return references[..., :2] + offsets, logits.flatten(3).softmax(-1).view(logits.shape)

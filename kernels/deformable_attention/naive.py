@@ -32,3 +32,22 @@ def deformable_attention(
         # Not einsum: autocast would run it in 16 bits.
         output = output + (samples * weights[:, None, :, level]).sum(-1)
     return output.view(batch, heads * channels, queries).transpose(1, 2)
+
+
+def deformable_attention_from_offsets(
+    value: Tensor,
+    spatial_shapes: Sequence[Sequence[int]],
+    level_start_index: Sequence[int],
+    reference_points: Tensor,
+    sampling_offsets: Tensor,
+    attention_logits: Tensor,
+) -> Tensor:
+    """As the public function, for levels in plain numbers, tensors of one dtype and finite locations."""
+    references, points = reference_points[:, :, None, :, None], sampling_offsets.shape[4]
+    if references.shape[-1] == 2:
+        sizes = value.new_tensor([(width, height) for height, width in spatial_shapes])
+        locations = references + sampling_offsets / sizes[:, None]
+    else:
+        locations = references[..., :2] + sampling_offsets / points * references[..., 2:] * 0.5
+    weights = attention_logits.flatten(3).softmax(-1).view(attention_logits.shape)
+    return deformable_attention(value, spatial_shapes, level_start_index, locations, weights)

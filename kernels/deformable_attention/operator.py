@@ -10,7 +10,7 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from .. import _checks, _derivatives, _dispatch
 from ..tracing import is_exporting, leaves_sizes_free
-from .cpu import attend_gathered
+from .cpu import attend_gathered, locations_and_weights
 from .levels import flat, on_device
 
 # A program of the kernels holds a head's channels, and a pixel's depth bins, in registers.
@@ -130,12 +130,97 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 deformable_attention.register_autograd(_gradients, setup_context=_save)
 
 
-def why_not(value: Tensor, locations: Tensor, weights: Tensor, depth: Tensor | None) -> str | None:
+@torch.library.custom_op("attnzoo::deformable_attention_from_offsets", mutates_args=())
+def deformable_attention_from_offsets(
+    value: Tensor,
+    sizes: Tensor | None,
+    starts: Tensor | None,
+    numbers: Sequence[int] | None,
+    references: Tensor,
+    offsets: Tensor,
+    logits: Tensor,
+) -> Tensor:
+    """By Triton; levels as of `deformable_attention`."""
+    from .triton import deformable_attention_forward
+
+    shapes, first = _given(sizes, starts, numbers)
+    check_offsets(value, shapes, first, references, offsets, logits)
+    levels = on_device(shapes, value), on_device(first, value)
+    return deformable_attention_forward(value, None, *levels, offsets, logits, references)
+
+
+@deformable_attention_from_offsets.register_fake
+def _(value, sizes, starts, numbers, references, offsets, logits):
+    return value.new_empty(value.shape[0], offsets.shape[1], value.shape[2] * value.shape[3])
+
+
+@torch.library.custom_op("attnzoo::deformable_attention_from_offsets_backward", mutates_args=())
+def _offsets_backward(
+    grad: Tensor,
+    out: Tensor,
+    value: Tensor,
+    sizes: Tensor | None,
+    starts: Tensor | None,
+    numbers: Sequence[int] | None,
+    references: Tensor,
+    offsets: Tensor,
+    logits: Tensor,
+    references_learn: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of value, references (empty if they do not learn), offsets and logits."""
+    from .triton import offsets_backward
+
+    shapes, first = (on_device(x, value) for x in _given(sizes, starts, numbers))
+    return offsets_backward(grad, out, value, shapes, first, references, offsets, logits, references_learn)
+
+
+@_offsets_backward.register_fake
+def _(grad, out, value, sizes, starts, numbers, references, offsets, logits, references_learn):
+    made = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (value, references, offsets, logits)]
+    return made[0], made[1] if references_learn else references.new_empty(0), made[2], made[3]
+
+
+def _save_offsets(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    value, sizes, starts, ctx.numbers, references, offsets, logits = inputs
+    ctx.save_for_backward(output, value, sizes, starts, references, offsets, logits)
+
+
+def _offsets_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    out, value, sizes, starts, references, offsets, logits = ctx.saved_tensors
+    needed = ctx.needs_input_grad
+    again = _derivatives.backward_is_differentiated(grad)
+    # The sorted gradients ask for locations more than once.
+    if again or torch.are_deterministic_algorithms_enabled():
+
+        def definition(value, references, offsets, logits):
+            shapes, first = (on_device(x, value) for x in _given(sizes, starts, ctx.numbers))
+            wide = (x.to(torch.float32) for x in (references, offsets, logits))
+            places = locations_and_weights(shapes, *wide)
+            if again:
+                return attend_gathered(value, None, shapes, first, *places)
+            return deformable_attention(value, None, shapes, first, None, *places)
+
+        inputs, wanted = (value, references, offsets, logits), (needed[0], *needed[4:])
+        grads = _derivatives.gradients(definition, inputs, wanted, grad)
+        return grads[0], None, None, None, *grads[1:]
+    of_value, of_references, of_offsets, of_logits = _offsets_backward(
+        grad, out, value, sizes, starts, ctx.numbers, references, offsets, logits, needed[4]
+    )
+    return of_value, None, None, None, of_references if needed[4] else None, of_offsets, of_logits
+
+
+deformable_attention_from_offsets.register_autograd(_offsets_gradients, setup_context=_save_offsets)
+
+
+def why_not(value: Tensor, *rest: Tensor, depth: Tensor | None = None) -> str | None:
     """What keeps Triton from running on arguments that passed `check`, None if nothing does.
 
-    Value and depth may be of another dtype than the rest.
+    Each may be of another dtype: the kernels compute in float32.
     """
-    reason = _dispatch.why_not(value, depth) or _dispatch.why_not(locations, weights)
+    reason = None
+    for x in (value, depth, *rest):
+        if reason is None and x is not None:
+            reason = _dispatch.why_not(x)
     if reason is None and value.shape[3] > MAX_CHANNELS:
         reason = f"a head has {value.shape[3]} channels, it needs {MAX_CHANNELS} at most"
     if reason is None and depth is not None and depth.shape[3] > MAX_BINS:
@@ -151,9 +236,12 @@ def check(
     weights: Tensor,
     depth: Tensor | None = None,
     three: bool = False,
+    names: tuple[str, ...] = ("value", "sampling_locations", "attention_weights"),
 ) -> None:
-    """Raises TypeError and ValueError for what no backend of `deformable_attention` takes, or of `_3d` if `three`."""
-    names: tuple[str, ...] = ("value", "sampling_locations", "attention_weights")
+    """Raises TypeError and ValueError for what no backend of `deformable_attention` takes, or of `_3d` if `three`.
+
+    Locations and weights may be called otherwise.
+    """
     tensors: tuple[Tensor | None, ...] = (value, locations, weights)
     if three:
         names, tensors = ("depth", *names), (depth, *tensors)
@@ -179,16 +267,31 @@ def check(
         raise ValueError(f"depth must be (B={batch}, K={positions}, M={heads} or 1, D), got shape {tuple(depth.shape)}")
     shape, axes = tuple(locations.shape), 3 if three else 2
     if len(shape) != 6 or (shape[0], *shape[2:4], shape[5]) != (batch, heads, levels, axes):
-        raise ValueError(
-            f"sampling_locations must be (B={batch}, Q, M={heads}, L={levels}, P, {axes}), got shape {shape}"
-        )
+        raise ValueError(f"{names[-2]} must be (B={batch}, Q, M={heads}, L={levels}, P, {axes}), got shape {shape}")
     if tuple(weights.shape) != shape[:5]:
-        raise ValueError(f"attention_weights must have shape {shape[:5]}, got {tuple(weights.shape)}")
+        raise ValueError(f"{names[-1]} must have shape {shape[:5]}, got {tuple(weights.shape)}")
     # To read a GPU's tensors would be to wait for it; the kernels never read beyond `value` all the same.
     given = [x for x in (spatial_shapes, level_start_index) if isinstance(x, Tensor)]
     free = torch.compiler.is_compiling() or leaves_sizes_free()
     if not given or (not free and all(x.device.type == "cpu" for x in given) and not _have_no_memory(given)):
         _check_levels(*as_lists(spatial_shapes, level_start_index), positions)
+
+
+def check_offsets(
+    value: Tensor,
+    spatial_shapes: Tensor | Sequence[Sequence[int]],
+    level_start_index: Tensor | Sequence[int],
+    references: Tensor,
+    offsets: Tensor,
+    logits: Tensor,
+) -> None:
+    """Raises TypeError and ValueError for what no backend of `deformable_attention_from_offsets` takes."""
+    _checks.check_tensors(("value", "reference_points"), (value, references), one_dtype=False)
+    names = ("value", "sampling_offsets", "attention_logits")
+    check(value, spatial_shapes, level_start_index, offsets, logits, names=names)
+    shape, (batch, queries, _, levels) = tuple(references.shape), offsets.shape[:4]
+    if len(shape) != 4 or shape[:3] != (batch, queries, levels) or shape[3] not in (2, 4):
+        raise ValueError(f"reference_points must be (B={batch}, Q={queries}, L={levels}, 2 or 4), got shape {shape}")
 
 
 def _check_integers(name: str, given: Any, value: Tensor) -> None:

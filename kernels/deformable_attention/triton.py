@@ -5,8 +5,11 @@
 
 A row is one head of one query: its samples lie together in memory, and so do its output channels. A tile is some rows
 of one image by a head's channels, which PARTS loads of BLOCK_C channels bring. With BINS > 0 each corner of a sample is
-scaled by its pixel's depth distribution.
+scaled by its pixel's depth distribution. With REFERENCE numbers a reference, places are offsets from reference points
+and weights are logits.
 """
+
+from collections.abc import Sequence
 
 import torch
 import triton
@@ -15,11 +18,13 @@ import triton.language as tl
 from .. import _dispatch
 from .triton_samples import (
     add_samples,
+    frame_of,
     gradients,
     level_of,
     load_channels,
     mask_of,
     no_gradients,
+    norm_of,
     place,
     rows_of,
     samples_of,
@@ -35,6 +40,7 @@ def _forward_kernel(
     starts,
     locations,
     weights,
+    references,
     out,
     queries,
     positions,
@@ -45,6 +51,7 @@ def _forward_kernel(
     POINTS: tl.constexpr,
     BINS: tl.constexpr,
     DEPTH_HEADS: tl.constexpr,
+    REFERENCE: tl.constexpr,
     UNROLL: tl.constexpr,
     PARTS: tl.constexpr,
     BLOCK_R: tl.constexpr,
@@ -52,6 +59,7 @@ def _forward_kernel(
 ):
     image, row, head, there = rows_of(queries, tiles, HEADS, BLOCK_R)
     row += image * queries * HEADS
+    norm = norm_of(weights, row * levels * POINTS, levels * POINTS, REFERENCE, UNROLL, BLOCK_R)
     channel = tl.arange(0, BLOCK_C)
     values = value + ((image * positions * HEADS + head) * CHANNELS)[:, None] + channel[None, :]
     curves = depth
@@ -63,8 +71,11 @@ def _forward_kernel(
     for level in range(levels):
         height, width, start = level_of(sizes, starts, level, positions)
         first = (row * levels + level) * POINTS
+        frame = frame_of(references, row // HEADS * levels + level, height, width, POINTS, REFERENCE)
         for block in range(0, POINTS, UNROLL):
-            samples, some = samples_of(locations, weights, first + block, there, height, width, BINS, UNROLL)
+            samples, some = samples_of(
+                locations, weights, first + block, there, frame, norm, height, width, BINS, REFERENCE, UNROLL
+            )
             if some:
                 totals = add_samples(
                     totals,
@@ -96,10 +107,13 @@ def _backward_kernel(
     starts,
     locations,
     weights,
+    references,
+    out,
     grad_value,
     grad_depth,
     grad_locations,
     grad_weights,
+    grad_references,
     queries,
     positions,
     levels,
@@ -109,16 +123,22 @@ def _backward_kernel(
     POINTS: tl.constexpr,
     BINS: tl.constexpr,
     DEPTH_HEADS: tl.constexpr,
+    REFERENCE: tl.constexpr,
+    REFERENCES_LEARN: tl.constexpr,
     ATOMIC: tl.constexpr,
     UNROLL: tl.constexpr,
     PARTS: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Gradients of locations and weights; with ATOMIC those of value and depth as well."""
+    """Gradients of locations and weights; with ATOMIC those of value and depth as well.
+
+    With REFERENCES_LEARN those of reference points too, in the share of each head.
+    """
     DIMS: tl.constexpr = 2 if BINS == 0 else 3
     image, row, head, there = rows_of(queries, tiles, HEADS, BLOCK_R)
     row += image * queries * HEADS
+    norm = norm_of(weights, row * levels * POINTS, levels * POINTS, REFERENCE, UNROLL, BLOCK_R)
     channel = tl.arange(0, BLOCK_C)
     at = ((image * positions * HEADS + head) * CHANNELS)[:, None] + channel[None, :]
     values, grad_values = value + at, grad_value + at
@@ -127,14 +147,26 @@ def _backward_kernel(
         at = (image * positions * DEPTH_HEADS + head % DEPTH_HEADS) * BINS
         curves, grad_curves = depth + at, grad_depth + at
     grads = ()
+    at = (row * CHANNELS)[:, None] + channel[None, :]
+    # Of the sum that the gradient of a softmax takes away.
+    products = tl.zeros((BLOCK_R, BLOCK_C), tl.float32)
     for part in tl.static_range(PARTS):
-        at = grad + (row * CHANNELS)[:, None] + channel[None, :]
-        grads = grads + (load_channels(at, there, part, CHANNELS, BLOCK_C),)
+        grads = grads + (load_channels(grad + at, there, part, CHANNELS, BLOCK_C),)
+        if REFERENCE > 0:
+            products += grads[part] * load_channels(out + at, there, part, CHANNELS, BLOCK_C)
+    mean = tl.sum(products, axis=1)
     for level in range(levels):
         height, width, start = level_of(sizes, starts, level, positions)
         first = (row * levels + level) * POINTS
+        frame = frame_of(references, row // HEADS * levels + level, height, width, POINTS, REFERENCE)
+        sum_x = tl.zeros((BLOCK_R,), tl.float32)
+        sum_y = tl.zeros((BLOCK_R,), tl.float32)
+        sum_width = tl.zeros((BLOCK_R,), tl.float32)
+        sum_height = tl.zeros((BLOCK_R,), tl.float32)
         for block in range(0, POINTS, UNROLL):
-            samples, some = samples_of(locations, weights, first + block, there, height, width, BINS, UNROLL)
+            samples, some = samples_of(
+                locations, weights, first + block, there, frame, norm, height, width, BINS, REFERENCE, UNROLL
+            )
             found = no_gradients(samples)
             if some:
                 found = gradients(
@@ -159,12 +191,29 @@ def _backward_kernel(
                 sample = first + block + i
                 grad_weight, grad_x, grad_y, grad_z = found[i]
                 weight = samples[i][3]
+                grad_x *= weight
+                grad_y *= weight
                 element = grad_locations.dtype.element_ty
-                tl.store(grad_locations + sample * DIMS, (weight * width * grad_x).to(element), mask=there)
-                tl.store(grad_locations + sample * DIMS + 1, (weight * height * grad_y).to(element), mask=there)
+                tl.store(grad_locations + sample * DIMS, (frame[0] * grad_x).to(element), mask=there)
+                tl.store(grad_locations + sample * DIMS + 1, (frame[1] * grad_y).to(element), mask=there)
                 if BINS > 0:
                     tl.store(grad_locations + sample * DIMS + 2, (weight * BINS * grad_z).to(element), mask=there)
+                if REFERENCE > 0:
+                    grad_weight = weight * (grad_weight - mean)
                 tl.store(grad_weights + sample, grad_weight.to(grad_weights.dtype.element_ty), mask=there)
+                if REFERENCES_LEARN:
+                    sum_x += grad_x
+                    sum_y += grad_y
+                    if REFERENCE == 4:
+                        sum_width += grad_x * widen(tl.load(locations + sample * 2))
+                        sum_height += grad_y * widen(tl.load(locations + sample * 2 + 1))
+        if REFERENCES_LEARN:
+            learnt = grad_references + (row * levels + level) * REFERENCE
+            tl.store(learnt, sum_x * width, mask=there)
+            tl.store(learnt + 1, sum_y * height, mask=there)
+            if REFERENCE == 4:
+                tl.store(learnt + 2, sum_width * width * (0.5 / POINTS), mask=there)
+                tl.store(learnt + 3, sum_height * height * (0.5 / POINTS), mask=there)
 
 
 @triton.jit
@@ -211,6 +260,7 @@ def _by_pixel_kernel(
         total = tl.zeros((BLOCK_C,), tl.float32)
         for level in range(levels):
             height, width, start = level_of(sizes, starts, level, positions)
+            frame = frame_of(None, 0, height, width, POINTS, 0)
             line = (pixel - start) // tl.maximum(width, 1)
             column = (pixel - start) % tl.maximum(width, 1)
             here = (pixel >= start) & (pixel < start + height * width)
@@ -223,7 +273,9 @@ def _by_pixel_kernel(
                     rank = at_sample + tl.arange(0, BLOCK_S)
                     there = rank < end
                     sample = tl.load(order + rank, mask=there, other=0)
-                    x, y, z, weight, inside = place(locations, weights, sample, height, width, BINS)
+                    x, y, z, weight, inside = place(
+                        locations, weights, sample, frame, (0.0, 1.0), height, width, BINS, 0
+                    )
                     scale = weight * tl.maximum(1 - tl.abs(x - column), 0.0) * tl.maximum(1 - tl.abs(y - line), 0.0)
                     scale = tl.where(inside & there, scale, 0.0)
                     row = sample // (levels * POINTS)
@@ -283,8 +335,10 @@ def _backward_options(channels: int, itemsize: int, bins: int, points: int, atom
 
 def _pixel_options(channels: int, bins: int) -> dict[str, int]:
     block, depths = triton.next_power_of_2(channels), triton.next_power_of_2(max(bins, 1))
+    # In more numbers a thread than these Triton 3.7 spills some.
+    samples = 2048 // block if bins == 0 else 1536 // (block + depths)
     return dict(
-        BLOCK_S=max(min(16, 2048 // max(block, depths)), 1),
+        BLOCK_S=min(16, 1 << (samples.bit_length() - 1)),
         BLOCK_C=block,
         BLOCK_D=depths,
         num_warps=1,
@@ -299,25 +353,30 @@ def deformable_attention_forward(
     starts: torch.Tensor,
     locations: torch.Tensor,
     weights: torch.Tensor,
+    references: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """As the operator; copies what is not contiguous, which mmdet's tensors are."""
+    """As the operators, which give locations and weights, or offsets, logits and references.
+
+    It copies what is not contiguous, which mmdet's tensors are.
+    """
     batch, positions, heads, channels = value.shape
     queries, levels, points = locations.shape[1], locations.shape[3], locations.shape[4]
     out = value.new_empty(batch, queries, heads * channels)
-    if out.numel() == 0:
-        return out
+    if out.numel() == 0 or locations.numel() == 0:
+        return out.zero_()
     shape = _shape(value, depth, points)
     options = _forward_options(channels, value.itemsize, shape["BINS"], points)
     tiles = triton.cdiv(queries * heads, options["BLOCK_R"])
     with _dispatch.device_of(value):
         _forward_kernel[(batch * tiles,)](
-            *_contiguous(value, depth, sizes, starts, locations, weights),
+            *_contiguous(value, depth, sizes, starts, locations, weights, references),
             out,
             queries,
             positions,
             levels,
             tiles,
             **shape,
+            REFERENCE=0 if references is None else references.shape[3],
             **options,
         )
     return out
@@ -338,47 +397,87 @@ def deformable_attention_backward(
     order changes from run to run. The deterministic way sorts the samples instead: each pixel then gathers its own.
     """
     batch, positions, heads, channels = value.shape
-    queries, levels, points = locations.shape[1], locations.shape[3], locations.shape[4]
     given = _contiguous(grad, value, depth, sizes, starts, locations, weights)
     atomic = not torch.are_deterministic_algorithms_enabled()
-    make, dtype = (torch.zeros, torch.float32) if atomic or locations.numel() == 0 else (torch.empty, value.dtype)
-    grad_value = make(value.shape, dtype=dtype, device=value.device)
-    grad_depth = make(0 if depth is None else depth.shape, dtype=dtype, device=value.device)
-    grad_locations = torch.empty_like(locations, memory_format=torch.contiguous_format)
-    grad_weights = torch.empty_like(weights, memory_format=torch.contiguous_format)
-    shape = _shape(value, depth, points)
-    options = _backward_options(channels, value.itemsize, shape["BINS"], points, atomic)
-    tiles = triton.cdiv(queries * heads, options["BLOCK_R"])
+    maps = value, value.new_empty(0) if depth is None else depth
+    if atomic or locations.numel() == 0:
+        of_value, of_depth = (torch.zeros(x.shape, dtype=torch.float32, device=x.device) for x in maps)
+    else:
+        of_value, of_depth = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in maps)
+    of_locations, of_weights = (
+        torch.empty_like(x, memory_format=torch.contiguous_format) for x in (locations, weights)
+    )
     if locations.numel() > 0:
-        with _dispatch.device_of(value):
-            _backward_kernel[(batch * tiles,)](
-                *given,
-                grad_value,
-                grad_depth,
-                grad_locations,
-                grad_weights,
-                queries,
-                positions,
-                levels,
-                tiles,
-                **shape,
-                ATOMIC=atomic,
-                **options,
-            )
-            if not atomic:
-                order, first = _cells(sizes, starts, locations, shape["BINS"], positions)
+        made = of_value, of_depth, of_locations, of_weights
+        _launch_backward((*given, None, None), (*made, None), atomic)
+        if not atomic:
+            shape = _shape(value, depth, locations.shape[4])
+            order, first = _cells(sizes, starts, locations, shape["BINS"], positions)
+            with _dispatch.device_of(value):
                 _by_pixel_kernel[(positions * (heads if depth is None else depth.shape[2]) * batch,)](
                     *given,
                     order,
                     first,
-                    grad_value,
-                    grad_depth,
+                    of_value,
+                    of_depth,
                     positions,
-                    levels,
+                    locations.shape[3],
                     **shape,
                     **_pixel_options(channels, shape["BINS"]),
                 )
-    return grad_value.to(value.dtype), grad_depth.to(value.dtype), grad_locations, grad_weights
+    return of_value.to(value.dtype), of_depth.to(maps[1].dtype), of_locations, of_weights
+
+
+def offsets_backward(
+    grad: torch.Tensor,
+    out: torch.Tensor,
+    value: torch.Tensor,
+    sizes: torch.Tensor,
+    starts: torch.Tensor,
+    references: torch.Tensor,
+    offsets: torch.Tensor,
+    logits: torch.Tensor,
+    references_learn: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradients of value, references (empty if they do not learn), offsets and logits, by atomic additions."""
+    given = _contiguous(grad, value, None, sizes, starts, offsets, logits, references, out)
+    of_value = torch.zeros(value.shape, dtype=torch.float32, device=value.device)
+    of_offsets, of_logits = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (offsets, logits))
+    of_references = None
+    if references_learn:
+        # Of each head by itself.
+        shape = (*logits.shape[:4], references.shape[3])
+        of_references = torch.zeros(shape, dtype=torch.float32, device=value.device)
+    # A graph that was compiled of another size meets empty tensors.
+    if logits.numel() > 0:
+        _launch_backward(given, (of_value, None, of_offsets, of_logits, of_references), True)
+    found = references.new_empty(0) if of_references is None else of_references.sum(2).to(references.dtype)
+    return of_value.to(value.dtype), found, of_offsets, of_logits
+
+
+def _launch_backward(given: Sequence[torch.Tensor | None], made: Sequence[torch.Tensor | None], atomic: bool) -> None:
+    """Runs `_backward_kernel` on its first tensors."""
+    value, depth, locations, references = given[1], given[2], given[5], given[7]
+    assert value is not None and locations is not None
+    batch, positions, heads, channels = value.shape
+    queries, levels, points = locations.shape[1], locations.shape[3], locations.shape[4]
+    shape = _shape(value, depth, points)
+    options = _backward_options(channels, value.itemsize, shape["BINS"], points, atomic)
+    tiles = triton.cdiv(queries * heads, options["BLOCK_R"])
+    with _dispatch.device_of(value):
+        _backward_kernel[(batch * tiles,)](
+            *given,
+            *made,
+            queries,
+            positions,
+            levels,
+            tiles,
+            **shape,
+            REFERENCE=0 if references is None else references.shape[3],
+            REFERENCES_LEARN=made[-1] is not None,
+            ATOMIC=atomic,
+            **options,
+        )
 
 
 def _contiguous(*tensors: torch.Tensor | None) -> list[torch.Tensor | None]:

@@ -11,8 +11,10 @@ import triton.language as tl
 def widen(x):
     """In float32. Of two bfloat16 in a register the upper one is a mask away, which the compiler does not see."""
     if x.dtype == tl.bfloat16:
-        return (x.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
-    return x.to(tl.float32)
+        wide = (x.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
+    else:
+        wide = x.to(tl.float32)
+    return wide
 
 
 @triton.jit
@@ -37,11 +39,57 @@ def level_of(sizes, starts, level, positions):
 
 
 @triton.jit
-def place(locations, weights, at, height, width, BINS: tl.constexpr):
+def frame_of(references, at, height, width, POINTS: tl.constexpr, REFERENCE: tl.constexpr):
+    """Scales and origins that make pixel coordinates (x, y) of locations, or of offsets from reference points.
+
+    Args:
+        references: None, or points (x, y), or boxes (x, y, width, height), of REFERENCE numbers.
+        at: number of the reference in its tensor.
+        height: of the level.
+        width: likewise.
+        POINTS: of a level, of which a box's offsets are fractions.
+        REFERENCE: 0, 2 or 4.
+    """
+    scale_x = width.to(tl.float32)
+    scale_y = height.to(tl.float32)
+    if REFERENCE == 0:
+        origin_x = -0.5
+        origin_y = -0.5
+    else:
+        origin_x = widen(tl.load(references + at * REFERENCE)) * scale_x - 0.5
+        origin_y = widen(tl.load(references + at * REFERENCE + 1)) * scale_y - 0.5
+        if REFERENCE == 2:
+            scale_x = 1.0
+            scale_y = 1.0
+        else:
+            scale_x = widen(tl.load(references + at * REFERENCE + 2)) * scale_x * (0.5 / POINTS)
+            scale_y = widen(tl.load(references + at * REFERENCE + 3)) * scale_y * (0.5 / POINTS)
+    return scale_x, scale_y, origin_x, origin_y
+
+
+@triton.jit
+def norm_of(logits, first, count, REFERENCE: tl.constexpr, UNROLL: tl.constexpr, BLOCK_R: tl.constexpr):
+    """Of the softmax over `count` logits of rows: the largest, and the factor of the exponentials."""
+    top = tl.full((BLOCK_R,), float("-inf"), tl.float32)
+    total = tl.zeros((BLOCK_R,), tl.float32)
+    if REFERENCE > 0:
+        for block in range(0, count, UNROLL):
+            for i in tl.static_range(UNROLL):
+                top = tl.maximum(top, widen(tl.load(logits + first + block + i)))
+        for block in range(0, count, UNROLL):
+            for i in tl.static_range(UNROLL):
+                total += tl.exp(widen(tl.load(logits + first + block + i)) - top)
+        total = 1 / total
+    return top, total
+
+
+@triton.jit
+def place(locations, weights, at, frame, norm, height, width, BINS: tl.constexpr, REFERENCE: tl.constexpr):
     """Pixel coordinates (x, y), depth z in bins and weight of samples, and which of them lie within reach."""
     DIMS: tl.constexpr = 2 if BINS == 0 else 3
-    x = widen(tl.load(locations + at * DIMS)) * width - 0.5
-    y = widen(tl.load(locations + at * DIMS + 1)) * height - 0.5
+    scale_x, scale_y, origin_x, origin_y = frame
+    x = widen(tl.load(locations + at * DIMS)) * scale_x + origin_x
+    y = widen(tl.load(locations + at * DIMS + 1)) * scale_y + origin_y
     inside = (x > -1) & (x < width) & (y > -1) & (y < height)
     if BINS == 0:
         z = x
@@ -49,6 +97,8 @@ def place(locations, weights, at, height, width, BINS: tl.constexpr):
         z = widen(tl.load(locations + at * DIMS + 2)) * BINS - 0.5
         inside = inside & (z > -1) & (z < BINS)
     weight = widen(tl.load(weights + at))
+    if REFERENCE > 0:
+        weight = tl.exp(weight - norm[0]) * norm[1]
     return tl.where(inside, x, 0.0), tl.where(inside, y, 0.0), tl.where(inside, z, 0.0), weight, inside
 
 
@@ -78,12 +128,24 @@ def scores_of(curve, z, valid, BINS: tl.constexpr):
 
 
 @triton.jit
-def samples_of(locations, weights, first, there, height, width, BINS: tl.constexpr, UNROLL: tl.constexpr):
+def samples_of(
+    locations,
+    weights,
+    first,
+    there,
+    frame,
+    norm,
+    height,
+    width,
+    BINS: tl.constexpr,
+    REFERENCE: tl.constexpr,
+    UNROLL: tl.constexpr,
+):
     """Some samples of a level, and whether any of them lies within reach; in two dimensions that is not asked."""
     samples = ()
     some = there & False
     for i in tl.static_range(UNROLL):
-        x, y, z, weight, inside = place(locations, weights, first + i, height, width, BINS)
+        x, y, z, weight, inside = place(locations, weights, first + i, frame, norm, height, width, BINS, REFERENCE)
         inside = inside & there
         samples = samples + ((x, y, z, weight, inside),)
         some = some | inside

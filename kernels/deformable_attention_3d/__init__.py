@@ -14,7 +14,7 @@ from .. import _derivatives, _dispatch
 from ..deformable_attention import operator
 from ..deformable_attention.cpu import attend_gathered
 from ..deformable_attention.levels import on_device
-from ..tracing import untraced
+from ..tracing import are_sizes_free, untraced
 from .cpu import attend
 
 __all__ = ["deformable_attention_3d"]
@@ -57,7 +57,7 @@ def deformable_attention_3d(
         RuntimeError: If Triton is asked for and cannot run.
     """
     untraced(_check, value, depth, spatial_shapes, level_start_index, sampling_locations, attention_weights)
-    reason = untraced(operator.why_not, value, sampling_locations, attention_weights, depth)
+    reason = untraced(_why_not, value, depth, spatial_shapes, level_start_index, sampling_locations, attention_weights)
     triton = _dispatch.use_triton(
         "deformable_attention_3d",
         backend,
@@ -71,7 +71,7 @@ def deformable_attention_3d(
     if triton:
         levels = operator.levels_of(spatial_shapes, level_start_index, value)
         return operator.deformable_attention(value, depth, *levels, sampling_locations, attention_weights)
-    if operator.must_gather(value, spatial_shapes, level_start_index):
+    if are_sizes_free() or operator.must_gather(value, spatial_shapes, level_start_index):
         sizes, starts = on_device(spatial_shapes, value), on_device(level_start_index, value)
         return attend_gathered(value, depth, sizes, starts, sampling_locations, attention_weights)
     dtype = torch.promote_types(value.dtype, torch.float32)
@@ -88,7 +88,7 @@ def _why_not(
     sampling_locations: Tensor,
     attention_weights: Tensor,
 ) -> str | None:
-    return operator.why_not(value, sampling_locations, attention_weights, depth)
+    return operator.why_not(value, sampling_locations, attention_weights, depth=depth)
 
 
 def _check(

@@ -32,7 +32,8 @@ class Draw:
         self.triton = self.random.random() < 0.2
         self.dtype = self.random.choice(DTYPES)
         self.batch = self.random.choice((0, 1, 1, 2, 3))
-        names = ("routing", "window", "neighborhood", "deformable", "lifted", "depthwise", "pointwise", "large_kernel")
+        names = ("routing", "window", "neighborhood", "deformable", "lifted", "from_offsets")
+        names += ("depthwise", "pointwise", "large_kernel")
         plain = ("generalized", "flash_bias", "block_sparse")
         name = self.random.choice(names + plain)
         self.has_kernels = name not in plain
@@ -178,6 +179,18 @@ class Draw:
         self.tensors["depth"] = spread.to(self.dtype)
         return "deformable_attention_3d"
 
+    def from_offsets(self):
+        self.deformable()
+        samples = self.tensors["attention_weights"].shape
+        references = *samples[:2], samples[3], self.pick(2, 4)
+        self.tensors = {
+            "value": self.tensors["value"],
+            "reference_points": torch.rand(references, dtype=torch.float64).to(self.dtype),
+            "sampling_offsets": self.normal(*samples, 2),
+            "attention_logits": self.normal(*samples),
+        }
+        return "deformable_attention_from_offsets"
+
     def depthwise(self):
         channels = self.pick(1, 3, 8)
         self.tensors = {
@@ -311,8 +324,15 @@ def has_kink(draw, tensors):
     near = False
     sides = [tuple(size) for size in torch.as_tensor(draw.settings["spatial_shapes"]).tolist()]
     for level, (height, width) in enumerate(sides):
-        counts = [width, height] + ([tensors["depth"].shape[3]] if "depth" in tensors else [])
-        places = tensors["sampling_locations"][:, :, :, level].detach() * torch.tensor(counts) - 0.5
+        counts = torch.tensor([width, height] + ([tensors["depth"].shape[3]] if "depth" in tensors else []))
+        if "sampling_locations" in tensors:
+            places = tensors["sampling_locations"][:, :, :, level].detach()
+        else:
+            reference, offsets = tensors["reference_points"][:, :, None, level, None], tensors["sampling_offsets"]
+            # Pixels, or shares of half a box.
+            step = 1 / counts if reference.shape[-1] == 2 else reference[..., 2:] / 2 / offsets.shape[4]
+            places = (reference[..., :2] + offsets[:, :, :, level] * step).detach()
+        places = places * counts - 0.5
         near |= bool(((places - places.round()).abs() < 1e-3).any())
     return near
 
@@ -324,6 +344,7 @@ def refusal(error):
     names = r"\b(q|k|v|qkv|num_heads|regions|topk|scale|window_size|shift|overlap|bias_table|kernel_size|dilation|value"
     names += r"|depth|stride|is_causal|query_factor|key_factor|block_size|similarity|topk|cdf|q, k and v"
     names += r"|spatial_shapes|level_start_index|levels?|sampling_locations|attention_weights|x|gate|H and W"
+    names += r"|reference_points|sampling_offsets|attention_logits"
     names += r"|(local_|dilated_|pointwise_)?(weight|bias))\b"
     clear = (
         isinstance(error, (TypeError, ValueError))
@@ -427,7 +448,7 @@ def judged(draw, tensors, out, infinite, coarse):
             want, [exact[key] for key in learning], grad, allow_unused=True, materialize_grads=True
         )
         for key, ours, theirs in zip(learning, got, wanted, strict=True):
-            if key == "sampling_locations" and has_kink(draw, exact):
+            if key in ("sampling_locations", "sampling_offsets", "reference_points") and has_kink(draw, exact):
                 continue
             if ours.dtype != tensors[key].dtype:
                 raise AssertionError(f"the gradient of {key} is {ours.dtype}, it is {tensors[key].dtype}")

@@ -220,6 +220,20 @@ def faults():
     yield "deformable_3d", dict(depth=torch.zeros(2, 53, 2, 4)), r"depth must be \(B=2, K=54, M=2 or 1, D\)"
     yield "deformable_3d", dict(depth=torch.zeros(2, 54, 2, 0)), r"depth must be \(B=2, K=54, M=2 or 1, D\)"
     yield "deformable_3d", dict(depth=None), "depth must be a tensor, got NoneType"
+    for name in ("deformable_offsets", "deformable_boxes"):
+        numbers = 2 if name == "deformable_offsets" else 4
+        points = r"reference_points must be .B=2, Q=5, L=2, 2 or 4.*got shape"
+        yield name, dict(reference_points=torch.zeros(2, 5, 2, 3)), points
+        yield name, dict(reference_points=torch.zeros(2, 5, 1, numbers)), points
+        yield name, dict(reference_points=torch.zeros(2, 5, numbers)), points
+        yield name, dict(reference_points=torch.zeros(2, 5, 2, numbers).int()), "reference_points must be float32"
+        yield name, dict(reference_points=None), "reference_points must be a tensor, got NoneType"
+        yield name, dict(sampling_offsets=torch.zeros(2, 4, 2, 2, 3, 2)), "attention_logits must have shape"
+        yield name, dict(sampling_offsets=torch.zeros(2, 5, 2, 2, 3, 3)), r"sampling_offsets must be .B=2, Q, M=2, L=2"
+        yield name, dict(attention_logits=torch.zeros(2, 5, 2, 2, 4)), "attention_logits must have shape"
+        yield name, dict(attention_logits=torch.zeros(2, 5, 2, 2, 3, device="meta")), "attention_logits must be on"
+        yield name, dict(level_start_index=[0, 40]), "overlap"
+        yield name, dict(value=torch.zeros(2, 54, 8)), r"value must be \(B, K, M, C\), got shape \(2, 54, 8\)"
 
 
 FAULTS = list(faults())

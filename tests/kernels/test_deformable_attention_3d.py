@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from attnzoo.kernels import deformable_attention, deformable_attention_3d
-from attnzoo.kernels.deformable_attention_3d import naive
+from attnzoo.kernels.deformable_attention.cpu import attend_gathered
+from attnzoo.kernels.deformable_attention_3d import cpu, naive
 
 GOLDEN = golden_files.load("dfa3d_op")
 LEVELS, STARTS = [(3, 4), (2, 5)], [0, 12]
@@ -66,6 +67,62 @@ def test_gradients():
         lambda value, depth, places, weights: deformable_attention_3d(value, depth, levels, starts, places, weights),
         leaves,
     )
+
+
+def result_and_gradients(function, given, needed=(True, True, True, True)):
+    value, depth, levels, starts, places, weights = given
+    leaves = [x.detach().requires_grad_(need) for x, need in zip((value, depth, places, weights), needed, strict=True)]
+    out = function(leaves[0], leaves[1], levels, starts, *leaves[2:])
+    shares = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out).sin()
+    return [out.detach(), *torch.autograd.grad((out * shares).sum(), [x for x in leaves if x.requires_grad])]
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("steps_of", [1, 2, 4])
+def test_steps_of_queries(groups, steps_of, monkeypatch):
+    """Steps end within an image and go across two; the last is a shorter one."""
+    given = arguments(groups=groups)
+    # A query has 2 heads of 3 channels, 2 levels of 2 points, and 4 pixels for each.
+    monkeypatch.setitem(cpu._NUMBERS, "cpu", steps_of * 2 * 3 * 2 * 2 * 4)
+    got = result_and_gradients(deformable_attention_3d, given)
+    for x, want in zip(got, result_and_gradients(naive.deformable_attention_3d, given), strict=True):
+        torch.testing.assert_close(x, want)
+
+
+@pytest.mark.parametrize("only", range(4))
+def test_gradient_of_one_tensor(only):
+    needed, given = [i == only for i in range(4)], arguments()
+    _, got = result_and_gradients(deformable_attention_3d, given, needed)
+    torch.testing.assert_close(got, result_and_gradients(deformable_attention_3d, given)[1 + only], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("way", ["steps", "gathered"])
+def test_gradients_at_centres_of_pixels_and_bins(way):
+    """Where the derivative has a step, it is the definition's: references at such centres are usual."""
+    value, depth, _, _, _, weights = arguments()
+    cells = torch.tensor([(x, y, z) for x in range(4) for y in range(4) for z in range(4)])
+    places = ((cells + 0.5) / 4).double()[torch.randperm(64)[:48]].view(2, 3, 2, 2, 2, 3)
+    given = value[:, :16], depth[:, :16], [(4, 4), (4, 4)], [0, 0], places, weights
+
+    def gathered(value, depth, levels, starts, places, weights):
+        return attend_gathered(value, depth, torch.tensor(levels), torch.tensor(starts), places, weights)
+
+    got = result_and_gradients(cpu.attend if way == "steps" else gathered, given)
+    for x, want in zip(got, result_and_gradients(naive.deformable_attention_3d, given), strict=True):
+        torch.testing.assert_close(x, want)
+
+
+@pytest.mark.parametrize("name", ["value", "depth", "weights"])
+def test_infinities_reach_what_samples_them(name):
+    """And nothing else: pixels and bins that only stand for such beyond the map count for nothing."""
+    value, depth, levels, starts, places, weights = arguments()
+    given = {"value": value, "depth": depth, "weights": weights}
+    given[name].view(-1)[::7] = torch.inf
+    value, depth, weights = given.values()
+    got = deformable_attention_3d(value, depth, levels, starts, places, weights)
+    want = attend_gathered(value, depth, torch.tensor(levels), torch.tensor(starts), places, weights)
+    assert not want.isfinite().all()
+    torch.testing.assert_close(got, want, equal_nan=True)
 
 
 def test_a_single_bin_is_the_two_dimensional_operator():

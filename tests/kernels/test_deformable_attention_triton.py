@@ -17,6 +17,9 @@ LEVELS = [(2, 3), (3, 1)]
 STARTS = [0, 6]
 
 
+F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
+
+
 def tensors(levels=LEVELS, batch=1, queries=3, heads=2, channels=3, points=2, bins=0, groups=1, dtype=torch.float32):
     """Locations within and around the maps; positions of value beyond the last level, which nothing reads."""
     positions = sum(h * w for h, w in levels) + 1
@@ -85,6 +88,34 @@ def test_half_precision(dtype, bins):
     assert got["gradient of locations"].dtype == torch.float32
     # The result is rounded once, its gradient as it comes in once more.
     compare(given, [(2, 2)], 4 * torch.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize(
+    ("value", "depth", "locations", "weights"),
+    [(BF16, F32, F32, BF16), (F16, BF16, BF16, F32), (F32, F16, F16, BF16), (F32, F32, BF16, F32)],
+    ids=str,
+)
+@pytest.mark.parametrize("bins", [0, 4])
+def test_every_tensor_in_its_own_dtype(bins, value, depth, locations, weights, deterministic):
+    dtypes = dict(value=value, depth=depth, locations=locations, weights=weights)
+    given = {name: x.to(dtypes[name]) for name, x in tensors([(3, 4)], bins=bins, queries=2, points=1).items()}
+    assert kernels.can_run(
+        "deformable_attention_3d" if bins else "deformable_attention",
+        *list(given.values())[: 2 if bins else 1],
+        [(3, 4)],
+        [0],
+        given["locations"],
+        given["weights"],
+    )
+    got = run(given, "triton", [(3, 4)])
+    want = run({name: x.double() for name, x in given.items()}, "definition", [(3, 4)])
+    assert got["out"].dtype == value
+    for name, x in given.items():
+        assert got[f"gradient of {name}"].dtype == x.dtype
+    for name, exact in want.items():
+        # What comes in for the backward pass is of the result's dtype.
+        eps = max(torch.finfo(dtype).eps for dtype in (got[name].dtype, value))
+        assert_near(name, got[name], exact, max(4 * eps, 1e-5))
 
 
 @settings(max_examples=3, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))

@@ -181,19 +181,33 @@ def static_cases(depths: tuple[tuple[int, int], ...] = ((0, 1),)) -> list[Static
     from ....kernels.deformable_attention import triton
 
     cases = []
-    kernels: dict[str, Any] = {"forward": (triton._forward_kernel, {}), "by pixel": (triton._by_pixel_kernel, {})}
-    kernels |= {
-        f"backward{' atomic' * atomic}": (triton._backward_kernel, {"ATOMIC": atomic}) for atomic in (False, True)
-    }
+    plain = {"REFERENCE": 0, "references": None}
+    learnt = {"REFERENCES_LEARN": False, "out": None, "grad_references": None}
+    kernels: list[tuple[str, Any, dict[str, Any]]] = [
+        ("forward", triton._forward_kernel, plain),
+        ("by pixel", triton._by_pixel_kernel, {}),
+        ("backward", triton._backward_kernel, {**plain, **learnt, "ATOMIC": False}),
+        ("backward atomic", triton._backward_kernel, {**plain, **learnt, "ATOMIC": True}),
+    ]
+    # The encoder's points and the decoder's boxes, which may learn; not with a depth.
+    atomic = {"grad_depth": None, "ATOMIC": True}
+    fixed = {**atomic, "REFERENCE": 2, "REFERENCES_LEARN": False, "grad_references": None}
+    from_offsets: list[tuple[str, Any, dict[str, Any]]] = [
+        ("forward from points", triton._forward_kernel, {"REFERENCE": 2}),
+        ("forward from boxes", triton._forward_kernel, {"REFERENCE": 4}),
+        ("backward from points", triton._backward_kernel, fixed),
+        ("backward from boxes", triton._backward_kernel, {**atomic, "REFERENCE": 4, "REFERENCES_LEARN": True}),
+    ]
     integers, levels, points = ("queries", "positions", "levels", "tiles"), len(LEVELS), 4
+    places = ("locations", "weights", "references", "grad_locations", "grad_weights", "grad_references")
     for dtype, itemsize in (("fp32", 4), ("bf16", 2), ("fp16", 2)):
         for channels in (16, 32, 64):
             for bins, depth_heads in depths:
-                for name, (kernel, constants) in kernels.items():
+                for name, kernel, constants in kernels + from_offsets * (bins == 0):
                     pixel = kernel is triton._by_pixel_kernel
                     if pixel:
                         options = triton._pixel_options(channels, bins)
-                    elif name == "forward":
+                    elif kernel is triton._forward_kernel:
                         options = triton._forward_options(channels, itemsize, bins, points)
                     else:
                         options = triton._backward_options(channels, itemsize, bins, points, constants["ATOMIC"])
@@ -201,11 +215,12 @@ def static_cases(depths: tuple[tuple[int, int], ...] = ((0, 1),)) -> list[Static
                     shape = dict(HEADS=8, CHANNELS=channels, POINTS=points, BINS=bins, DEPTH_HEADS=depth_heads)
                     sums = dtype if pixel else "fp32"
                     types = dict.fromkeys(("sizes", "starts"), "*i32") | dict.fromkeys(integers, "i32")
-                    types |= dict.fromkeys(("locations", "weights", "grad_locations", "grad_weights"), "*fp32")
+                    types |= dict.fromkeys(places, "*fp32")
                     types |= dict.fromkeys(("value", "depth", "grad", "out"), f"*{dtype}")
                     types |= dict.fromkeys(("grad_value", "grad_depth"), f"*{sums}")
                     types |= dict.fromkeys(("order", "first"), "*i64")
-                    none = {} if bins else {"depth": None}
+                    if not bins:
+                        constants = {**constants, "depth": None}
                     # A pixel's samples here fill one step for each of its two ranges of cells.
                     steps = 1 if pixel else levels * points // options["UNROLL"]
                     samples = 2 * options["BLOCK_S"] if pixel else options["BLOCK_R"] * levels * points
@@ -215,8 +230,8 @@ def static_cases(depths: tuple[tuple[int, int], ...] = ((0, 1),)) -> list[Static
                             kernel,
                             dtype,
                             f"{name}, head_dim {channels}" + f", depth of {depth_heads} heads" * (bins > 0),
-                            {arg: types[arg] for arg in kernel.arg_names if arg in types and arg not in none},
-                            {**shape, **constants, **options, **none},
+                            {arg: types[arg] for arg in kernel.arg_names if arg in types and arg not in constants},
+                            {**shape, **constants, **options},
                             num_warps=warps,
                             num_stages=stages,
                             steps=steps,

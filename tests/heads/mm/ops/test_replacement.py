@@ -11,6 +11,7 @@ from attnzoo.kernels.deformable_attention import naive
 
 LEVELS = [(5, 7), (3, 4)]
 CHANGED = ("ext_module", "multi_scale_deformable_attn_pytorch", "IS_CUDA_AVAILABLE")
+LAYER = mmcv_attention.MultiScaleDeformableAttention
 
 
 class Compiled:
@@ -27,8 +28,9 @@ class Compiled:
 def compiled(monkeypatch):
     monkeypatch.setattr(mmcv_attention, "ext_module", Compiled())
     monkeypatch.setattr(mmcv_attention, "IS_CUDA_AVAILABLE", True)
-    before = {name: getattr(mmcv_attention, name) for name in CHANGED}
+    before, forward = {name: getattr(mmcv_attention, name) for name in CHANGED}, LAYER.forward
     yield
+    assert LAYER.forward is forward
     assert {name: getattr(mmcv_attention, name) for name in CHANGED} == before
     assert not replacement._in_use
 
@@ -71,7 +73,7 @@ def test_autograd_function(dtype):
 
 def layer_of(dtype):
     torch.manual_seed(0)
-    layer = mmcv_attention.MultiScaleDeformableAttention(16, 2, num_levels=2, num_points=3, dropout=0, batch_first=True)
+    layer = LAYER(16, 2, num_levels=2, num_points=3, dropout=0, batch_first=True)
     torch.nn.init.normal_(layer.attention_weights.weight)
     torch.nn.init.normal_(layer.sampling_offsets.weight, std=0.1)
     return layer.to(dtype)
@@ -111,6 +113,76 @@ def test_layer(dtype, autocast, monkeypatch):
         assert got.isfinite().all()
         scale = expected.abs().max().item()
         assert (got.float() - expected).abs().max() <= tolerance * max(scale, 1e-3)
+
+
+def call(layer, numbers, learn, **others):
+    """Queries of a decoder, a batch of maps, and all that the layer may be given."""
+    torch.manual_seed(1)
+    tensors = dict(query=torch.randn(2, 5, 16), value=torch.randn(2, 47, 16), query_pos=torch.randn(2, 5, 16))
+    tensors["identity"] = torch.randn(2, 5, 16)
+    if not layer.batch_first:
+        tensors = {name: x.transpose(0, 1).contiguous() for name, x in tensors.items()}
+    points = torch.rand(2, 5, 2, numbers)
+    leaves = [x.requires_grad_(learn) for x in (*tensors.values(), points)]
+    shapes, starts = torch.tensor(LEVELS), torch.tensor([0, 35])
+    given = dict(spatial_shapes=shapes, level_start_index=starts, key_padding_mask=torch.rand(2, 47) < 0.3)
+    out = layer(**tensors, reference_points=points, **given, **others)
+    return [out, *torch.autograd.grad(out.square().sum(), [*leaves, *layer.parameters()])] if learn else [out]
+
+
+@pytest.mark.parametrize("numbers", [2, 4])
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_layer_in_triton(batch_first, numbers, monkeypatch):
+    """Softmax and locations in the kernels: result and every gradient are mmcv's; else mmcv's own forward runs."""
+    layer, calls = layer_of(torch.float32), []
+    layer.batch_first = batch_first
+    ours = replacement.deformable_attention_from_offsets
+
+    def watched(*args):
+        calls.append(args[3].shape[-1])
+        return ours(*args)
+
+    monkeypatch.setattr(replacement, "deformable_attention_from_offsets", watched)
+    want = call(layer, numbers, True)
+    with attnzoo.heads.use_operators("ms_deform_attn"):
+        torch.testing.assert_close(call(layer, numbers, False)[0], want[0])
+        assert not calls
+        with attnzoo.kernels.use_backend("triton"):
+            got = call(layer, numbers, True, key=None, unknown=None)
+            assert calls == [numbers]
+            # The old name of the identity is mmcv's matter.
+            with pytest.raises(AssertionError, match="got them in the arguments at the same time"):
+                call(layer, numbers, False, residual=None)
+    assert calls == [numbers]
+    for x, expected in zip(got, want, strict=True):
+        torch.testing.assert_close(x, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_traced_layer_is_that_without_triton():
+    layer, operators = layer_of(torch.float32).eval(), []
+    x, points, shapes, starts = (
+        torch.randn(2, 47, 16),
+        torch.rand(2, 47, 2, 2),
+        torch.tensor(LEVELS),
+        torch.tensor([0, 35]),
+    )
+
+    class Named(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, *given):
+            names = "query", "reference_points", "spatial_shapes", "level_start_index"
+            return self.layer(**dict(zip(names, given, strict=True)))
+
+    with attnzoo.heads.use_operators("ms_deform_attn"):
+        for backend in ("torch", "triton"):
+            with attnzoo.kernels.use_backend(backend):
+                graph = torch.jit.trace(Named(), (x, points, shapes, starts), check_trace=False).inlined_graph
+            operators.append([node.kind() for node in graph.nodes()])
+    assert operators[0] == operators[1] and "aten::softmax" in operators[0]
 
 
 @pytest.mark.long
