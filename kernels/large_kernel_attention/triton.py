@@ -279,7 +279,7 @@ def _depthwise_options(walk: _Walk, itemsize: int, processors: int) -> dict[str,
         # Two programs fill a processor.
         return (run * taps + _LOAD * (run + taps - 1)) * max(programs / (2 * processors), 1)
 
-    options = {"TAPS": taps, "RUN": min(range(1, 9 if taps <= 11 else 5), key=cost), **tile}
+    options = {"TAPS": taps, "RUN": min(range(1, 9 if taps <= 11 else 4), key=cost), **tile}
     programs = walk.lines * math.prod(_blocks(walk, options))
     # Lines of one program share what they load, in the cache.
     return {**options, "strip": min(max(programs // (4 * processors), 1), 4)}
