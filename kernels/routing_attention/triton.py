@@ -296,42 +296,44 @@ def _key_gradient_kernel(
     store(grad_v + first, pixel, grad_w, inside, d_value, HEAD_DIM, BLOCK_D)
 
 
-# Tiles that leave no register spilled on sm_80 and sm_90. By the bytes of a token in one head, and by the tokens of a
-# program's tile: listed tokens of a step, warps and stages of the pipeline.
-_Tiles = dict[int, dict[int, tuple[int, int, int]]]
+# Tiles of which few spill a register on sm_80 and sm_90. By the bytes of a token in one head, and by the tokens of a
+# program's tile: listed tokens of a step, warps, stages of the pipeline, and the most registers of a thread. Left to
+# choose these (None) the compiler takes fewer, and spills some, where that lets another program run beside; told that
+# it may use all, it moves more loads ahead of their use, and in some kernels spills those.
+_Tiles = dict[int, dict[int, tuple[int, int, int, int | None]]]
 _FORWARD: _Tiles = {
-    32: {16: (64, 1, 2), 32: (128, 2, 2), 64: (128, 4, 3)},
-    64: {16: (64, 1, 2), 32: (128, 2, 2), 64: (128, 4, 3)},
-    128: {16: (32, 1, 2), 32: (64, 2, 2), 64: (128, 4, 1)},
-    256: {16: (32, 1, 2), 32: (64, 2, 1), 64: (64, 4, 1)},
+    32: {16: (64, 1, 2, 255), 32: (128, 2, 2, 255), 64: (128, 4, 3, 255)},
+    64: {16: (64, 1, 2, 255), 32: (128, 2, 2, None), 64: (128, 4, 3, 255)},
+    128: {16: (32, 1, 2, 255), 32: (64, 2, 2, 255), 64: (128, 4, 1, 255)},
+    256: {16: (32, 1, 2, None), 32: (64, 2, 1, 255), 64: (32, 4, 2, 255)},
 }
 _QUERY_GRADIENT: _Tiles = {
-    32: {16: (64, 1, 2), 32: (64, 2, 2), 64: (128, 4, 1)},
-    64: {16: (64, 1, 1), 32: (64, 2, 1), 64: (128, 4, 1)},
-    128: {16: (32, 1, 2), 32: (64, 2, 1), 64: (32, 4, 1)},
-    256: {16: (32, 1, 1), 32: (32, 2, 1), 64: (32, 4, 1)},
+    32: {16: (64, 1, 2, 255), 32: (64, 2, 2, 255), 64: (128, 4, 1, 255)},
+    64: {16: (64, 1, 1, 255), 32: (64, 2, 1, 255), 64: (128, 4, 1, None)},
+    128: {16: (32, 1, 2, 255), 32: (64, 2, 1, 255), 64: (32, 4, 1, 255)},
+    256: {16: (32, 1, 1, 255), 32: (32, 2, 1, 255), 64: (32, 4, 1, 255)},
 }
 _KEY_GRADIENT: _Tiles = {
-    32: {16: (64, 1, 2), 32: (64, 2, 2), 64: (64, 4, 2)},
-    64: {16: (64, 1, 2), 32: (64, 2, 2), 64: (64, 4, 2)},
-    128: {16: (32, 1, 2), 32: (32, 2, 1), 64: (32, 4, 2)},
-    256: {16: (16, 1, 1), 32: (32, 2, 1), 64: (32, 4, 1)},
+    32: {16: (64, 1, 2, 255), 32: (64, 2, 2, 255), 64: (64, 4, 2, 255)},
+    64: {16: (64, 1, 2, None), 32: (64, 2, 1, 255), 64: (64, 4, 2, 255)},
+    128: {16: (32, 1, 2, None), 32: (32, 2, 1, 255), 64: (32, 4, 2, None)},
+    256: {16: (16, 1, 1, 255), 32: (32, 2, 1, 255), 64: (16, 4, 2, 255)},
 }
 # Without tensor cores each thread holds its operands' rows and columns whole, and no loads ahead of their use.
 _FORWARD_IEEE: _Tiles = {
-    64: {16: (32, 2, 1), 32: (16, 2, 1), 64: (16, 4, 1)},
-    128: {16: (32, 2, 1), 32: (16, 2, 1), 64: (16, 4, 1)},
-    256: {16: (32, 2, 1), 32: (32, 4, 1), 64: (16, 4, 1)},
+    64: {16: (32, 2, 1, 255), 32: (16, 2, 1, 255), 64: (16, 4, 1, 255)},
+    128: {16: (32, 2, 1, 255), 32: (16, 2, 1, None), 64: (16, 4, 1, 255)},
+    256: {16: (32, 2, 1, 255), 32: (32, 4, 1, 255), 64: (16, 8, 1, 255)},
 }
 _QUERY_GRADIENT_IEEE: _Tiles = {
-    64: {16: (32, 2, 1), 32: (16, 2, 1), 64: (16, 4, 1)},
-    128: {16: (16, 2, 1), 32: (16, 2, 1), 64: (16, 4, 1)},
-    256: {16: (16, 2, 1), 32: (16, 4, 1), 64: (16, 8, 1)},
+    64: {16: (32, 2, 1, 255), 32: (16, 2, 1, 255), 64: (16, 4, 1, 255)},
+    128: {16: (16, 2, 1, 255), 32: (16, 2, 1, 255), 64: (16, 4, 1, 255)},
+    256: {16: (16, 2, 1, 255), 32: (16, 4, 1, 255), 64: (16, 8, 1, 255)},
 }
 _KEY_GRADIENT_IEEE: _Tiles = {
-    64: {16: (32, 2, 1), 32: (16, 2, 1), 64: (16, 4, 1)},
-    128: {16: (32, 2, 1), 32: (16, 2, 1), 64: (16, 4, 1)},
-    256: {16: (32, 2, 1), 32: (16, 2, 1), 64: (16, 4, 1)},
+    64: {16: (32, 2, 1, 255), 32: (16, 2, 1, 255), 64: (16, 4, 1, 255)},
+    128: {16: (32, 2, 1, 255), 32: (16, 2, 1, 255), 64: (16, 4, 1, 255)},
+    256: {16: (32, 2, 1, 255), 32: (16, 2, 1, 255), 64: (16, 4, 1, 255)},
 }
 
 
@@ -359,7 +361,7 @@ def _attention_options(
     """
     size, block_d = block(tokens, 16, 64), block(head_dim, 16, 64)
     kind = tiles_ieee if dtype == torch.float32 and precision == "ieee" else tiles
-    listed, warps, stages = kind[block_d * dtype.itemsize][size]
+    listed, warps, stages, registers = kind[block_d * dtype.itemsize][size]
     # No more than there are; nothing is loaded ahead of a single step.
     listed = min(listed, block(keys, 16, 128))
     return {
@@ -371,6 +373,7 @@ def _attention_options(
         "PRECISION": precision,
         "num_warps": warps,
         "num_stages": stages if keys > listed else 1,
+        "maxnreg": registers,
     }
 
 

@@ -222,4 +222,5 @@ def _case(
         tuple(name for name in signature if name in ("q_b", "q_w", "k_b", "k_w", "v_b", "v_w", "grad_w")),
         steps,
         elements,
+        options.get("maxnreg"),
     )
