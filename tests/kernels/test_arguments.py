@@ -76,7 +76,7 @@ def faults():
     yield "window_packed", dict(qkv=x), r"qkv must be \(B, H, W, 3 \* C\), got \(2, 6, 8, 4\)"
     yield "window_packed", dict(qkv=x[0]), r"qkv must be \(B, H, W, 3 \* C\), got \(6, 8, 4\)"
     yield "window_packed", dict(qkv=x[..., :0]), "num_heads must divide C = 0"
-    yield "window_packed", dict(num_heads=3), "num_heads must divide C = 4, got 3"
+    yield "window_packed", dict(num_heads=3), "num_heads must divide C = 4, .*, got 3"
     yield "window_packed", dict(num_heads=2.0), "num_heads must be an integer, got 2.0"
     yield "window_packed", dict(window_size=5, bias_table=None), "H and W must be multiples of window_size"
     yield "window_packed", dict(overlap=2), "shift must be 0 where windows overlap"
@@ -95,7 +95,7 @@ def faults():
     yield "neighborhood_packed", dict(qkv=x[0]), r"qkv must be \(B, H, W, 3 \* C\), got \(6, 8, 4\)"
     yield "neighborhood_packed", dict(qkv=torch.zeros(2, 0, 8, 12)), r"H, W and C must be at least 1, got \(0, 8, 4\)"
     yield "neighborhood_packed", dict(qkv=x[..., :0]), "num_heads must divide C = 0"
-    yield "neighborhood_packed", dict(num_heads=3), "num_heads must divide C = 4, got 3"
+    yield "neighborhood_packed", dict(num_heads=3), "num_heads must divide C = 4, .*, got 3"
     yield "neighborhood_packed", dict(num_heads=2.0), "num_heads must be an integer, got 2.0"
     yield "neighborhood_packed", dict(kernel_size=4), "kernel_size must be odd and 3 to 15"
     yield "neighborhood_packed", dict(kernel_size=3.0), "kernel_size must be an integer, got 3.0"
@@ -353,6 +353,8 @@ def test_autocast_takes_no_other_numbers():
 
 def test_mixed_dtypes_are_taken_as_autocast_takes_them():
     for name in CASES:
+        # Of each case the same numbers: with these no choice of regions or blocks is so near that rounding turns it.
+        torch.manual_seed(4)
         case = cases()[name]
         mixed = [x.float() if i % 2 else x.bfloat16() for i, x in enumerate(case.tensors.values())]
         with torch.autocast("cpu", torch.bfloat16):
