@@ -305,18 +305,31 @@ _FORWARD: _Tiles = {
     32: {16: (64, 1, 2, 255), 32: (128, 2, 2, 255), 64: (128, 4, 3, 255)},
     64: {16: (64, 1, 2, 255), 32: (128, 2, 2, None), 64: (128, 4, 3, 255)},
     128: {16: (32, 1, 2, 255), 32: (64, 2, 2, 255), 64: (128, 4, 1, 255)},
-    256: {16: (32, 1, 2, None), 32: (64, 2, 1, 255), 64: (32, 4, 2, 255)},
 }
 _QUERY_GRADIENT: _Tiles = {
     32: {16: (64, 1, 2, 255), 32: (64, 2, 2, 255), 64: (128, 4, 1, 255)},
     64: {16: (64, 1, 1, 255), 32: (64, 2, 1, 255), 64: (128, 4, 1, None)},
     128: {16: (32, 1, 2, 255), 32: (64, 2, 1, 255), 64: (32, 4, 1, 255)},
-    256: {16: (32, 1, 1, 255), 32: (32, 2, 1, 255), 64: (32, 4, 1, 255)},
 }
 _KEY_GRADIENT: _Tiles = {
     32: {16: (64, 1, 2, 255), 32: (64, 2, 2, 255), 64: (64, 4, 2, 255)},
     64: {16: (64, 1, 2, None), 32: (64, 2, 1, 255), 64: (64, 4, 2, 255)},
     128: {16: (32, 1, 2, None), 32: (32, 2, 1, 255), 64: (32, 4, 2, None)},
+}
+# Of float32 whose products are rounded to TF32.
+_FORWARD_TF32: _Tiles = {
+    64: _FORWARD[64] | {32: (64, 2, 2, 255), 64: (128, 4, 3, None)},
+    128: _FORWARD[128] | {64: (64, 4, 2, 255)},
+    256: {16: (32, 1, 2, None), 32: (64, 2, 1, 255), 64: (32, 4, 2, 255)},
+}
+_QUERY_GRADIENT_TF32: _Tiles = {
+    64: _QUERY_GRADIENT[64] | {64: (64, 4, 2, 255)},
+    128: _QUERY_GRADIENT[128],
+    256: {16: (32, 1, 1, 255), 32: (32, 2, 1, 255), 64: (32, 4, 1, 255)},
+}
+_KEY_GRADIENT_TF32: _Tiles = {
+    64: _KEY_GRADIENT[64] | {16: (32, 1, 2, 255), 32: (32, 2, 2, 255)},
+    128: _KEY_GRADIENT[128] | {16: (16, 1, 2, 255)},
     256: {16: (16, 1, 1, 255), 32: (32, 2, 1, 255), 64: (16, 4, 2, 255)},
 }
 # Without tensor cores each thread holds its operands' rows and columns whole, and no loads ahead of their use.
@@ -339,6 +352,7 @@ _KEY_GRADIENT_IEEE: _Tiles = {
 
 def _attention_options(
     tiles: _Tiles,
+    tiles_tf32: _Tiles,
     tiles_ieee: _Tiles,
     tokens: int,
     keys: int,
@@ -350,8 +364,9 @@ def _attention_options(
     """What fixes an attention kernel's machine code.
 
     Args:
-        tiles: of the kernel.
-        tiles_ieee: of the kernel without tensor cores.
+        tiles: of the kernel, in 16 bits.
+        tiles_tf32: in float32 on tensor cores.
+        tiles_ieee: in float32 without them.
         tokens: of a region.
         keys: that a query sees.
         head_dim: channels of a head.
@@ -360,8 +375,9 @@ def _attention_options(
         whole: whether all regions have the same size.
     """
     size, block_d = block(tokens, 16, 64), block(head_dim, 16, 64)
-    kind = tiles_ieee if dtype == torch.float32 and precision == "ieee" else tiles
-    listed, warps, stages, registers = kind[block_d * dtype.itemsize][size]
+    if dtype == torch.float32:
+        tiles = tiles_ieee if precision == "ieee" else tiles_tf32
+    listed, warps, stages, registers = tiles[block_d * dtype.itemsize][size]
     # No more than there are; nothing is loaded ahead of a single step.
     listed = min(listed, block(keys, 16, 128))
     return {
@@ -378,15 +394,15 @@ def _attention_options(
 
 
 def _forward_options(*kind: Any) -> dict[str, Any]:
-    return _attention_options(_FORWARD, _FORWARD_IEEE, *kind)
+    return _attention_options(_FORWARD, _FORWARD_TF32, _FORWARD_IEEE, *kind)
 
 
 def _query_gradient_options(*kind: Any) -> dict[str, Any]:
-    return _attention_options(_QUERY_GRADIENT, _QUERY_GRADIENT_IEEE, *kind)
+    return _attention_options(_QUERY_GRADIENT, _QUERY_GRADIENT_TF32, _QUERY_GRADIENT_IEEE, *kind)
 
 
 def _key_gradient_options(*kind: Any) -> dict[str, Any]:
-    return _attention_options(_KEY_GRADIENT, _KEY_GRADIENT_IEEE, *kind)
+    return _attention_options(_KEY_GRADIENT, _KEY_GRADIENT_TF32, _KEY_GRADIENT_IEEE, *kind)
 
 
 def _kind(q: torch.Tensor, num_heads: int, regions: tuple[int, int], topk: int) -> tuple[Any, ...]:
