@@ -38,6 +38,7 @@ class Finder(MetaPathFinder, Loader):
         if module.__name__ == "natten":
             importlib.import_module("natten.functional")
 
+    # The default is the one that `importlib.metadata` gives it.
     def find_distributions(self, context: Any = DistributionFinder.Context()) -> Iterator[Distribution]:  # noqa: B008
         """What `importlib.metadata` asks for."""
         if context.name in (None, "natten"):

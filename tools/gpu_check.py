@@ -141,6 +141,8 @@ def _exit_without_gpu() -> None:
 
 def _run(args: argparse.Namespace, build: Path) -> int:
     from .measuring import mmcv_operator
+
+    # Before the phases fork, which find their functions in these modules.
     from .measuring.gpu import checks, counters, report, steps, sweep, times  # noqa: F401
     from .measuring.gpu.context import Context
     from .measuring.gpu.results import Results
