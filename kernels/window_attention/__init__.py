@@ -5,7 +5,7 @@ import torch
 from .. import _derivatives, _dispatch
 from .._checks import default_scale
 from ..tracing import leaves_sizes_free, untraced
-from .cpu import attend, attend_in_one, attend_with_gradients
+from .cpu import attend, attend_in_one, attend_rolled, attend_with_gradients, is_small
 from .operator import (
     attention,
     attention_packed,
@@ -224,6 +224,8 @@ def _attend(
         learns = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, bias))
         if learns or torch.compiler.is_compiling():
             return attend_with_gradients(q, k, v, bias, num_heads, window, shifts, overlap, scale)
+        if is_small(q, num_heads, window, shifts, overlap):
+            return attend_rolled(q, k, v, bias, num_heads, window, shifts, scale)
     return attend(q, k, v, bias, num_heads, window, shifts, overlap, scale)
 
 

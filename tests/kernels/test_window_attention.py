@@ -134,6 +134,24 @@ def test_a_window_as_large_as_the_map_is_plain_attention():
     torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 2e-6), (torch.bfloat16, 2e-2)])
+def test_small_shifted_maps_on_a_cpu(dtype, error, biased, monkeypatch):
+    inputs = [x.to(dtype) for x in qkv(2, 7, 14, 6)]
+    table = table_for((7, 7), 0, 3).to(dtype) if biased else None
+    rest = 3, (7, 7), (0, 3), 0
+    want = naive.window_attention(*(x.double() for x in inputs), *rest, None if table is None else table.double())
+    whole_windows = []
+    monkeypatch.setattr(cpu, "to_windows", lambda *x: whole_windows.append(x) or windows.to_windows(*x))
+    small = window_attention(*inputs, *rest, table)
+    assert len(whole_windows) == 3
+    monkeypatch.setattr(cpu, "_SMALL", 2 * 7 * 14 * 3 * 49 - 1)
+    large = window_attention(*inputs, *rest, table)
+    assert len(whole_windows) == 3
+    for out in (small, large):
+        torch.testing.assert_close(out.double(), want, rtol=error, atol=error)
+
+
 @pytest.mark.parametrize(("shift", "overlap"), [(0, 0), (3, 0), (0, 4)])
 def test_strips_change_nothing(shift, overlap):
     """A map so large that it goes through in strips equals its parts, with gradients."""
