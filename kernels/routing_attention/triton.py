@@ -306,6 +306,9 @@ _FORWARD: _Tiles = {
     64: {16: (64, 1, 2, 255), 32: (128, 2, 2, None), 64: (128, 4, 3, 255)},
     128: {16: (32, 1, 2, 255), 32: (64, 2, 2, 255), 64: (128, 4, 1, 255)},
 }
+# Triton 3.6 spills where regions differ in size.
+_SPILLS_RAGGED = triton.__version__.startswith("3.6.")
+_FORWARD_RAGGED_3_6: _Tiles = _FORWARD | {128: _FORWARD[128] | {64: (64, 4, 1, 255)}}
 _QUERY_GRADIENT: _Tiles = {
     32: {16: (64, 1, 2, 255), 32: (64, 2, 2, 255), 64: (128, 4, 1, 255)},
     64: {16: (64, 1, 1, 255), 32: (64, 2, 1, 255), 64: (128, 4, 1, None)},
@@ -325,7 +328,7 @@ _FORWARD_TF32: _Tiles = {
 _QUERY_GRADIENT_TF32: _Tiles = {
     64: _QUERY_GRADIENT[64] | {64: (64, 4, 2, 255)},
     128: _QUERY_GRADIENT[128],
-    256: {16: (32, 1, 1, 255), 32: (32, 2, 1, 255), 64: (32, 4, 1, 255)},
+    256: {16: (32, 1, 1, 255), 32: (32, 2, 1, 255), 64: (32, 4, 1, None)},
 }
 _KEY_GRADIENT_TF32: _Tiles = {
     64: _KEY_GRADIENT[64] | {16: (32, 1, 2, 255), 32: (32, 2, 2, 255)},
@@ -346,7 +349,7 @@ _QUERY_GRADIENT_IEEE: _Tiles = {
 _KEY_GRADIENT_IEEE: _Tiles = {
     64: {16: (32, 2, 1, 255), 32: (16, 2, 1, 255), 64: (16, 4, 1, 255)},
     128: {16: (32, 2, 1, 255), 32: (16, 2, 1, 255), 64: (16, 4, 1, 255)},
-    256: {16: (32, 2, 1, 255), 32: (16, 2, 1, 255), 64: (16, 4, 1, 255)},
+    256: {16: (16, 2, 1, 255), 32: (16, 4, 1, 255), 64: (16, 8, 1, 255)},
 }
 
 
@@ -394,7 +397,9 @@ def _attention_options(
 
 
 def _forward_options(*kind: Any) -> dict[str, Any]:
-    return _attention_options(_FORWARD, _FORWARD_TF32, _FORWARD_IEEE, *kind)
+    *_, whole = kind
+    tiles = _FORWARD_RAGGED_3_6 if _SPILLS_RAGGED and not whole else _FORWARD
+    return _attention_options(tiles, _FORWARD_TF32, _FORWARD_IEEE, *kind)
 
 
 def _query_gradient_options(*kind: Any) -> dict[str, Any]:
