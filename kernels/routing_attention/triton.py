@@ -306,9 +306,6 @@ _FORWARD: _Tiles = {
     64: {16: (64, 1, 2, 255), 32: (128, 2, 2, None), 64: (128, 4, 3, 255)},
     128: {16: (32, 1, 2, 255), 32: (64, 2, 2, 255), 64: (128, 4, 1, 255)},
 }
-# Triton 3.6 and 3.7 spill where regions differ in size.
-_SPILLS_RAGGED = triton.__version__.startswith(("3.6.", "3.7."))
-_FORWARD_RAGGED: _Tiles = _FORWARD | {128: _FORWARD[128] | {64: (64, 4, 1, 255)}}
 _QUERY_GRADIENT: _Tiles = {
     32: {16: (64, 1, 2, 255), 32: (64, 2, 2, 255), 64: (128, 4, 1, 255)},
     64: {16: (64, 1, 1, 255), 32: (64, 2, 1, 255), 64: (128, 4, 1, None)},
@@ -397,9 +394,7 @@ def _attention_options(
 
 
 def _forward_options(*kind: Any) -> dict[str, Any]:
-    *_, whole = kind
-    tiles = _FORWARD_RAGGED if _SPILLS_RAGGED and not whole else _FORWARD
-    return _attention_options(tiles, _FORWARD_TF32, _FORWARD_IEEE, *kind)
+    return _attention_options(_FORWARD, _FORWARD_TF32, _FORWARD_IEEE, *kind)
 
 
 def _query_gradient_options(*kind: Any) -> dict[str, Any]:
