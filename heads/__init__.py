@@ -19,8 +19,8 @@ No other code imports an mm library: neither `import attnzoo` nor its backbones 
 
 `Backbone(...).channels` gives the numbers for `in_channels`.
 
-What is registered is exported by the folder of its task (`detection`, `mm`, `restoration`, `segmentation`), whose
-`__init__` imports and names it, and with that by this package.
+What is registered is exported by the folder of its task (`bev`, `detection`, `mm`, `restoration`, `segmentation`),
+whose `__init__` imports and names it, and with that by this package.
 
 Where a compiled mmcv is installed its operators are left alone, but for those that `use_operators` names.
 
@@ -35,13 +35,14 @@ from importlib.util import find_spec
 from . import mm
 
 # isort: split
-from . import detection, restoration, segmentation
+from . import bev, detection, restoration, segmentation
 from .libraries import MESSAGE, MISSING, absent
 
-__all__ = [*mm.__all__, *detection.__all__, *restoration.__all__, *segmentation.__all__]
+__all__ = [*mm.__all__, *bev.__all__, *detection.__all__, *restoration.__all__, *segmentation.__all__]
 
 if MISSING is None:
     # What `__all__` of each folder names.
+    from .bev import *  # noqa: F403
     from .detection import *  # noqa: F403
     from .mm import *  # noqa: F403
     from .restoration import *  # noqa: F403

@@ -321,6 +321,6 @@ def test_importing_heads_changes_what_it_says_and_nothing_else(tmp_path):
     assert facts["last"]
     # The one thing that another of attnzoo's modules may have changed: whose loaders these are is asked below.
     assert set(facts["changed"]) <= {"mmengine.runner.checkpoint.CheckpointLoader._schemes"}
-    kinds = ("dataset", "metric", "model", "optimizer wrapper constructor", "transform")
+    kinds = ("data sampler", "dataset", "metric", "model", "optimizer wrapper constructor", "transform")
     assert facts["registries"] == {f"mmengine.{kind}": ["attnzoo"] for kind in kinds}
     assert set(facts["loaders"]) <= {"mmengine", "attnzoo"}
