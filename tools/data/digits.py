@@ -9,21 +9,17 @@ right third of each photograph, `train` backgrounds from the left two thirds. Ea
 the rectangle cut from it, each annotation its scan, so the annotation files alone prove this.
 """
 
-import hashlib
 import json
 import os
-import secrets
-from contextlib import nullcontext, suppress
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..common.errors import UserError
-from ..common.files import naming, read_json, remove_files, remove_leftovers, write_json
-from ..common.locks import locked
 from ..common.progress import bar
+from .folders import Kind, build_folder, folder_path
 
 CLASSES = tuple(str(digit) for digit in range(10))
 SPLITS = ("train", "val")
@@ -87,52 +83,21 @@ def build(
             raise ValueError(f"{name} must be at most {_MOST_IMAGES}, got {value}")
     if seed < 0:
         raise ValueError(f"seed must not be negative, got {seed}")
-    root = Path(root).resolve() if Path(root).is_symlink() else Path(root).absolute()
+    root = folder_path(root)
     counts = {"train": train_images, "val": val_images}
     parameters = {"format": _FORMAT, "images": counts, "size": size, "seed": seed}
-    digits = Digits(
+
+    def write(folder: Path) -> None:
+        for split in SPLITS:
+            _write_split(folder, split, counts[split], size, seed)
+
+    build_folder(_KIND, root, parameters, write)
+    return Digits(
         root=root,
         annotations={split: root / "annotations" / f"instances_{split}.json" for split in SPLITS},
         images={split: root / split for split in SPLITS},
         seg_maps={split: root / "seg_maps" / split for split in SPLITS},
     )
-    lock = root.with_name(f".{root.name}.lock")
-    complete = _is_complete(root, parameters)
-    # A lock that lies there is a living process's, or a killed one's that has left more.
-    if complete and not lock.exists():
-        return digits
-    if not complete:
-        _check_replaceable(root)
-    with suppress(UserError) if complete else nullcontext(), locked(lock, str(root)) as alone, naming(root):
-        for left in root.parent.glob(f".{root.name}.*.partial") if alone else ():
-            _remove(left)
-        if not _is_complete(root, parameters):
-            _build(root, parameters)
-    return digits
-
-
-def _build(root: Path, parameters: dict[str, Any]) -> None:
-    partial, old = (root.with_name(f".{root.name}.{secrets.token_hex(6)}.partial") for _ in range(2))
-    partial.mkdir()
-    try:
-        # From the start, so that what a killed process leaves can be told from what is another's.
-        write_json(partial / STAMP, parameters)
-        for split in SPLITS:
-            _write_split(partial, split, parameters["images"][split], parameters["size"], parameters["seed"])
-        write_json(partial / STAMP, {**parameters, "sha256": _digests(partial)})
-        _check_replaceable(root)
-        if root.exists():
-            os.replace(root, old)
-        try:
-            os.replace(partial, root)
-        except BaseException:
-            if old.exists():
-                os.replace(old, root)
-            raise
-    finally:
-        for folder in (partial, old):
-            if folder.exists():
-                _remove(folder)
 
 
 def split_scans() -> dict[str, list[int]]:
@@ -150,60 +115,22 @@ def split_region(split: str, height: int, width: int) -> tuple[int, int, int, in
     return (0, 0, border, height) if split == "train" else (border, 0, width - border, height)
 
 
-def _is_complete(root: Path, parameters: dict[str, Any]) -> bool:
-    stamp = read_json(root / STAMP)
-    if not isinstance(stamp, dict) or stamp.keys() - parameters.keys() != {"sha256"}:
-        return False
-    return {**stamp, **parameters} == stamp and stamp["sha256"] == _digests(root)
-
-
-def _digests(root: Path) -> dict[str, str]:
-    """The checksum of each file below `root` but the stamp, by its name."""
-    paths = sorted(path for path in root.rglob("*") if path.is_symlink() or not path.is_dir())
-    return {
-        path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "none"
-        for path in paths
-        if path != root / STAMP
-    }
-
-
-def _names(stamp: Any) -> list[str] | None:
-    """The files that a folder with this stamp may hold, None if no stamp of ours says so."""
-    if not isinstance(stamp, dict) or set(stamp) - {"sha256"} != {"format", "images", "size", "seed"}:
+def _parts(stamp: dict[str, Any]) -> Callable[[str], bool] | None:
+    """Which files a folder with this stamp holds, None if it is none of ours."""
+    if set(stamp) != {"format", "images", "size", "seed"}:
         return None
     counts = stamp["images"]
     if not isinstance(counts, dict) or set(counts) != set(SPLITS):
         return None
     if any(not isinstance(count, int) or not 0 < count <= _MOST_IMAGES for count in counts.values()):
         return None
-    names = [f"annotations/instances_{split}.json" for split in SPLITS]
+    names = {f"annotations/instances_{split}.json" for split in SPLITS}
     for split, count in counts.items():
-        names += [f"{folder}/{number:06d}.png" for folder in (split, f"seg_maps/{split}") for number in range(count)]
-    return names
+        names |= {f"{folder}/{number:06d}.png" for folder in (split, f"seg_maps/{split}") for number in range(count)}
+    return names.__contains__
 
 
-def _remove(folder: Path) -> None:
-    """Remove what was written into a folder with our stamp, and the folder if that was all, or if it is empty."""
-    # The stamp last: a process killed in between leaves what the next one can remove.
-    remove_leftovers(folder)
-    names = _names(read_json(folder / STAMP))
-    remove_files(folder, names or ())
-    remove_files(folder, [STAMP] if names else ())
-
-
-def _check_replaceable(root: Path) -> None:
-    """Raise if something would be lost that was not written here, or has been changed since."""
-    if not root.exists() or (root.is_dir() and not any(root.iterdir())):
-        return
-    keep = "name another folder, or move it away"
-    stamp = read_json(root / STAMP)
-    names = _names(stamp)
-    if names is None or not isinstance(stamp.get("sha256"), dict):
-        raise UserError(f"{root} holds something else than the demo's data set (no stamp {STAMP} says so): {keep}")
-    for name, digest in _digests(root).items():
-        if name not in names or stamp["sha256"].get(name) != digest:
-            what = "is not of" if name not in names else "has been changed since it was written as a part of"
-            raise UserError(f"{root / name} {what} the demo's data set, and would be lost: {keep}")
+_KIND = Kind("the demo's data set", STAMP, _parts)
 
 
 def _write_split(root: Path, split: str, images: int, size: int, seed: int) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 Colour = tuple[int, int, int]
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 def default_palette(count: int) -> list[Colour]:
@@ -37,10 +38,10 @@ def draw_labels(
     colours = np.asarray(palette, np.float32)[np.where(inside, labels, 0)]
     mixed = np.where(inside[..., None], (1 - opacity) * image + opacity * colours, image)
     canvas = Image.fromarray(mixed.round().astype(np.uint8))
-    draw, font = ImageDraw.Draw(canvas), _font(image)
+    draw, font = ImageDraw.Draw(canvas), font_of(image.shape)
     top = 1
     for index in np.unique(labels[inside]):
-        top += _text(draw, font, (1, top), names[index], palette[index], image.shape)
+        top += draw_plate(draw, font, (1, top), names[index], palette[index], image.shape)
     return np.asarray(canvas)
 
 
@@ -73,7 +74,7 @@ def draw_instances(
     for mask, label in zip(masks if masks is not None else (), labels, strict=False):
         pixels[mask] = (1 - opacity) * pixels[mask] + opacity * np.asarray(palette[label], np.float32)
     canvas = Image.fromarray(pixels.round().astype(np.uint8))
-    draw, font = ImageDraw.Draw(canvas), _font(image)
+    draw, font = ImageDraw.Draw(canvas), font_of(image.shape)
     width = max(1, round(min(image.shape[:2]) / 200))
     for index in range(len(boxes)) if scores is None else np.argsort(scores, kind="stable"):
         left, top, right, bottom = (float(value) for value in boxes[index])
@@ -82,17 +83,18 @@ def draw_instances(
         text = names[label] if scores is None else f"{names[label]} {scores[index]:.2f}"
         height = round(draw.textbbox((0, 0), text, font=font)[3]) + 3
         # Beside the object, not on it.
-        _text(draw, font, (left, top - height if top >= height else bottom), text, palette[label], image.shape)
+        draw_plate(draw, font, (left, top - height if top >= height else bottom), text, palette[label], image.shape)
     return np.asarray(canvas)
 
 
-def _font(image: np.ndarray) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size=min(28, max(10, round(min(image.shape[:2]) / 22))))
+def font_of(shape: tuple[int, ...]) -> Font:
+    """The font for labels in a picture of a shape (H, W, ...)."""
+    return ImageFont.load_default(size=min(28, max(10, round(min(shape[:2]) / 22))))
 
 
-def _text(
+def draw_plate(
     draw: ImageDraw.ImageDraw,
-    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+    font: Font,
     corner: tuple[float, float],
     text: str,
     colour: Colour,

@@ -1,0 +1,1 @@
+"""Simulated cameras and LiDAR on a moving vehicle, written in the layout of nuScenes."""
