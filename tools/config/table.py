@@ -14,6 +14,8 @@ FIGURES = {
     "mask_ap": "{} mask AP",
     "miou": "{} mIoU",
     "miou_ms": "{} mIoU at several scales",
+    "nds": "{} NDS",
+    "map": "{} mAP",
     "psnr_set5": "{} dB on Set5",
     "psnr_urban100": "{} dB on Urban100",
 }
@@ -24,12 +26,14 @@ _INTRODUCTION = """\
 <!-- Written by `attnzoo list --configs --table`; a test checks that it is current. -->
 
 A name is `family/head_backbone_schedule_data`, as in mmdetection: `1x`, `3x` and `100e` are 12, 36 and 100 epochs,
-`40k` to `800k` iterations; `-ms` trains at several image sizes. Each config says in its first line whose recipe it is.
-Figures are the authors' claims for their weights, linked to their source, never measured here; "not published" means
-that neither the paper's repository nor the records behind this table (`configs/results.json`) have one.
+`40k` to `800k` iterations; `-ms` trains at several image sizes. A family is that of the backbone; models in bird's-eye
+view stand together in `bevformer`, where `r50` and `r101-dcn` are mmdetection's ResNets and `-dfa3d` spreads images
+over depth. Each config says in its first line whose recipe it is. Figures are the authors' claims for their weights,
+linked to their source, never measured here; "not published" means that neither the paper's repository nor the records
+behind this table (`configs/results.json`) have one.
 
-Data are expected where the mm libraries expect them: COCO in `data/coco`, ADE20K in `data/ade/ADEChallengeData2016`
-(`--cfg-options data_root=…` moves it). Weights to start from are given by
+Data are expected where the mm libraries expect them: COCO in `data/coco`, ADE20K in `data/ade/ADEChallengeData2016`,
+nuScenes in `data/nuscenes` (`--cfg-options data_root=…` moves it). Weights to start from are given by
 `--cfg-options model.backbone.init_cfg.type=Pretrained model.backbone.init_cfg.checkpoint=weights.pth`.
 
 The learning rate belongs to the images of one update, eight GPUs together. On one GPU `auto_scale_lr.enable=True`

@@ -94,7 +94,8 @@ def load_into(
     Args:
         model: Loaded in place.
         path: As of `load_checkpoint`.
-        convert: Brings the weights of the file into the model's layout; its `ValueError` says why it cannot.
+        convert: Brings the weights of the file into the model's layout; its `ValueError` says why it cannot. That of
+            the model itself, if it has one, where None.
 
     Returns:
         What `load_checkpoint` returns.
@@ -106,6 +107,7 @@ def load_into(
     checkpoint = load_checkpoint(path)
     try:
         state = without_wrappers(checkpoint["state_dict"])
+        convert = convert or getattr(model, "convert", None)
         if convert is not None:
             state = convert(state)
     except ValueError as error:
@@ -145,6 +147,8 @@ def check_start(model: nn.Module, path: str | os.PathLike) -> None:
     checkpoint = load_checkpoint(path)
     # mmengine takes this prefix off, and no other.
     state = {key.removeprefix("module."): value for key, value in checkpoint["state_dict"].items()}
+    if (convert := getattr(model, "convert", None)) is not None:
+        state = convert(state)
     own = model.state_dict()
     fitting = {key: value for key, value in state.items() if key in own and own[key].shape == value.shape}
     if not fitting:

@@ -15,6 +15,7 @@ import interpreters
 import numpy as np
 import pytest
 import torch
+from bev_recipes import make_drives, write_recipe
 from mmengine.hooks import EarlyStoppingHook
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 from mmengine.runner.loops import _InfiniteDataloaderIterator
@@ -85,9 +86,8 @@ def metrics_of(config, checkpoint):
     return evaluate(cfg, checkpoint)
 
 
-@pytest.mark.parametrize("moment", [MID_EPOCH, MID_SAVE], ids=["mid-epoch", "mid-save"])
-def test_killed_and_resumed_is_undisturbed(config, undisturbed, tmp_path, moment):
-    folder = tmp_path / "killed"
+def check_killed_and_resumed(config, undisturbed, folder, moment):
+    """Four steps an epoch."""
     arguments = ["train", str(config), "--work-dir", str(folder)]
     script = f"{PRELUDE}{moment}\nsys.exit(cli.main({arguments!r}))"
     victim = interpreters.run(script, env=ENVIRONMENT, imports=interpreters.TRAINING)
@@ -105,8 +105,27 @@ def test_killed_and_resumed_is_undisturbed(config, undisturbed, tmp_path, moment
     rates = [[group["lr"] for group in content["optimizer"]["param_groups"]] for content in (left, right)]
     assert rates[0] == rates[1]
     expected = metrics_of(config, undisturbed)
-    assert expected["coco/bbox_mAP_50"] > 0.2, "a score at which a difference would show"
     assert metrics_of(config, resumed) == pytest.approx(expected, abs=NOISE)
+    return expected
+
+
+@pytest.mark.parametrize("moment", [MID_EPOCH, MID_SAVE], ids=["mid-epoch", "mid-save"])
+def test_killed_and_resumed_is_undisturbed(config, undisturbed, tmp_path, moment):
+    expected = check_killed_and_resumed(config, undisturbed, tmp_path / "killed", moment)
+    assert expected["coco/bbox_mAP_50"] > 0.2, "a score at which a difference would show"
+
+
+@pytest.mark.slow
+def test_a_recipe_in_birds_eye_view_is_resumed_likewise(tmp_path):
+    """History, distortions, dropout and grids of holes are drawn at random."""
+    root = make_drives(tmp_path / "drives")
+    dropout = {f"model.{part}.dropout": 0.1 for part in ("bev_encoder", "detection_head")}
+    name = "bevformer/bevformer-tiny-dfa3d_van-b2_24e_nuscenes"
+    recipe = write_recipe(tmp_path / "recipe.py", name, root, EPOCHS, **dropout)
+    assert cli.main(["train", str(recipe), "--work-dir", str(tmp_path / "undisturbed")]) == 0
+    undisturbed = tmp_path / "undisturbed" / f"epoch_{EPOCHS}.pth"
+    expected = check_killed_and_resumed(recipe, undisturbed, tmp_path / "killed", MID_EPOCH)
+    assert 0 < expected["NDS"] < 1
 
 
 def test_resume_from_a_named_checkpoint(config, undisturbed, tmp_path):
