@@ -140,12 +140,13 @@ def test_imports_run_downwards():
 
 
 def test_tasks_of_heads_stand_on_the_bridge_alone():
+    """What deploys models stands on the tasks, and none of them on it."""
     wrong = [
         f"{name} -> {target}"
         for name in EDGES
         for target in EDGES[name]
         if place(name)[0] == place(target)[0] == "heads" and len(place(name)) > 2 < len(place(target))
-        if place(target)[1] not in ("mm", place(name)[1])
+        if place(target)[1] not in ("mm", place(name)[1]) and place(name)[1] != "deploy"
     ]
     assert not wrong
 

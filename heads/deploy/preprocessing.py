@@ -3,10 +3,11 @@
 import torch
 import torch.nn.functional as F
 from mmdet.models.data_preprocessors import DetDataPreprocessor
-from mmengine.model import ImgDataPreprocessor
+from mmengine.model import BaseDataPreprocessor
 from mmseg.models.data_preprocessor import SegDataPreProcessor
 from torch import Tensor, nn
 
+from ..bev.preprocessor import BEVDataPreprocessor
 from .support import require
 
 
@@ -14,7 +15,7 @@ class Preprocess(nn.Module):
     """What the model's data preprocessor does to a batch at test time, but for the order of channels.
 
     Args:
-        preprocessor: mmdet's `DetDataPreprocessor` or mmseg's `SegDataPreProcessor`.
+        preprocessor: mmdet's `DetDataPreprocessor`, mmseg's `SegDataPreProcessor` or our `BEVDataPreprocessor`.
 
     Raises:
         UnsupportedModelError: Another preprocessor, or a padding to a fixed size.
@@ -23,16 +24,22 @@ class Preprocess(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, preprocessor: ImgDataPreprocessor) -> None:
+    def __init__(self, preprocessor: BaseDataPreprocessor) -> None:
         super().__init__()
-        kind = type(preprocessor)
+        kind: type = type(preprocessor)
+        allowed = (DetDataPreprocessor, SegDataPreProcessor, BEVDataPreprocessor)
         require(
-            kind in (DetDataPreprocessor, SegDataPreProcessor),
+            isinstance(preprocessor, allowed) and kind in allowed,
             "data preprocessor",
             kind.__name__,
-            "DetDataPreprocessor, SegDataPreProcessor",
+            ", ".join(each.__name__ for each in allowed),
         )
         self.divisor = preprocessor.pad_size_divisor
+        if isinstance(preprocessor, BEVDataPreprocessor):
+            self.pad_value = 0.0
+            self.register_buffer("mean", preprocessor.mean.float())
+            self.register_buffer("std", preprocessor.std.float())
+            return
         self.pad_value = float(preprocessor.pad_value)
         if kind is SegDataPreProcessor:
             # mmseg pads at test time only as `test_cfg` says, whatever it does in training.

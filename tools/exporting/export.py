@@ -20,14 +20,18 @@ from ..config.inputs import read_files
 from ..config.loading import require_mm
 from ..data.images import MAX_SIDE
 from .comparison import check
-from .pictures import MIN_SIZE, other_size, pictures, pipeline_size, read_picture, size_text
+from .driving import names_of
+from .pictures import MIN_SIZE, other_size, pipeline_size, read_picture, size_text
 from .report import ExportReport
+from .trials import images_shape, trial
 
 if TYPE_CHECKING:
     from mmengine.config import Config
     from torch import Tensor
 
 OPSETS = range(18, 24)
+# An exporter takes a side of length 1 for a constant, and PyTorch 2.9 a batch of 2 where half a row makes a stride.
+_TRACED_BATCH = 5
 
 
 def require_onnx() -> None:
@@ -57,27 +61,31 @@ def _quiet() -> Iterator[None]:
         logging.disable(disabled)
 
 
-def _trace(wrapper: Any, images: Tensor, opset: int, dynamic: bool) -> Any:
+def _trace(wrapper: Any, given: dict[str, Tensor], opset: int, dynamic: bool) -> Any:
     import torch
 
-    free = {0: "batch", 2: "height", 3: "width"}
     try:
         with _quiet(), torch.no_grad():
             program: Any = torch.onnx.export(
                 wrapper,
-                (images,),
+                tuple(given[name] for name in wrapper.inputs),
                 dynamo=True,
                 opset_version=opset,
-                input_names=["images"],
+                input_names=list(wrapper.inputs),
                 output_names=list(wrapper.outputs),
-                dynamic_shapes={"images": free} if dynamic else None,
+                dynamic_shapes=dict(wrapper.inputs) if dynamic else None,
                 verbose=False,
             )
     except Exception as error:  # the exporter wraps what it meets in errors of its own
         cause = error.__cause__ or error
         hint = "; --static fixes batch and size, which may help" if dynamic else ""
         raise UserError(f"the model cannot be exported: {one_line(cause)}{hint}") from error
-    fixed = [name for i, name in free.items() if isinstance(program.model.graph.inputs[0].shape[i], int)]
+    fixed = {
+        name: None
+        for node in program.model.graph.inputs
+        for i, name in wrapper.inputs[node.name].items()
+        if isinstance(node.shape[i], int)
+    }
     if dynamic and fixed:
         raise UserError(f"not exported: the model fixes {', '.join(fixed)} to the traced size; --static allows that")
     return program
@@ -104,13 +112,15 @@ def export(
     """Write the model of a config as one ONNX file that ONNX Runtime has been seen to compute as PyTorch does.
 
     With free sizes the comparison is made at two sizes, the second odd and not square, and two batch sizes, neither the
-    traced one. The file appears under its name when all have passed, and not otherwise.
+    traced one. A model of several cameras is compared on two frames of a stream each time, whose calibrations differ.
+    The file appears under its name when all have passed, and not otherwise.
 
     Args:
-        cfg: A config of mmdet or mmseg.
+        cfg: A config of mmdet or mmseg, or of a `BEVDetector`.
         checkpoint: A file that fits its model exactly.
         out: The file to write, `.onnx`.
-        size: Height and width in pixels that are traced and checked; those of the test pipeline if None.
+        size: Height and width in pixels that are traced and checked; those of the test pipeline if None, with several
+            cameras those of its pictures.
         opset: ONNX operator set, 18 to 23.
         dynamic: Leave batch, height and width free; else batch 1 and `size`.
         image: A picture to compare on; random blots if None.
@@ -156,12 +166,14 @@ def export(
     except UnsupportedModelError as error:
         raise UserError(f"not exported: {error}") from error
 
-    shapes = [(1, 3, *size)] + ([(3, 3, *other_size(size))] if dynamic else [])
-    # Batch 2, because an exporter takes a side of length 1 for a constant.
-    traced = (2 if dynamic else 1, 3, *size)
+    told = {**names_of(cfg, wrapper), **wrapper.metadata(), **({"classes": classes} if classes else {})}
+    trials = [(1, size)] + ([(3, other_size(size))] if dynamic else [])
     on_step(f"tracing at {size_text(size)}, which takes a minute or more")
-    program = _trace(wrapper, pictures(traced, pixels, 0), opset, dynamic)
-    program.model.metadata_props.update(channel_order=order, **({"classes": json.dumps(classes)} if classes else {}))
+    traced = trial(wrapper, _TRACED_BATCH if dynamic else 1, size, pixels, 0)[-1]
+    program = _trace(wrapper, traced, opset, dynamic)
+    program.model.metadata_props.update(
+        channel_order=order, **{name: json.dumps(value) for name, value in told.items()}
+    )
 
     with atomic_path(out) as temporary:
         program.save(temporary, external_data=False)
@@ -172,9 +184,9 @@ def export(
         except Exception as error:  # ONNX Runtime has an error class of its own for each status
             raise UserError(f"not exported: ONNX Runtime refuses the model: {one_line(error)}") from error
         checks = []
-        for shape in shapes:
-            on_step(f"comparing with PyTorch at {size_text(shape)}")
-            checks.append(check(wrapper, session, shape, pixels, dynamic))
+        for batch, sides in trials:
+            on_step(f"comparing with PyTorch at {size_text(images_shape(wrapper, batch, sides))}")
+            checks.append(check(wrapper, session, batch, sides, pixels, dynamic))
         inputs, outputs = (
             {node.name: tuple(node.shape) for node in nodes} for nodes in (session.get_inputs(), session.get_outputs())
         )

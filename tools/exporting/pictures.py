@@ -13,6 +13,7 @@ from ..common.errors import UserError
 from ..common.messages import shown
 from ..config.fields import pipeline_steps
 from ..data.images import read_image
+from .driving import camera_size, tested_mode
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -23,8 +24,17 @@ MIN_SIZE = 32
 
 
 def pipeline_size(cfg: Config) -> tuple[int, int]:
-    """Height and width to which the test pipeline resizes, 512 × 512 where it does not say."""
-    mode = "test" if cfg.get("test_dataloader") else "val"
+    """Height and width to which the test pipeline resizes, 512 × 512 where it does not say.
+
+    Of a pipeline that loads pictures of several cameras, those of the pictures behind it.
+
+    Raises:
+        UserError: A size that is none, or no pictures of cameras.
+    """
+    mode = tested_mode(cfg)
+    found = camera_size(cfg, mode)
+    if found is not None:
+        return found
     for step in pipeline_steps(cfg, mode) or ():
         scale = step.get("scale")
         if str(step.get("type")).endswith("Resize") and isinstance(scale, tuple | list) and len(scale) == 2:

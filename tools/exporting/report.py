@@ -13,9 +13,9 @@ class Check:
     """One comparison of ONNX Runtime with PyTorch that passed.
 
     Attributes:
-        shape: Of the images, (B, 3, H, W).
+        shape: Of the images, (B, 3, H, W), or of several cameras (B, N, 3, H, W).
         errors: Largest absolute difference by output; labels count those that differ.
-        compared: Detections compared, or pixels of a segmentor.
+        compared: Detections compared, or pixels of a segmentor, or cells of BEV maps.
     """
 
     shape: tuple[int, ...]
@@ -46,14 +46,16 @@ class ExportReport:
     def table(self) -> str:
         """The report as text."""
         lines = [f"{self.path}  {self.size / 2**20:.1f} MiB, opset {self.opset}"]
+        longest = max(8, *map(len, (*self.inputs, *self.outputs)))
         for title, shapes in (("in ", self.inputs), ("out", self.outputs)):
-            lines += [f"  {title}  {name:<8} ({', '.join(map(str, shape))})" for name, shape in shapes.items()]
-        names = list(self.checks[0].errors)
+            lines += [f"  {title}  {name:<{longest}} ({', '.join(map(str, shape))})" for name, shape in shapes.items()]
+        widths = {name: max(10, len(name) + 2) for name in self.checks[0].errors}
         lines.append("  largest differences of ONNX Runtime from PyTorch")
-        lines.append("  " + f"{'images':<20}" + "".join(f"{name:>10}" for name in names) + f"{'compared':>10}")
+        heads = "".join(f"{name:>{width}}" for name, width in widths.items())
+        lines.append("  " + f"{'images':<20}{heads}{'compared':>10}")
         for check in self.checks:
             errors = "".join(
-                f"{check.errors[name]:>10.0f}" if name == "labels" else f"{check.errors[name]:>10.1e}" for name in names
+                f"{check.errors[name]:>{width}{'.0f' if name == 'labels' else '.1e'}}" for name, width in widths.items()
             )
             lines.append(f"  {size_text(check.shape):<20}{errors}{check.compared:>10}")
         return "\n".join(lines)
