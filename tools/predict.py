@@ -65,7 +65,13 @@ def run(args: argparse.Namespace) -> int:
         cfg = load_config(args.config, parse_options(args.cfg_options))
     except UserError as error:
         raise error if args.tile is None else UserError(no_tiles + nearest(args.config, names)) from error
-    if (cfg.get("model") or {}).get("type") != "attnzoo.Restorer":
+    kind = (cfg.get("model") or {}).get("type")
+    if kind == "attnzoo.BEVDetector":
+        raise UserError(
+            f"{args.config}: what several cameras see is not drawn here yet: attnzoo test scores it, and with "
+            "test_evaluator.out_dir=FOLDER it writes the boxes"
+        )
+    if kind != "attnzoo.Restorer":
         if args.tile is not None:
             raise UserError(no_tiles)
         return _predict(args, cfg)

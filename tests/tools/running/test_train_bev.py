@@ -122,6 +122,12 @@ def test_scores_of_the_command_and_the_official_file(trained, place, tmp_path):
     assert np.isclose(metrics["mAP"], np.mean([metrics[f"{name}_AP"] for name in EVALUATION_CLASSES]))
 
 
+def test_pictures_are_refused(trained, place, tmp_path, capsys):
+    images = str(place / "drives" / "samples" / "CAM_FRONT")
+    assert cli.main(["predict", str(place / "tiny.py"), str(trained), images, "--out-dir", str(tmp_path / "seen")]) == 2
+    assert "what several cameras see is not drawn here yet: attnzoo test scores it" in capsys.readouterr().err
+
+
 def test_a_missing_picture_is_told_before_the_first_step(place, tmp_path):
     cfg = load_config(str(place / "tiny.py"))
     cfg.work_dir = str(tmp_path / "w")
