@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from mmcv.cnn import ConvModule
 from mmdet.models.backbones.resnet import BasicBlock
 from mmengine.model import BaseModule
+from mmseg.models.decode_heads.aspp_head import ASPPModule
 from torch import Tensor, nn
 from torchvision.ops import deform_conv2d
 
@@ -39,19 +40,14 @@ class AtrousPyramid(nn.Module):
 
     def __init__(self, channels: int, dilations: Sequence[int]) -> None:
         super().__init__()
-        self.branches = nn.ModuleList(
-            ConvModule(channels, channels, 1, norm_cfg=_NORM)
-            if dilation == 1
-            else ConvModule(channels, channels, 3, padding=dilation, dilation=dilation, norm_cfg=_NORM)
-            for dilation in dilations
-        )
+        self.branches = ASPPModule(dilations, channels, channels, None, _NORM, dict(type="ReLU"))
         self.pooled = ConvModule(channels, channels, 1, norm_cfg=_NORM)
         self.project = ConvModule((len(dilations) + 1) * channels, channels, 1, norm_cfg=_NORM)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> the same."""
         mean = self.pooled(x.mean((2, 3), keepdim=True)).expand_as(x)
-        return self.project(torch.cat([*(branch(x) for branch in self.branches), mean], dim=1))
+        return self.project(torch.cat([*self.branches(x), mean], dim=1))
 
 
 class DeformableConv2d(nn.Module):

@@ -12,7 +12,7 @@ from ..arguments import check_int, check_keys
 from ..mm.registry import MODELS
 from .coder import CODE, Detections, NMSFreeCoder
 from .decoder import BEVDecoder
-from .detection_loss import DetectionLoss
+from .detection_loss import DetectionLoss, check_targets
 from .projection import check_range
 
 # Arguments of these.
@@ -118,12 +118,9 @@ class BEVDetectionHead(BaseModule):
             `loss_cls` and `loss_bbox` of the last layer, and `d0.loss_cls` and so on of those before.
 
         Raises:
-            ValueError: A map or targets of another shape, or a label that is no class.
+            ValueError: A map of another shape, or targets that `check_targets` refuses.
         """
-        for i, target in enumerate(targets):
-            labels = target.labels_3d
-            if len(labels) and (int(labels.min()) < 0 or int(labels.max()) >= self.num_classes):
-                raise ValueError(f"targets[{i}].labels_3d={labels.tolist()}: must be from 0 to {self.num_classes - 1}")
+        check_targets(targets, self.num_classes)
         losses: dict[str, Tensor] = {}
         layers = list(zip(*self.forward(bev, size), strict=True))
         for i, (logits, codes) in enumerate(layers):

@@ -19,6 +19,25 @@ from .deformable import check_shape
 _MATCHED = 8
 
 
+def check_targets(targets: Sequence[InstanceData], num_classes: int) -> None:
+    """Check what is to be learned: `bboxes_3d` (n, 9) and `labels_3d` (n,) of each sample.
+
+    Raises:
+        ValueError: Tensors of other shapes, a label that is no class, or a box whose place is not finite or that has no
+            size; the sample is named.
+    """
+    for i, target in enumerate(targets):
+        boxes, labels = target.bboxes_3d, target.labels_3d
+        check_shape(f"targets[{i}].bboxes_3d", boxes, n=None, box=BOX)
+        check_shape(f"targets[{i}].labels_3d", labels, n=len(boxes))
+        if len(labels) and (int(labels.min()) < 0 or int(labels.max()) >= num_classes):
+            raise ValueError(f"targets[{i}].labels_3d={labels.tolist()}: must be from 0 to {num_classes - 1}")
+        wrong = ~(boxes[:, :7].isfinite().all(1) & (boxes[:, 3:6] > 0).all(1))
+        if wrong.any():
+            row = boxes[wrong][0].tolist()
+            raise ValueError(f"targets[{i}].bboxes_3d must be finite, of sizes above 0, but for velocities, got {row}")
+
+
 class BoxCodeCost(BaseMatchCost):
     """L1 distance of box codes in matching, without their velocity.
 
@@ -106,10 +125,10 @@ class DetectionLoss(nn.Module):
         Args:
             logits: (B, N, classes).
             codes: (B, N, 10), in metres.
-            targets: Of each sample `bboxes_3d` (n, 9) and `labels_3d` (n,).
+            targets: Of each sample `bboxes_3d` (n, 9) and `labels_3d` (n,), as `check_targets` passed them.
 
         Raises:
-            ValueError: Tensors of other shapes, a label that is no class, or a box of no size or not finite.
+            ValueError: Predictions of other shapes, or of another number of samples.
         """
         classes = logits.shape[2]
         check_shape("codes", codes, B=logits.shape[0], N=logits.shape[1], code=CODE)
@@ -120,14 +139,6 @@ class DetectionLoss(nn.Module):
         matched, wanted = [], []
         for i, target in enumerate(targets):
             boxes, kinds = target.bboxes_3d.to(codes), target.labels_3d.to(logits.device)
-            check_shape(f"targets[{i}].bboxes_3d", boxes, n=None, box=BOX)
-            check_shape(f"targets[{i}].labels_3d", kinds, n=len(boxes))
-            wrong = ~(boxes[:, :7].isfinite().all(1) & (boxes[:, 3:6] > 0).all(1))
-            if wrong.any():
-                row = boxes[wrong][0].tolist()
-                raise ValueError(
-                    f"targets[{i}].bboxes_3d must be finite, of sizes above 0, but for velocities, got {row}"
-                )
             assigned = self.assign(logits[i].detach(), codes[i].detach(), boxes, kinds)
             places = assigned.nonzero().squeeze(1)
             numbers = assigned[places] - 1

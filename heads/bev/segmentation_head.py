@@ -6,6 +6,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from mmcv.cnn import ConvModule
+from mmdet.models.losses import DiceLoss
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
@@ -60,7 +61,9 @@ class BEVSegmentationHead(BaseModule):
         self.in_channels = in_channels
         self.positive_weight = check_number("positive_weight", positive_weight, 0, above=True)
         self.bce_weight = check_number("bce_weight", bce_weight, 0)
-        self.dice_weight = check_number("dice_weight", dice_weight, 0)
+        check_number("dice_weight", dice_weight, 0)
+        # An eps of 1 makes a class that is neither there nor predicted right.
+        self.dice_loss = DiceLoss(naive_dice=True, loss_weight=dice_weight, eps=1.0)
         widths = [in_channels, *[channels] * num_convs]
         norm_cfg = dict(type="BN") if norm_cfg is None else norm_cfg
         self.convs = nn.Sequential(
@@ -107,11 +110,9 @@ class BEVSegmentationHead(BaseModule):
         wanted = torch.stack([target.to(logits) for target in targets])
         weight = logits.new_tensor(self.positive_weight)
         bce = F.binary_cross_entropy_with_logits(logits, wanted, pos_weight=weight)
-        found, axes = logits.sigmoid(), (0, 2, 3)
-        overlap = (found * wanted).sum(axes)
-        # The one makes a class that is neither there nor predicted right.
-        dice = 1 - (2 * overlap + 1) / (found.sum(axes) + wanted.sum(axes) + 1)
-        return {"loss_bev_bce": self.bce_weight * bce, "loss_bev_dice": self.dice_weight * dice.mean()}
+        # Of each class over the batch.
+        dice = self.dice_loss(logits.transpose(0, 1), wanted.transpose(0, 1))
+        return {"loss_bev_bce": self.bce_weight * bce, "loss_bev_dice": dice}
 
     def predict(self, bev: Tensor, size: tuple[int, int]) -> Tensor:
         """Scores from 0 to 1, (B, num_classes, rows, columns), float32 at least."""

@@ -28,8 +28,8 @@ KEPT_BYTES = 32 << 20
 # Elements of attention that are computed at a time: what a processor's cache holds, and elsewhere what a GPU can spare.
 _CACHED = 1 << 19
 _SPARED = 1 << 27
-# Elements of attention up to which masks cost less than the calls for nine parts of a shifted map: 1.1 to 1.7 times
-# less on a CPU in float32 and bfloat16, at one thread (windows of 7 x 7 and 8 x 8, maps of 2 x 2 to 4 x 4 windows).
+# Elements of attention up to which masks cost less than the calls for nine parts of a shifted map, on a CPU in float32
+# and bfloat16.
 _SMALL = 1 << 17
 
 

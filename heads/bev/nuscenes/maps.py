@@ -14,9 +14,11 @@ from functools import lru_cache
 import cv2
 import numpy as np
 
+from .boxes import boxes_of_rows
+
 # Of a metre.
 PIXELS = 10
-# Pictures that are kept; one of nuScenes' four, packed, has up to 60 MB.
+# Pictures that are kept, a bit a pixel.
 _KEPT = 64
 
 
@@ -37,7 +39,7 @@ class GroundMap:
     def __init__(self, path: str | os.PathLike) -> None:
         if not os.path.isfile(path):
             raise FileNotFoundError(f"{path}: there is no such map")
-        # OpenCV, unlike Pillow, takes nuScenes' pictures of 300 million pixels.
+        # A map of a city has hundreds of millions of pixels, which Pillow refuses.
         picture = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
         if picture is None:
             raise ValueError(f"{path}: not a picture that can be read")
@@ -113,17 +115,14 @@ class BEVGrid:
         """The share of each cell that boxes cover.
 
         Args:
-            rows: (N, 7 or more), boxes as of `Boxes.rows`, in the frame of the grid.
+            rows: (N, 9), boxes as of `Boxes.rows`, in the frame of the grid.
 
         Returns:
             (rows, columns), float32 in 0…1.
         """
         covered = np.zeros(self.x.shape, bool)
-        for x, y, _, width, length, _, yaw in rows[:, :7].tolist():
+        for x, y, z, width, length, *rest in rows.tolist():
             near = np.flatnonzero(np.abs(self.x - x) + np.abs(self.y - y) <= width + length)
-            ahead, aside = self.x[near] - x, self.y[near] - y
-            # The heading in the frame is -yaw - pi / 2.
-            sine, cosine = -np.cos(yaw), -np.sin(yaw)
-            along, across = cosine * ahead + sine * aside, cosine * aside - sine * ahead
-            covered[near] |= (np.abs(along) <= length / 2) & (np.abs(across) <= width / 2)
+            points = np.stack([self.x[near], self.y[near], np.full(len(near), z)], -1)
+            covered[near] |= boxes_of_rows([[x, y, z, width, length, *rest]]).contain(points)[0]
         return self.share(covered)

@@ -23,14 +23,14 @@ from .splits import is_official, split_scenes
 # A row, or an array of rows.
 Index: TypeAlias = int | np.ndarray
 
-_FIELDS = {
+_FIELDS: dict[str, tuple[Field, ...]] = {
     "scene": (
         Field("name", "text"),
         Field("first_sample_token", "reference", table="sample"),
         Field("nbr_samples", "integer"),
         Field("log_token", "reference", table="log"),
     ),
-    "log": (Field("location", "text"),),
+    "log": (),
     "map": (Field("category", "text"), Field("filename", "text"), Field("log_tokens", "token_set")),
     "sample": (
         Field("timestamp", "integer"),
@@ -108,7 +108,7 @@ class NuScenes:
     def table(self, name: str) -> Table:
         """A table by its name, as `sample_annotation`."""
         if name not in self._tables:
-            fields: tuple[Field, ...] = _FIELDS[name]
+            fields = _FIELDS[name]
             keep: Callable[[dict], bool] | None = None
             if name == "sample_data":
                 if self.has_sweeps:
